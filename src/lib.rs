@@ -1,0 +1,2 @@
+//! Bellwire: push for devices.
+pub mod proto;

@@ -1,0 +1,79 @@
+//! How long to wait before the next attempt to connect.
+//!
+//! Doubling delays with jitter; a short-lived session does not count as a recovery. Constants are
+//! those of the battery profile in the keepalive study: first 2 s, doubled, at most 600 s, each
+//! drawn from the upper half of its range.
+
+use std::time::Duration;
+
+/// A random number that the caller drew: 0 is the lowest draw, `u32::MAX` the highest.
+#[derive(Clone, Copy, Debug)]
+pub struct Luck(pub u32);
+
+impl Luck {
+    /// A share of `span` in proportion to the draw.
+    pub fn share_of(self, span: Duration) -> Duration {
+        span.mul_f64(f64::from(self.0) / f64::from(u32::MAX))
+    }
+}
+
+/// The first delay.
+pub const FIRST: Duration = Duration::from_secs(2);
+/// The longest delay.
+pub const LONGEST: Duration = Duration::from_secs(600);
+/// A session must last this long, with at least one exchange, to count as a recovery.
+pub const PROVEN_AFTER: Duration = Duration::from_secs(60);
+
+/// The delays of one device, in order.
+#[derive(Clone, Debug, Default)]
+pub struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// The delay before the next attempt; each call counts as one more failure.
+    pub fn next(&mut self, luck: Luck) -> Duration {
+        let full = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
+        self.failures = self.failures.saturating_add(1);
+        full / 2 + luck.share_of(full / 2)
+    }
+
+    /// Starts over: a session lasted.
+    pub fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    /// Attempts that failed since the last session that lasted.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+}
+
+/// The delay that a server asked for, spread upwards by 0 to 30 % so that its devices do not come
+/// back in one moment.
+pub fn spread(asked: Duration, luck: Luck) -> Duration {
+    asked + luck.share_of(asked.mul_f64(0.3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_within_their_range_up_to_the_longest() {
+        let (mut low, mut high) = (Backoff::default(), Backoff::default());
+        for expected in [2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600] {
+            assert_eq!(low.next(Luck(0)), Duration::from_secs(expected) / 2);
+            assert_eq!(high.next(Luck(u32::MAX)), Duration::from_secs(expected));
+        }
+        low.reset();
+        assert_eq!(low.next(Luck(0)), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_delay_asked_for_is_never_shortened() {
+        let asked = Duration::from_secs(100);
+        assert_eq!(spread(asked, Luck(0)), asked);
+        assert_eq!(spread(asked, Luck(u32::MAX)), Duration::from_secs(130));
+    }
+}

@@ -1,0 +1,541 @@
+//! The device's half of a session, as a pure state machine.
+//!
+//! It is told what happened and when, and answers what to do. The caller's loop:
+//!
+//! * `handle_*`: what the world did (link up, frame, link down, timer, stored);
+//! * plain verbs: what the device wants (`register`, `deregister`, `report`, `stop`);
+//! * [`Device::poll_action`] after each of these until it returns `None`;
+//! * [`Device::poll_timeout`]: when to call [`Device::handle_timer`] at the latest.
+//!
+//! Spurious calls do nothing. It must never acknowledge a push before
+//! [`Device::handle_stored`] has said that the push is on disk.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use super::backoff::{self, Backoff, Luck};
+use super::frame::{
+    Bye, Delivery, Hello, LIST_MAX, Outcome, Reason, Refusal, ToDevice, ToServer, VERSION, WINDOW, Welcome,
+};
+use super::ids::{AppId, DeviceId, MessageId, RegId, Region, Secret};
+use super::timers::{Moment, TimerName, Timers};
+
+/// How long the server may take to answer the greeting.
+pub const GREETING: Duration = Duration::from_secs(30);
+/// How long the server may take to answer a registration.
+pub const ANSWER: Duration = Duration::from_secs(30);
+/// How long a pong may take.
+pub const PONG: Duration = Duration::from_secs(20);
+/// The silence after which the device pings, unless the server allows less.
+pub const KEEPALIVE: Duration = Duration::from_secs(240);
+/// The shortest such silence, whatever the server says.
+pub const KEEPALIVE_MIN: Duration = Duration::from_secs(10);
+/// What to wait after an end that only an operator can mend.
+pub const HOPELESS: Duration = Duration::from_secs(600);
+/// The last attempt failed right away: do not come back sooner than this, whatever was asked.
+const SHORTEST_GAP: Duration = Duration::from_secs(1);
+
+/// Who the device is.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Its id.
+    pub device: DeviceId,
+    /// Its proof.
+    pub secret: Secret,
+    /// Program and version.
+    pub agent: String,
+    /// The operator's enrolment key, if one was configured.
+    pub enrolment_key: Option<String>,
+}
+
+/// What the caller is to do, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DeviceAction {
+    /// Open a link. Answer with `handle_link_up` or `handle_link_down`.
+    Dial,
+    /// Send this frame on the link.
+    Send(ToServer),
+    /// Put this push on disk, then call `handle_stored` with its id. Keep the order.
+    Store(Box<Delivery>),
+    /// Close the link. Nothing further is expected from it.
+    Hangup,
+    /// Remember the gateway to dial from now on.
+    UseGateway(String),
+    /// The session is open. Report the outcomes that the server has not noted yet.
+    Online(Online),
+    /// The app has this regId; its wish is fulfilled.
+    Registered(AppId, RegId),
+    /// The app was refused; its wish is dropped.
+    Refused(AppId, Refusal),
+    /// The app's registration has ended; its wish is fulfilled.
+    Deregistered(AppId),
+    /// The server ended the app's registration; confirm with `deregister`.
+    Unregistered(AppId),
+    /// The server has noted the outcomes of these pushes.
+    Noted(Vec<MessageId>),
+}
+
+/// What the server said when it opened the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Online {
+    /// The region of the regIds it issues.
+    pub region: Region,
+    /// It knows none of this device's registrations: ask for each of them again.
+    pub enrolled: bool,
+}
+
+/// Where the connection stands, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    /// Not started, or stopped.
+    Stopped,
+    /// Waiting to try again.
+    Waiting {
+        /// When.
+        until: Moment,
+        /// What ended the last attempt or session.
+        why: String,
+    },
+    /// Opening a link.
+    Dialling,
+    /// Waiting for the server's answer to the greeting.
+    Greeting,
+    /// Open.
+    Online {
+        /// Since when.
+        since: Moment,
+        /// The server's region.
+        region: Region,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Timer {
+    Retry,
+    Greeting,
+    Answer,
+    Keepalive,
+    Pong,
+}
+
+impl TimerName for Timer {
+    const ALL: &'static [Self] = &[Timer::Retry, Timer::Greeting, Timer::Answer, Timer::Keepalive, Timer::Pong];
+
+    fn slot(self) -> usize {
+        self as usize
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Register,
+    Deregister,
+}
+
+#[derive(Debug)]
+struct Request {
+    wish: Wish,
+    /// Its number, once sent in this session.
+    sent: Option<u32>,
+}
+
+/// The counters of an open session. It exists only while one is open.
+#[derive(Debug)]
+struct Session {
+    since: Moment,
+    keepalive: Duration,
+    proven: bool,
+    last_push: u64,
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub struct Device {
+    identity: Identity,
+    state: LinkState,
+    session: Option<Session>,
+    timers: Timers<Timer, 5>,
+    backoff: Backoff,
+    requests: BTreeMap<AppId, Request>,
+    next_req: u32,
+    pings: u32,
+    /// What a server or a dying link last said about the end, until the wait begins.
+    farewell: Option<Bye>,
+    actions: VecDeque<DeviceAction>,
+}
+
+impl Device {
+    /// A device that does nothing until `start`.
+    pub fn new(identity: Identity) -> Self {
+        Self {
+            identity,
+            state: LinkState::Stopped,
+            session: None,
+            timers: Timers::new(),
+            backoff: Backoff::default(),
+            requests: BTreeMap::new(),
+            next_req: 1,
+            pings: 0,
+            farewell: None,
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// Where the connection stands.
+    pub fn state(&self) -> &LinkState {
+        &self.state
+    }
+
+    /// Attempts that failed since a session last lasted.
+    pub fn failures(&self) -> u32 {
+        self.backoff.failures()
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<DeviceAction> {
+        self.actions.pop_front()
+    }
+
+    /// When `handle_timer` must be called at the latest. Poll again after every other call.
+    pub fn poll_timeout(&self) -> Option<Moment> {
+        self.timers.next()
+    }
+
+    /// Starts to connect.
+    pub fn start(&mut self) {
+        if self.state == LinkState::Stopped {
+            self.dial();
+        }
+    }
+
+    /// Skips the wait before the next attempt, if there is one: the network has changed, or
+    /// somebody asked.
+    pub fn try_now(&mut self) {
+        if matches!(self.state, LinkState::Waiting { .. }) {
+            self.dial();
+        }
+    }
+
+    /// Ends the session in order and stays away.
+    pub fn stop(&mut self) {
+        if self.session.is_some() {
+            self.send(ToServer::Bye(Bye::because(Reason::Shutdown)));
+        }
+        self.hangup();
+        self.forget_session();
+        self.state = LinkState::Stopped;
+    }
+
+    /// Asks for a regId for `app`, now or as soon as there is a session.
+    pub fn register(&mut self, now: Moment, app: AppId) {
+        self.wish(now, app, Wish::Register);
+    }
+
+    /// Ends the registration of `app`, now or as soon as there is a session.
+    pub fn deregister(&mut self, now: Moment, app: AppId) {
+        self.wish(now, app, Wish::Deregister);
+    }
+
+    /// Reports outcomes if a session is open; otherwise `Online` will ask for them.
+    pub fn report(&mut self, outcomes: &[Outcome]) {
+        if self.session.is_none() {
+            return;
+        }
+        for list in outcomes.chunks(LIST_MAX) {
+            self.send(ToServer::Outcomes { list: list.to_vec() });
+        }
+    }
+
+    /// The link that was asked for is open. `resume` are the ids of the last [`WINDOW`] pushes on
+    /// disk.
+    pub fn handle_link_up(&mut self, now: Moment, mut resume: Vec<MessageId>) {
+        if self.state != LinkState::Dialling {
+            return;
+        }
+        resume.truncate(WINDOW);
+        self.state = LinkState::Greeting;
+        self.timers.set(Timer::Greeting, now.after(GREETING));
+        let identity = self.identity.clone();
+        self.send(ToServer::Hello(Hello {
+            version: VERSION,
+            device: identity.device,
+            secret: identity.secret,
+            agent: identity.agent,
+            enrolment_key: identity.enrolment_key,
+            resume,
+            next_s: seconds(KEEPALIVE + PONG),
+        }));
+    }
+
+    /// The link could not be opened, or is gone; `why` is for people.
+    pub fn handle_link_down(&mut self, now: Moment, why: &str, luck: Luck) {
+        match self.state {
+            LinkState::Stopped | LinkState::Waiting { .. } => {}
+            LinkState::Dialling | LinkState::Greeting | LinkState::Online { .. } => self.wait(now, why, luck),
+        }
+    }
+
+    /// A frame came in. One that breaks the protocol ends the session.
+    pub fn handle_frame(&mut self, now: Moment, frame: ToDevice, luck: Luck) {
+        match self.state {
+            LinkState::Greeting => self.handle_greeting(now, frame, luck),
+            LinkState::Online { .. } => self.handle_online(now, frame, luck),
+            LinkState::Stopped | LinkState::Waiting { .. } | LinkState::Dialling => {}
+        }
+    }
+
+    /// A text came in that is no frame.
+    pub fn handle_garbage(&mut self, now: Moment, luck: Luck) {
+        self.fail(now, Bye::because(Reason::Protocol), luck);
+    }
+
+    /// These pushes are on disk: now they may be acknowledged.
+    pub fn handle_stored(&mut self, ids: &[MessageId]) {
+        if self.session.is_none() {
+            return;
+        }
+        for ids in ids.chunks(LIST_MAX) {
+            self.send(ToServer::Ack { ids: ids.to_vec() });
+        }
+    }
+
+    /// The device cannot store: it gives the session up, so that the server keeps what it sends.
+    pub fn handle_store_failed(&mut self, now: Moment, luck: Luck) {
+        self.fail(now, Bye::because(Reason::Busy), luck);
+    }
+
+    /// Time has passed.
+    pub fn handle_timer(&mut self, now: Moment, luck: Luck) {
+        while let Some(timer) = self.timers.expired(now) {
+            match timer {
+                Timer::Retry => self.dial(),
+                Timer::Greeting | Timer::Answer | Timer::Pong => self.fail(now, Bye::because(Reason::Silent), luck),
+                Timer::Keepalive => self.ping(now),
+            }
+        }
+    }
+
+    fn handle_greeting(&mut self, now: Moment, frame: ToDevice, luck: Luck) {
+        match frame {
+            ToDevice::Welcome(welcome) if welcome.version == VERSION => self.open(now, &welcome),
+            ToDevice::Welcome(_) => self.fail(now, Bye::because(Reason::Version), luck),
+            ToDevice::Redirect { gateway } => self.redirect(now, gateway, luck),
+            ToDevice::Bye(bye) => self.end(now, bye, luck),
+            ToDevice::Push(_)
+            | ToDevice::Registered { .. }
+            | ToDevice::Refused { .. }
+            | ToDevice::Deregistered { .. }
+            | ToDevice::Unregistered { .. }
+            | ToDevice::Noted { .. }
+            | ToDevice::Pong { .. } => self.fail(now, Bye::because(Reason::Protocol), luck),
+        }
+    }
+
+    fn open(&mut self, now: Moment, welcome: &Welcome) {
+        let allowed = Duration::from_secs(welcome.ka_max_s.into());
+        self.session = Some(Session {
+            since: now,
+            keepalive: KEEPALIVE.min(allowed).max(KEEPALIVE_MIN),
+            proven: false,
+            last_push: 0,
+        });
+        self.state = LinkState::Online { since: now, region: welcome.region };
+        self.timers.clear(Timer::Greeting);
+        self.heard(now);
+        self.actions.push_back(DeviceAction::Online(Online { region: welcome.region, enrolled: welcome.enrolled }));
+        let apps: Vec<AppId> = self.requests.keys().cloned().collect();
+        for app in apps {
+            self.request(now, &app);
+        }
+    }
+
+    fn handle_online(&mut self, now: Moment, frame: ToDevice, luck: Luck) {
+        self.heard(now);
+        match frame {
+            ToDevice::Push(delivery) => self.receive(now, delivery, luck),
+            ToDevice::Registered { req, app, reg_id } => {
+                if self.answered(&app, req) {
+                    self.actions.push_back(DeviceAction::Registered(app, reg_id));
+                }
+            }
+            ToDevice::Refused { req, app, refusal } => {
+                if self.answered(&app, req) {
+                    self.actions.push_back(DeviceAction::Refused(app, refusal));
+                }
+            }
+            ToDevice::Deregistered { req, app } => {
+                if self.answered(&app, req) {
+                    self.actions.push_back(DeviceAction::Deregistered(app));
+                }
+            }
+            ToDevice::Unregistered { app } => self.actions.push_back(DeviceAction::Unregistered(app)),
+            ToDevice::Noted { ids } => self.actions.push_back(DeviceAction::Noted(ids)),
+            ToDevice::Pong { .. } => {}
+            ToDevice::Redirect { gateway } => self.redirect(now, gateway, luck),
+            ToDevice::Bye(bye) => self.end(now, bye, luck),
+            // A repeated welcome is harmless: a link may deliver a frame twice.
+            ToDevice::Welcome(_) => {}
+        }
+    }
+
+    /// Takes the next push of the session. A repeated one is acknowledged again once it is stored;
+    /// a gap means that one is lost, and the server sends it again in the next session.
+    fn receive(&mut self, now: Moment, delivery: Box<Delivery>, luck: Luck) {
+        let Some(session) = &mut self.session else { return };
+        if delivery.n > session.last_push + 1 {
+            return self.fail(now, Bye::because(Reason::Protocol), luck);
+        }
+        session.last_push = session.last_push.max(delivery.n);
+        session.proven = true;
+        self.actions.push_back(DeviceAction::Store(delivery));
+    }
+
+    fn wish(&mut self, now: Moment, app: AppId, wish: Wish) {
+        let standing = self.requests.get(&app).is_some_and(|request| request.wish == wish);
+        if standing {
+            return;
+        }
+        self.requests.insert(app.clone(), Request { wish, sent: None });
+        if self.session.is_some() {
+            self.request(now, &app);
+        }
+    }
+
+    fn request(&mut self, now: Moment, app: &AppId) {
+        let Some(request) = self.requests.get_mut(app) else { return };
+        let req = self.next_req;
+        self.next_req = self.next_req.wrapping_add(1);
+        request.sent = Some(req);
+        let frame = match request.wish {
+            Wish::Register => ToServer::Register { req, app: app.clone() },
+            Wish::Deregister => ToServer::Deregister { req, app: app.clone() },
+        };
+        self.send(frame);
+        if !self.timers.is_set(Timer::Answer) {
+            self.timers.set(Timer::Answer, now.after(ANSWER));
+        }
+    }
+
+    /// Whether this answers the app's latest request; if so, the request is done.
+    fn answered(&mut self, app: &AppId, req: u32) -> bool {
+        let current = self.requests.get(app).is_some_and(|request| request.sent == Some(req));
+        if current {
+            self.requests.remove(app);
+        }
+        if self.requests.values().all(|request| request.sent.is_none()) {
+            self.timers.clear(Timer::Answer);
+        }
+        if let Some(session) = &mut self.session {
+            session.proven = true;
+        }
+        current
+    }
+
+    fn heard(&mut self, now: Moment) {
+        self.timers.clear(Timer::Pong);
+        self.credit(now);
+        if let Some(session) = &self.session {
+            self.timers.set(Timer::Keepalive, now.after(session.keepalive));
+        }
+    }
+
+    fn ping(&mut self, now: Moment) {
+        let Some(session) = &mut self.session else { return };
+        session.proven = true;
+        self.pings = self.pings.wrapping_add(1);
+        let next_s = seconds(session.keepalive + PONG);
+        let seq = self.pings;
+        self.timers.set(Timer::Pong, now.after(PONG));
+        self.send(ToServer::Ping { seq, next_s });
+    }
+
+    fn redirect(&mut self, now: Moment, gateway: String, luck: Luck) {
+        self.actions.push_back(DeviceAction::UseGateway(gateway));
+        self.hangup();
+        self.wait(now, "the server named another gateway", luck);
+    }
+
+    /// The server said goodbye.
+    fn end(&mut self, now: Moment, bye: Bye, luck: Luck) {
+        let why = format!("the server ended the session: {}", bye.reason);
+        self.farewell = Some(bye);
+        self.hangup();
+        self.wait(now, &why, luck);
+    }
+
+    /// The device ends the session, with a reason for the server.
+    fn fail(&mut self, now: Moment, bye: Bye, luck: Luck) {
+        if matches!(self.state, LinkState::Greeting | LinkState::Online { .. }) {
+            let why = format!("the device ended the session: {}", bye.reason);
+            self.send(ToServer::Bye(bye));
+            self.hangup();
+            self.wait(now, &why, luck);
+        }
+    }
+
+    fn hangup(&mut self) {
+        self.timers.clear_all();
+        if matches!(self.state, LinkState::Dialling | LinkState::Greeting | LinkState::Online { .. }) {
+            self.actions.push_back(DeviceAction::Hangup);
+        }
+    }
+
+    /// A session that lasted, with an exchange in it, ends a series of failures.
+    fn credit(&mut self, now: Moment) {
+        let lasted = |session: &Session| session.proven && now.since(session.since) >= backoff::PROVEN_AFTER;
+        if self.session.as_ref().is_some_and(lasted) {
+            self.backoff.reset();
+        }
+    }
+
+    fn forget_session(&mut self) {
+        self.session = None;
+        for request in self.requests.values_mut() {
+            request.sent = None;
+        }
+    }
+
+    fn wait(&mut self, now: Moment, why: &str, luck: Luck) {
+        self.credit(now);
+        self.forget_session();
+        self.timers.clear_all();
+        let own = self.backoff.next(luck);
+        let delay = match self.farewell.take() {
+            Some(bye) => after_goodbye(&bye, own, luck),
+            None => own,
+        };
+        let until = now.after(delay.max(SHORTEST_GAP));
+        self.timers.set(Timer::Retry, until);
+        self.state = LinkState::Waiting { until, why: why.to_owned() };
+    }
+
+    fn dial(&mut self) {
+        self.timers.clear_all();
+        self.state = LinkState::Dialling;
+        self.actions.push_back(DeviceAction::Dial);
+    }
+
+    fn send(&mut self, frame: ToServer) {
+        self.actions.push_back(DeviceAction::Send(frame));
+    }
+}
+
+/// The wait after a goodbye: what the server asked for, and never less than its reason deserves.
+fn after_goodbye(bye: &Bye, own: Duration, luck: Luck) -> Duration {
+    let asked = bye.retry_after().map(|asked| backoff::spread(asked, luck));
+    let deserved = match bye.reason {
+        Reason::Shutdown | Reason::Silent | Reason::Unacknowledged | Reason::Busy | Reason::Protocol => Duration::ZERO,
+        // Two agents with one identity would otherwise throw each other out for ever.
+        Reason::Replaced => Duration::from_secs(60),
+        Reason::BadSecret | Reason::EnrolmentRefused | Reason::Version => HOPELESS,
+    };
+    asked.unwrap_or(own).max(deserved)
+}
+
+fn seconds(duration: Duration) -> u32 {
+    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+#[path = "device_tests.rs"]
+mod tests;

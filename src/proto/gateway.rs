@@ -1,0 +1,380 @@
+//! The server's half of a session, as a pure state machine.
+//!
+//! A connection starts as a [`Greeting`], which can do one thing: turn the first frame into a
+//! [`Claim`]. When the store has proven the claim, [`Session::open`] makes the session. Before
+//! that there is no object on which a stranger could register or acknowledge.
+//!
+//! The store is the queue. A session holds no more than [`WINDOW`] numbers of pushes that are on
+//! their way and asks the store for the next ones when there is room; a wake-up only says that
+//! asking is worth while. It must never send a push after its expiry, nor more than the window.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::frame::{
+    Bye, Delivery, Hello, LIST_MAX, Outcome, Reason, Refusal, ToDevice, ToServer, VERSION, WINDOW, Welcome,
+};
+use super::ids::{AppId, MessageId, RegId, Region, UnixMillis};
+use super::message::Push;
+use super::timers::{Moment, TimerName, Timers};
+
+/// How long a device may take to say hello.
+pub const HELLO: Duration = Duration::from_secs(10);
+/// How long a push may go without an acknowledgement.
+pub const ACK: Duration = Duration::from_secs(20);
+/// What is added to the silence a device announced before it counts as gone.
+pub const GRACE: Duration = Duration::from_secs(60);
+/// The longest silence a device may announce, in seconds.
+pub const SILENCE_MAX_S: u32 = 7200;
+
+/// The place of a waiting push in the store's order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Seq(pub i64);
+
+/// A push as the store hands it to a session.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Queued {
+    /// Its place.
+    pub seq: Seq,
+    /// Older messages of the same registration that were dropped before it.
+    pub dropped: u32,
+    /// The notification.
+    pub push: Push,
+}
+
+/// A connection on which nothing has been said yet.
+#[derive(Debug)]
+pub struct Greeting;
+
+/// What a device says of itself; unproven.
+#[derive(Debug)]
+pub struct Claim {
+    /// Its greeting.
+    pub hello: Hello,
+}
+
+impl Greeting {
+    /// Takes the first frame: a hello of a version we speak, or the reason to hang up.
+    pub fn handle_frame(self, frame: ToServer) -> Result<Claim, Bye> {
+        let ToServer::Hello(hello) = frame else {
+            return Err(Bye::because(Reason::Protocol));
+        };
+        if hello.version < VERSION {
+            return Err(Bye::because(Reason::Version));
+        }
+        if hello.resume.len() > WINDOW {
+            return Err(Bye::because(Reason::Protocol));
+        }
+        Ok(Claim { hello })
+    }
+}
+
+/// What the server tells every device.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// The region of the regIds issued here.
+    pub region: Region,
+    /// The longest silence that the path to this server survives.
+    pub ka_max_s: u32,
+}
+
+/// What the caller is to do, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum GatewayAction {
+    /// Send this frame.
+    Send(ToDevice),
+    /// Read at most `limit` waiting pushes after `after`, answer with `handle_backlog`.
+    Fetch {
+        /// The last push that was sent.
+        after: Seq,
+        /// How many fit into the window.
+        limit: usize,
+    },
+    /// The device has these: delete them.
+    Acked(Vec<Seq>),
+    /// These expired before they could be sent: delete them.
+    Expired(Vec<Seq>),
+    /// Register the app, answer with `registered`.
+    Register {
+        /// For the answer.
+        req: u32,
+        /// The app.
+        app: AppId,
+    },
+    /// End the app's registration, answer with `deregistered`.
+    Deregister {
+        /// For the answer.
+        req: u32,
+        /// The app.
+        app: AppId,
+    },
+    /// Note these outcomes, answer with `noted`.
+    Outcomes(Vec<Outcome>),
+    /// Send what is queued and close the link.
+    Close,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Timer {
+    Silence,
+    Ack,
+}
+
+impl TimerName for Timer {
+    const ALL: &'static [Self] = &[Timer::Silence, Timer::Ack];
+
+    fn slot(self) -> usize {
+        self as usize
+    }
+}
+
+#[derive(Debug)]
+struct Unacked {
+    /// `None` for a push that is not in the store.
+    seq: Option<Seq>,
+    id: MessageId,
+    sent: Moment,
+}
+
+/// A proven device's session.
+#[derive(Debug)]
+pub struct Session {
+    unacked: VecDeque<Unacked>,
+    /// What the device said it stored before; emptied once a backlog holds none of it.
+    resume: Vec<MessageId>,
+    actions: VecDeque<GatewayAction>,
+    timers: Timers<Timer, 2>,
+    silence: Duration,
+    cursor: Seq,
+    sent: u64,
+    /// The store may hold more than the cursor has passed.
+    more: bool,
+    fetching: bool,
+    closed: bool,
+}
+
+impl Session {
+    /// Opens the session of a device that has proven itself. `enrolled` says that it was unknown
+    /// until now.
+    pub fn open(claim: Claim, terms: Terms, enrolled: bool, now: Moment) -> Self {
+        let mut session = Self {
+            unacked: VecDeque::new(),
+            resume: claim.hello.resume,
+            actions: VecDeque::new(),
+            timers: Timers::new(),
+            silence: Duration::ZERO,
+            cursor: Seq(0),
+            sent: 0,
+            more: true,
+            fetching: false,
+            closed: false,
+        };
+        session.expect_within(now, claim.hello.next_s);
+        session.send(ToDevice::Welcome(Welcome {
+            version: VERSION,
+            region: terms.region,
+            enrolled,
+            ka_max_s: terms.ka_max_s,
+        }));
+        session.fetch();
+        session
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<GatewayAction> {
+        let action = self.actions.pop_front();
+        if action.is_none() {
+            // An idle session is one of very many: it keeps no buffers.
+            self.actions = VecDeque::new();
+        }
+        action
+    }
+
+    /// When `handle_timer` must be called at the latest.
+    pub fn poll_timeout(&self) -> Option<Moment> {
+        self.timers.next()
+    }
+
+    /// Whether the session is over; nothing more comes out of it then.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// A frame came in.
+    pub fn handle_frame(&mut self, now: Moment, frame: ToServer) {
+        if self.closed {
+            return;
+        }
+        self.timers.set(Timer::Silence, now.after(self.silence));
+        match frame {
+            ToServer::Ack { ids } if ids.len() <= LIST_MAX => self.acked(now, &ids),
+            ToServer::Register { req, app } => self.actions.push_back(GatewayAction::Register { req, app }),
+            ToServer::Deregister { req, app } => self.actions.push_back(GatewayAction::Deregister { req, app }),
+            ToServer::Outcomes { list } if list.len() <= LIST_MAX => {
+                self.actions.push_back(GatewayAction::Outcomes(list))
+            }
+            ToServer::Ping { seq, next_s } => {
+                self.expect_within(now, next_s);
+                self.send(ToDevice::Pong { seq });
+            }
+            ToServer::Bye(_) => self.close_quietly(),
+            // A repeated hello is harmless: a link may deliver a frame twice.
+            ToServer::Hello(_) => {}
+            ToServer::Ack { .. } | ToServer::Outcomes { .. } => self.close(Bye::because(Reason::Protocol)),
+        }
+    }
+
+    /// The store may hold something for this device.
+    pub fn handle_wake(&mut self) {
+        self.more = true;
+        self.fetch();
+    }
+
+    /// The answer to `Fetch`: pushes in order. `complete` says that nothing waits behind them.
+    pub fn handle_backlog(&mut self, now: Moment, wall: UnixMillis, rows: Vec<Queued>, complete: bool) {
+        self.fetching = false;
+        if self.closed {
+            return;
+        }
+        self.more |= !complete;
+        let (mut had, mut expired) = (Vec::new(), Vec::new());
+        let resume = std::mem::take(&mut self.resume);
+        for row in rows {
+            self.cursor = self.cursor.max(row.seq);
+            if resume.contains(&row.push.id) {
+                had.push(row.seq);
+            } else if row.push.expired(wall) {
+                expired.push(row.seq);
+            } else {
+                self.push(now, Some(row.seq), row.dropped, row.push);
+            }
+        }
+        // Rows the device had take no room in the window: those after them may be on its list too.
+        if !had.is_empty() {
+            self.resume = resume;
+        }
+        if !had.is_empty() {
+            self.actions.push_back(GatewayAction::Acked(had));
+        }
+        if !expired.is_empty() {
+            self.actions.push_back(GatewayAction::Expired(expired));
+        }
+        self.fetch();
+    }
+
+    /// Sends a push that is not in the store, if there is room for it in the window.
+    pub fn offer(&mut self, now: Moment, push: Push) -> bool {
+        let room = !self.closed && self.unacked.len() < WINDOW;
+        if room {
+            self.push(now, None, 0, push);
+        }
+        room
+    }
+
+    /// The answer to `Register`.
+    pub fn registered(&mut self, req: u32, app: AppId, result: Result<RegId, Refusal>) {
+        self.send(match result {
+            Ok(reg_id) => ToDevice::Registered { req, app, reg_id },
+            Err(refusal) => ToDevice::Refused { req, app, refusal },
+        });
+    }
+
+    /// The answer to `Deregister`.
+    pub fn deregistered(&mut self, req: u32, app: AppId) {
+        self.send(ToDevice::Deregistered { req, app });
+    }
+
+    /// The server has ended the app's registration.
+    pub fn unregistered(&mut self, app: AppId) {
+        self.send(ToDevice::Unregistered { app });
+    }
+
+    /// The answer to `Outcomes`.
+    pub fn noted(&mut self, ids: Vec<MessageId>) {
+        self.send(ToDevice::Noted { ids });
+    }
+
+    /// Time has passed.
+    pub fn handle_timer(&mut self, now: Moment) {
+        while let Some(timer) = self.timers.expired(now) {
+            self.close(Bye::because(match timer {
+                Timer::Silence => Reason::Silent,
+                Timer::Ack => Reason::Unacknowledged,
+            }));
+        }
+    }
+
+    /// Ends the session with a goodbye.
+    pub fn close(&mut self, bye: Bye) {
+        if !self.closed {
+            self.send(ToDevice::Bye(bye));
+            self.close_quietly();
+        }
+    }
+
+    fn close_quietly(&mut self) {
+        if !self.closed {
+            self.actions.push_back(GatewayAction::Close);
+            self.closed = true;
+            self.timers.clear_all();
+        }
+    }
+
+    fn acked(&mut self, now: Moment, ids: &[MessageId]) {
+        let mut seqs = Vec::new();
+        self.unacked.retain(|unacked| {
+            let done = ids.contains(&unacked.id);
+            if done {
+                seqs.extend(unacked.seq);
+            }
+            !done
+        });
+        if self.unacked.is_empty() {
+            self.unacked = VecDeque::new();
+        }
+        if !seqs.is_empty() {
+            self.actions.push_back(GatewayAction::Acked(seqs));
+        }
+        self.watch_acks(now);
+        self.fetch();
+    }
+
+    fn push(&mut self, now: Moment, seq: Option<Seq>, dropped: u32, push: Push) {
+        self.sent += 1;
+        self.unacked.push_back(Unacked { seq, id: push.id, sent: now });
+        self.send(ToDevice::Push(Box::new(Delivery { n: self.sent, dropped, push })));
+        self.watch_acks(now);
+    }
+
+    fn watch_acks(&mut self, now: Moment) {
+        match self.unacked.front() {
+            Some(oldest) => self.timers.set(Timer::Ack, oldest.sent.after(ACK).max(now)),
+            None => self.timers.clear(Timer::Ack),
+        }
+    }
+
+    fn fetch(&mut self) {
+        let room = WINDOW - self.unacked.len();
+        if self.more && !self.fetching && !self.closed && room > 0 {
+            self.fetching = true;
+            // A wake-up that comes while the store is reading sets it again.
+            self.more = false;
+            self.actions.push_back(GatewayAction::Fetch { after: self.cursor, limit: room });
+        }
+    }
+
+    fn expect_within(&mut self, now: Moment, next_s: u32) {
+        self.silence = Duration::from_secs(next_s.min(SILENCE_MAX_S).into()) + GRACE;
+        self.timers.set(Timer::Silence, now.after(self.silence));
+    }
+
+    fn send(&mut self, frame: ToDevice) {
+        if !self.closed {
+            self.actions.push_back(GatewayAction::Send(frame));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "gateway_tests.rs"]
+mod tests;

@@ -1,0 +1,31 @@
+//! The pure half of Bellwire: what is said between device and server, and when.
+//!
+//! Nothing here asks a clock, touches a socket or a file, starts a task or rolls dice: time
+//! ([`Moment`], [`UnixMillis`]) and luck ([`Luck`]) come in as arguments, decisions go out as
+//! values. That is what lets both halves be tested against each other in simulated time.
+//! `.clippy.toml` and the attribute below enforce it.
+//!
+//! * [`ids`]: the names of things, parsed once.
+//! * [`message`]: one notification, whichever sender API it came through.
+//! * [`field`]: the `message` string of the Tizen API, parsed.
+//! * [`frame`]: everything that crosses the wire, and nothing else does.
+//! * [`device`], [`gateway`]: the two state machines of a session.
+//! * [`backoff`], [`timers`]: when to try again, and one table of deadlines.
+#![deny(clippy::disallowed_methods)]
+
+pub mod backoff;
+pub mod device;
+pub mod field;
+pub mod frame;
+pub mod gateway;
+pub mod ids;
+pub mod message;
+pub mod timers;
+
+#[cfg(test)]
+mod simulation;
+
+pub use backoff::Luck;
+pub use ids::{AppId, DeviceId, MessageId, RegId, Region, Secret, UnixMillis};
+pub use message::Push;
+pub use timers::Moment;

@@ -1,0 +1,1 @@
+//! Both halves of a session against each other in simulated time.
