@@ -1,0 +1,152 @@
+//! Configuration files as both halves read them: TOML, every key optional, unknown keys refused
+//! with file and line.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// Why a configuration cannot be used. For the operator; trying again does not help.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path}: cannot be read: {error}")]
+    Unreadable {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// The file says something that makes no sense.
+    #[error("{path}:{line}: {message}")]
+    Invalid {
+        /// Which file.
+        path: PathBuf,
+        /// In which line.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// The settings contradict each other or the rules.
+    #[error("{0}")]
+    Unwise(String),
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Only what stops the program or loses something.
+    Error,
+    /// Also what an operator should look at.
+    Warn,
+    /// Also what the program does as a whole.
+    #[default]
+    Info,
+    /// Also what each peer does.
+    Debug,
+}
+
+/// Certificate chain and private key of a TLS listener, both PEM.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TlsFiles {
+    /// The chain, leaf first.
+    pub certificate: PathBuf,
+    /// The private key.
+    pub key: PathBuf,
+}
+
+/// Reads the file that was named, or else the first of `usual` that exists, or else the defaults.
+pub fn load<T: DeserializeOwned + Default>(named: Option<&Path>, usual: &[PathBuf]) -> Result<T, ConfigError> {
+    let path = match named {
+        Some(path) => path,
+        None => match usual.iter().find(|path| path.exists()) {
+            Some(path) => path,
+            None => return Ok(T::default()),
+        },
+    };
+    let text =
+        std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
+    parse(path, &text)
+}
+
+/// Parses a configuration; `path` is only for the error.
+pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|error| {
+        let at = error.span().map_or(0, |span| span.start.min(text.len()));
+        let line = text.as_bytes()[..at].iter().filter(|byte| **byte == b'\n').count() + 1;
+        ConfigError::Invalid { path: path.to_owned(), line, message: error.message().to_owned() }
+    })
+}
+
+/// Refuses a listener or peer without TLS, unless it is on loopback or `allowed` explicitly.
+pub fn check_plain_text(what: &str, host: IpAddr, allowed: bool) -> Result<(), ConfigError> {
+    if host.is_loopback() || allowed {
+        return Ok(());
+    }
+    Err(ConfigError::Unwise(format!(
+        "{what} on {host} would be unencrypted: configure TLS for it, or set `allow-plain-text = true` \
+         if something in front of it encrypts"
+    )))
+}
+
+/// An address of this machine on which nothing is reachable from outside.
+pub fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// The folder for a user's state: `$XDG_STATE_HOME/bellwire`, else `~/.local/state/bellwire`.
+/// `None` without a home.
+pub fn user_state_folder() -> Option<PathBuf> {
+    xdg_folder("XDG_STATE_HOME", ".local/state")
+}
+
+/// The folder for a user's configuration: `$XDG_CONFIG_HOME/bellwire`, else `~/.config/bellwire`.
+pub fn user_config_folder() -> Option<PathBuf> {
+    xdg_folder("XDG_CONFIG_HOME", ".config")
+}
+
+/// The folder of a service's state.
+pub fn system_state_folder() -> PathBuf {
+    PathBuf::from("/var/lib/bellwire")
+}
+
+fn xdg_folder(variable: &str, below_home: &str) -> Option<PathBuf> {
+    let set = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    let base = set.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(below_home)))?;
+    Some(base.join("bellwire"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    struct Sample {
+        port: u16,
+    }
+
+    fn error(text: &str) -> String {
+        parse::<Sample>(Path::new("a.toml"), text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn errors_name_file_line_and_key() {
+        let unknown = error("port = 1\n\nprot = 2\n");
+        assert!(unknown.starts_with("a.toml:3: unknown field `prot`"), "{unknown}");
+        let wrong = error("\nport = \"x\"\n");
+        assert!(wrong.starts_with("a.toml:2: invalid type"), "{wrong}");
+        assert!(error("port = \n").starts_with("a.toml:1:"));
+    }
+
+    #[test]
+    fn plain_text_stays_on_loopback() {
+        let check = |host: &str, allowed| check_plain_text("x", host.parse().unwrap(), allowed).is_ok();
+        assert!(check("127.0.0.1", false) && check("127.9.9.9", false) && check("::1", false));
+        assert!(!check("0.0.0.0", false) && !check("192.0.2.1", false) && !check("::", false));
+        assert!(check("0.0.0.0", true));
+    }
+}

@@ -1,0 +1,163 @@
+//! What the programs share at their edges: logging, signals, exit codes, descriptor limits.
+
+use std::fmt::Display;
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing_subscriber::filter::LevelFilter;
+
+use crate::config::LogLevel;
+
+/// How a program ends, in the numbers of sysexits(3), so that a supervisor can tell a mistake in
+/// the configuration from bad luck.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// 1: the answer is no, or an expectation was not met.
+    Failure = 1,
+    /// 64: the command line makes no sense.
+    Usage = 64,
+    /// 65: the input makes no sense.
+    DataErr = 65,
+    /// 69: a peer is not there or does not answer.
+    Unavailable = 69,
+    /// 70: a mistake in the program.
+    Software = 70,
+    /// 74: reading or writing failed.
+    IoErr = 74,
+    /// 77: not allowed.
+    NoPerm = 77,
+    /// 78: the configuration makes no sense; starting again does not help.
+    Config = 78,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// An error on its way out of the program.
+#[derive(Debug)]
+pub struct Fatal {
+    /// The number for the supervisor.
+    pub exit: Exit,
+    /// The line for people.
+    pub message: String,
+}
+
+impl Fatal {
+    /// An error of this kind.
+    pub fn new(exit: Exit, message: impl Display) -> Self {
+        Self { exit, message: message.to_string() }
+    }
+
+    /// For `map_err`: the error, with its sources, as an error of this kind.
+    pub fn of<E: std::error::Error>(exit: Exit) -> impl FnOnce(E) -> Self {
+        move |error| Self { exit, message: chain(&error) }
+    }
+}
+
+/// An error and its sources in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Prints a fatal error as `program: message` and gives its exit code.
+pub fn finish(program: &str, result: Result<(), Fatal>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(fatal) => {
+            eprintln!("{program}: {}", fatal.message);
+            fatal.exit.into()
+        }
+    }
+}
+
+/// Starts logging to standard error. Under a supervisor that stamps lines itself (systemd sets
+/// `JOURNAL_STREAM`) lines carry no time; colours only on a terminal.
+pub fn start_logging(level: LogLevel) {
+    let filter = match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+    };
+    let lines = tracing_subscriber::fmt()
+        .with_max_level(filter)
+        .with_target(false)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    // A second start, as in tests, keeps the first.
+    let _ = match std::env::var_os("JOURNAL_STREAM") {
+        Some(_) => lines.without_time().try_init(),
+        None => lines.try_init(),
+    };
+}
+
+/// Tells everybody who holds one that the program is to stop.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    stopped: watch::Receiver<bool>,
+}
+
+impl Stop {
+    /// A stop that never comes by itself, and what makes it come.
+    pub fn manual() -> (watch::Sender<bool>, Self) {
+        let (sender, stopped) = watch::channel(false);
+        (sender, Self { stopped })
+    }
+
+    /// Comes with SIGTERM or SIGINT.
+    pub fn on_signals() -> std::io::Result<Self> {
+        let (sender, stop) = Self::manual();
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            // Nobody listening is as good as stopped.
+            let _ = sender.send(true);
+            std::future::pending::<()>().await;
+        });
+        Ok(stop)
+    }
+
+    /// Returns when the program is to stop.
+    pub async fn wait(&mut self) {
+        // An error means that the sender is gone, which is a stop as well.
+        let _ = self.stopped.wait_for(|stopped| *stopped).await;
+    }
+}
+
+/// Raises the soft limit of open files to the hard one; returns the limit in force.
+pub fn raise_file_limit() -> u64 {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 0 };
+    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(_) => soft,
+    }
+}
+
+/// Makes the folder if it is missing, for its owner alone, and makes every file that the program
+/// creates private.
+pub fn private_folder(path: &std::path::Path) -> Result<(), Fatal> {
+    use nix::sys::stat::{Mode, umask};
+    umask(Mode::from_bits_truncate(0o077));
+    std::fs::create_dir_all(path).map_err(|error| {
+        Fatal::new(Exit::IoErr, format!("the state folder {} cannot be made: {error}", path.display()))
+    })
+}

@@ -1,0 +1,303 @@
+//! SQLite as both halves use it: one file, one thread that owns the connection, and commits that
+//! serve everybody who is waiting.
+//!
+//! A job is a closure over the connection. Writes that are waiting together share one transaction
+//! and one fsync, at most [`BATCH`] of them or what arrives within [`BATCH_TIME`]; each is answered
+//! after the commit, never before. A write that fails undoes itself alone.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+use tokio::sync::{mpsc, oneshot};
+
+/// Most jobs that one commit serves.
+pub const BATCH: usize = 256;
+/// The longest time over which jobs are gathered for one commit.
+pub const BATCH_TIME: Duration = Duration::from_millis(2);
+/// Most jobs that may wait for the thread; further callers wait for a place.
+const WAITING: usize = 1024;
+
+/// Why the store could not do what it was asked to.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum DbError {
+    /// Tell the operator; try again later.
+    #[error("the disk is full")]
+    Full,
+    /// Tell the operator; try again later.
+    #[error("the database or its folder is read-only")]
+    ReadOnly,
+    /// Tell the operator: the folder is missing or may not be used.
+    #[error("the database {0} cannot be opened: {1}")]
+    Open(PathBuf, String),
+    /// Tell the operator: an older program was started on newer data.
+    #[error("the database {0} was written by a newer version of Bellwire (schema {1}, this program knows {2})")]
+    TooNew(PathBuf, i64, usize),
+    /// Tell the operator; try again later.
+    #[error("the database failed: {0}")]
+    Failed(String),
+    /// The program is ending.
+    #[error("the store has stopped")]
+    Stopped,
+}
+
+impl From<rusqlite::Error> for DbError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Self::Full,
+            Some(ErrorCode::ReadOnly) => Self::ReadOnly,
+            _ => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+/// Opens or makes the database, durable at every commit, and brings its schema up to date:
+/// `migrations[n]` takes version `n` to `n + 1`.
+pub fn open(path: &Path, migrations: &[&str]) -> Result<Connection, DbError> {
+    let cannot = |error: rusqlite::Error| DbError::Open(path.to_owned(), error.to_string());
+    let mut connection = Connection::open(path).map_err(cannot)?;
+    configure(&connection).map_err(cannot)?;
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(cannot)?;
+    let done = usize::try_from(version).unwrap_or(usize::MAX);
+    if done > migrations.len() {
+        return Err(DbError::TooNew(path.to_owned(), version, migrations.len()));
+    }
+    for (number, migration) in migrations.iter().enumerate().skip(done) {
+        let step = connection.transaction()?;
+        step.execute_batch(migration)?;
+        step.pragma_update(None, "user_version", i64::try_from(number + 1).unwrap_or(i64::MAX))?;
+        step.commit()?;
+    }
+    Ok(connection)
+}
+
+/// Opens an existing database to read from it beside its writer.
+pub fn open_reader(path: &Path) -> Result<Connection, DbError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let cannot = |error: rusqlite::Error| DbError::Open(path.to_owned(), error.to_string());
+    let connection = Connection::open_with_flags(path, flags).map_err(cannot)?;
+    connection.busy_timeout(Duration::from_secs(10)).map_err(cannot)?;
+    Ok(connection)
+}
+
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(Duration::from_secs(10))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", "ON")?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(())
+}
+
+/// Tells the caller, once it is known whether the batch was committed.
+type Answer = Box<dyn FnOnce(Result<(), DbError>) + Send>;
+/// Does the work, or, given an error instead of a connection, passes that on.
+type Work = Box<dyn FnOnce(Result<&Connection, DbError>) -> Option<Answer> + Send>;
+
+enum Job {
+    Read(Work),
+    Write(Work),
+}
+
+/// The thread that owns a connection. Clones share it; it ends when the last clone is gone and
+/// every job is done.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    jobs: mpsc::Sender<Job>,
+}
+
+impl Worker {
+    /// Hands the connection to a new thread of this name.
+    pub fn start(name: &str, connection: Connection) -> std::io::Result<Self> {
+        let (jobs, queue) = mpsc::channel(WAITING);
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || work(&connection, queue))?;
+        Ok(Self { jobs })
+    }
+
+    /// Changes the database; returns when the change is on disk.
+    pub async fn write<T, F>(&self, change: F) -> Result<T, DbError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let change = move |connection: &Connection| undo_if_failed(connection, change);
+        self.run(Job::Write, change).await?.await.unwrap_or(Err(DbError::Stopped))
+    }
+
+    /// Queues a change without waiting for the disk. What becomes of it, nobody learns: only for
+    /// changes that are repeated if they are lost.
+    pub async fn write_later<F>(&self, change: F) -> Result<(), DbError>
+    where
+        F: FnOnce(&Connection) -> rusqlite::Result<()> + Send + 'static,
+    {
+        let change = move |connection: &Connection| undo_if_failed(connection, change);
+        self.run(Job::Write, change).await.map(drop)
+    }
+
+    /// Reads from the database.
+    pub async fn read<T, F>(&self, query: F) -> Result<T, DbError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        self.run(Job::Read, query).await?.await.unwrap_or(Err(DbError::Stopped))
+    }
+
+    async fn run<T, F>(&self, kind: fn(Work) -> Job, work: F) -> Result<oneshot::Receiver<Result<T, DbError>>, DbError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let work = Box::new(move |connection: Result<&Connection, DbError>| {
+            // The caller may have gone before it is told; the change stands all the same.
+            let result = match connection {
+                Ok(connection) => work(connection).map_err(DbError::from),
+                Err(error) => {
+                    let _ = reply.send(Err(error));
+                    return None;
+                }
+            };
+            Some(Box::new(move |committed: Result<(), DbError>| {
+                let _ = reply.send(committed.and(result));
+            }) as Answer)
+        });
+        self.jobs.send(kind(work)).await.map_err(|_| DbError::Stopped)?;
+        Ok(answer)
+    }
+}
+
+/// Runs the change in a savepoint, so that its failure leaves the rest of the batch alone.
+fn undo_if_failed<T>(
+    connection: &Connection,
+    change: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    connection.prepare_cached("SAVEPOINT job")?.execute([])?;
+    let result = change(connection);
+    if result.is_err() {
+        connection.prepare_cached("ROLLBACK TO job")?.execute([])?;
+    }
+    connection.prepare_cached("RELEASE job")?.execute([])?;
+    result
+}
+
+fn work(connection: &Connection, mut queue: mpsc::Receiver<Job>) {
+    while let Some(first) = queue.blocking_recv() {
+        let started = Instant::now();
+        let mut batch = vec![first];
+        while batch.len() < BATCH && started.elapsed() < BATCH_TIME {
+            match queue.try_recv() {
+                Ok(job) => batch.push(job),
+                Err(_) => break,
+            }
+        }
+        serve(connection, batch);
+    }
+}
+
+fn serve(connection: &Connection, batch: Vec<Job>) {
+    let writes = batch.iter().any(|job| matches!(job, Job::Write(_)));
+    if writes && let Err(error) = connection.execute_batch("BEGIN IMMEDIATE") {
+        return refuse(connection, batch, &error.into());
+    }
+    let answers: Vec<Answer> = batch
+        .into_iter()
+        .filter_map(|job| match job {
+            Job::Read(work) | Job::Write(work) => work(Ok(connection)),
+        })
+        .collect();
+    let committed = if writes { commit(connection) } else { Ok(()) };
+    for answer in answers {
+        answer(committed.clone());
+    }
+}
+
+fn commit(connection: &Connection) -> Result<(), DbError> {
+    let result = connection.execute_batch("COMMIT").map_err(DbError::from);
+    if let Err(error) = &result {
+        tracing::error!("a commit failed, nothing of it was kept: {error}");
+    }
+    if !connection.is_autocommit()
+        && let Err(error) = connection.execute_batch("ROLLBACK")
+    {
+        tracing::error!("a failed transaction could not be undone: {error}");
+    }
+    result
+}
+
+/// No transaction could be opened: reads are served, writes are told why not.
+fn refuse(connection: &Connection, batch: Vec<Job>, error: &DbError) {
+    tracing::error!("no transaction could be started: {error}");
+    for job in batch {
+        let answer = match job {
+            Job::Read(work) => work(Ok(connection)),
+            Job::Write(work) => work(Err(error.clone())),
+        };
+        if let Some(answer) = answer {
+            answer(Ok(()));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SCHEMA: &[&str] = &["CREATE TABLE t (x INTEGER PRIMARY KEY CHECK (x > 0)) STRICT"];
+
+    fn worker(folder: &Path) -> Worker {
+        Worker::start("test", open(&folder.join("t.db"), SCHEMA).unwrap()).unwrap()
+    }
+
+    async fn count(worker: &Worker) -> i64 {
+        worker.read(|db| db.query_row("SELECT count(*) FROM t", [], |row| row.get(0))).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_was_answered_is_in_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let worker = worker(folder.path());
+        worker.write(|db| db.execute("INSERT INTO t VALUES (1)", [])).await.unwrap();
+        let other = open_reader(&folder.path().join("t.db")).unwrap();
+        let seen: i64 = other.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+        assert_eq!(seen, 1);
+    }
+
+    #[tokio::test]
+    async fn a_failing_write_leaves_its_neighbours_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let worker = worker(folder.path());
+        let write = |x: i64| worker.write(move |db| db.execute("INSERT INTO t VALUES (?1)", [x]));
+        let (good, bad, later) = tokio::join!(write(1), write(-1), write(2));
+        assert!(good.is_ok() && bad.is_err() && later.is_ok());
+        assert_eq!(count(&worker).await, 2);
+    }
+
+    #[tokio::test]
+    async fn a_write_of_two_parts_is_undone_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let worker = worker(folder.path());
+        let result = worker
+            .write(|db| {
+                db.execute("INSERT INTO t VALUES (5)", [])?;
+                db.execute("INSERT INTO t VALUES (-5)", [])
+            })
+            .await;
+        assert!(result.is_err());
+        assert_eq!(count(&worker).await, 0);
+    }
+
+    #[test]
+    fn newer_data_is_not_touched() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.db");
+        open(&path, SCHEMA).unwrap().pragma_update(None, "user_version", 9).unwrap();
+        assert!(matches!(open(&path, SCHEMA), Err(DbError::TooNew(_, 9, 1))));
+    }
+
+    #[test]
+    fn a_missing_folder_is_named() {
+        let error = open(Path::new("/nonexistent/t.db"), SCHEMA).unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/t.db"), "{error}");
+    }
+}

@@ -1,0 +1,306 @@
+//! `bellwire-server`: the command line of the server, and what its subcommands do.
+//!
+//! Administration works on the database itself, beside a running server as well as without one.
+//! A secret is printed once, when it is made, and is kept only as a hash.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use clap::{CommandFactory, Parser, Subcommand};
+use serde_json::{Value, json};
+
+use crate::daemon::{self, Exit, Fatal, Stop};
+use crate::db::DbError;
+use crate::proto::{AppId, UnixMillis};
+use crate::world;
+
+use super::config::ServerConfig;
+use super::store::Store;
+use super::{Listeners, run};
+
+/// The shortest secret that an operator may choose, in characters.
+const SECRET_MIN: usize = 16;
+
+/// The push server: takes notifications from application servers and gets them to devices.
+#[derive(Debug, Parser)]
+#[command(
+    name = "bellwire-server",
+    version,
+    about,
+    after_help = "\
+Without a command it serves until SIGTERM. Exit status: 0 done, 1 the answer is no, 64 wrong usage,
+69 address in use, 74 the store cannot be used, 78 wrong configuration."
+)]
+pub struct Args {
+    /// Configuration file [default: /etc/bellwire/server.toml, if there is one]
+    #[arg(long, short, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print JSON, for scripts
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve (the default)
+    Run,
+    /// Check the configuration and say what would be served
+    Check,
+    /// The apps that may be sent to
+    #[command(subcommand)]
+    App(AppCommand),
+    /// The keys that seal regIds
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Print completions for a shell
+    Completions {
+        /// bash, zsh, fish, elvish or powershell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages of this program into a folder
+    #[command(hide = true)]
+    Man {
+        /// The folder
+        folder: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum AppCommand {
+    /// Add an app and print its id and secret
+    Add {
+        /// Its id [default: 16 random hex digits]
+        id: Option<AppId>,
+        /// Read its secret from this file, `-` for standard input [default: a random one]
+        #[arg(long, value_name = "FILE")]
+        secret_file: Option<PathBuf>,
+    },
+    /// List the apps
+    List,
+    /// Give an app another secret and print it; the old one is refused from now on
+    Rotate {
+        /// Its id
+        id: AppId,
+        /// Read the secret from this file, `-` for standard input [default: a random one]
+        #[arg(long, value_name = "FILE")]
+        secret_file: Option<PathBuf>,
+    },
+    /// Remove an app, end its registrations and drop what waits for it
+    Remove {
+        /// Its id
+        id: AppId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyCommand {
+    /// List the keys
+    List,
+    /// Make a new key for regIds issued from now on; those issued before stay good
+    Rotate,
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return usage(&error),
+    };
+    daemon::finish("bellwire-server", dispatch(args))
+}
+
+/// Prints clap's own words; help and version are no mistake.
+fn usage(error: &clap::Error) -> ExitCode {
+    // Nothing is left to do if the terminal is gone.
+    let _ = error.print();
+    if error.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS }
+}
+
+fn dispatch(args: Args) -> Result<(), Fatal> {
+    match args.command {
+        Some(Command::Completions { shell }) => {
+            clap_complete::generate(shell, &mut Args::command(), "bellwire-server", &mut std::io::stdout());
+            return Ok(());
+        }
+        Some(Command::Man { folder }) => {
+            return clap_mangen::generate_to(Args::command(), folder).map_err(Fatal::of(Exit::IoErr));
+        }
+        _ => {}
+    }
+    let config = ServerConfig::load(args.config.as_deref()).map_err(Fatal::of(Exit::Config))?;
+    match args.command {
+        None | Some(Command::Run) => serve(config),
+        Some(Command::Check) => check(&config, args.json),
+        Some(Command::App(command)) => administer(&config, async |store| app(store, command, args.json).await),
+        Some(Command::Key(command)) => administer(&config, async |store| key(store, command, args.json).await),
+        // Handled above, where no configuration is needed.
+        Some(Command::Completions { .. } | Command::Man { .. }) => Ok(()),
+    }
+}
+
+fn serve(config: ServerConfig) -> Result<(), Fatal> {
+    daemon::start_logging(config.log);
+    daemon::raise_file_limit();
+    daemon::private_folder(&config.state_folder)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Fatal::of(Exit::Software))?;
+    let listeners = Listeners::bind(&config)?;
+    runtime.block_on(async {
+        let stop = Stop::on_signals().map_err(Fatal::of(Exit::Software))?;
+        run(config, listeners, stop).await
+    })
+}
+
+fn administer(config: &ServerConfig, work: impl AsyncFnOnce(&Store) -> Result<(), Fatal>) -> Result<(), Fatal> {
+    daemon::private_folder(&config.state_folder)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(Fatal::of(Exit::Software))?;
+    runtime.block_on(async {
+        let store = Store::open(&config.database(), config.limits).map_err(database)?;
+        work(&store).await
+    })
+}
+
+fn database(error: DbError) -> Fatal {
+    Fatal::new(Exit::IoErr, error)
+}
+
+fn check(config: &ServerConfig, json: bool) -> Result<(), Fatal> {
+    for files in [&config.api.tls, &config.gateway.tls].into_iter().flatten() {
+        crate::tls::server(files).map_err(Fatal::of(Exit::Config))?;
+    }
+    crate::tls::client(config.regions_ca.as_deref()).map_err(Fatal::of(Exit::Config))?;
+    let regions: Vec<String> = config.regions.keys().map(ToString::to_string).collect();
+    print(
+        json,
+        &json!({ "region": config.region, "api": config.api.listen, "gateway": config.gateway.listen,
+                         "state_folder": config.state_folder, "regions": regions }),
+        || {
+            format!(
+                "region {}, API on {}, gateway on {}, state in {}, other regions: {}",
+                config.region,
+                config.api.listen,
+                config.gateway.listen,
+                config.state_folder.display(),
+                if regions.is_empty() { "none".to_owned() } else { regions.join(", ") }
+            )
+        },
+    );
+    Ok(())
+}
+
+async fn app(store: &Store, command: AppCommand, json: bool) -> Result<(), Fatal> {
+    match command {
+        AppCommand::Add { id, secret_file } => {
+            let id = id.map_or_else(random_app_id, Ok)?;
+            let secret = choose_secret(secret_file.as_deref())?;
+            if !store.add_app(id.clone(), &secret).await.map_err(database)? {
+                return Err(Fatal::new(Exit::Failure, format!("there is an app {id} already; see `app list`")));
+            }
+            print_credentials(json, &id, &secret);
+        }
+        AppCommand::Rotate { id, secret_file } => {
+            let secret = choose_secret(secret_file.as_deref())?;
+            if !store.set_app_secret(id.clone(), &secret).await.map_err(database)? {
+                return Err(no_such_app(&id));
+            }
+            print_credentials(json, &id, &secret);
+        }
+        AppCommand::Remove { id } => {
+            if !store.remove_app(id.clone()).await.map_err(database)? {
+                return Err(no_such_app(&id));
+            }
+            print(json, &json!({ "removed": id }), || format!("removed {id}"));
+        }
+        AppCommand::List => {
+            let apps = store.list_apps().await.map_err(database)?;
+            let rows: Vec<Value> = apps
+                .iter()
+                .map(
+                    |row| json!({ "appID": row.app, "registrations": row.registrations, "created_ms": row.created_ms }),
+                )
+                .collect();
+            print(json, &json!({ "apps": rows }), || match apps.is_empty() {
+                true => "no apps; add one with `bellwire-server app add`".to_owned(),
+                false => apps
+                    .iter()
+                    .map(|row| format!("{:<36} {:>9} registrations", row.app, row.registrations))
+                    .collect::<Vec<_>>()
+                    .join("\n"),
+            });
+        }
+    }
+    Ok(())
+}
+
+async fn key(store: &Store, command: KeyCommand, json: bool) -> Result<(), Fatal> {
+    match command {
+        KeyCommand::Rotate => {
+            let number = store.rotate_key().await.map_err(database)?;
+            print(json, &json!({ "number": number }), || format!("key {number} seals regIds from now on"));
+        }
+        KeyCommand::List => {
+            let keys = store.list_keys().await.map_err(database)?;
+            let rows: Vec<Value> = keys
+                .iter()
+                .enumerate()
+                .map(|(place, row)| json!({ "number": row.number, "created_ms": row.created_ms, "in_use": place == 0 }))
+                .collect();
+            print(json, &json!({ "keys": rows }), || {
+                let line = |(place, number, made): (usize, i64, UnixMillis)| {
+                    let role = if place == 0 { "seals and opens" } else { "opens" };
+                    format!("key {number:<4} {role:<16} made {} days ago", (world::now().0 - made.0) / 86_400_000)
+                };
+                let lines: Vec<String> =
+                    keys.iter().enumerate().map(|(place, row)| line((place, row.number, row.created_ms))).collect();
+                lines.join("\n")
+            });
+        }
+    }
+    Ok(())
+}
+
+fn no_such_app(id: &AppId) -> Fatal {
+    Fatal::new(Exit::Failure, format!("there is no app {id}; see `app list`"))
+}
+
+fn print_credentials(json: bool, id: &AppId, secret: &str) {
+    print(json, &json!({ "appID": id, "appSecret": secret }), || {
+        format!("appID:     {id}\nappSecret: {secret}\n(the secret is not shown again)")
+    });
+}
+
+fn print(json: bool, value: &Value, text: impl FnOnce() -> String) {
+    if json {
+        println!("{value}");
+    } else {
+        println!("{}", text());
+    }
+}
+
+fn random_app_id() -> Result<AppId, Fatal> {
+    hex::encode(world::random_bytes::<8>()).parse().map_err(Fatal::of(Exit::Software))
+}
+
+/// The operator's secret, or one of 160 random bits in the form that Tizen's have.
+fn choose_secret(file: Option<&Path>) -> Result<String, Fatal> {
+    let Some(file) = file else { return Ok(STANDARD.encode(world::random_bytes::<20>())) };
+    let mut text = String::new();
+    let read = match file == Path::new("-") {
+        true => std::io::stdin().read_to_string(&mut text).map(|_| text),
+        false => std::fs::read_to_string(file),
+    };
+    let text = read.map_err(|error| Fatal::new(Exit::IoErr, format!("{}: {error}", file.display())))?;
+    let secret = text.trim();
+    if secret.len() < SECRET_MIN || !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(Fatal::new(
+            Exit::DataErr,
+            format!("{}: a secret has at least {SECRET_MIN} printable ASCII characters without spaces", file.display()),
+        ));
+    }
+    Ok(secret.to_owned())
+}

@@ -1,0 +1,200 @@
+//! The server's configuration: `server.toml`, all defaults in one place.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::config::{self, ConfigError, LogLevel, TlsFiles, check_plain_text, loopback};
+use crate::proto::Region;
+
+/// Everything an operator may set. Keys in the file are written with `-` instead of `_`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct ServerConfig {
+    /// The region of the regIds issued here: two hex digits.
+    pub region: Region,
+    /// The folder of the database.
+    pub state_folder: PathBuf,
+    /// How much is logged.
+    pub log: LogLevel,
+    /// Where application servers post.
+    pub api: Api,
+    /// Where devices connect.
+    pub gateway: Gateway,
+    /// The base URL of the API of each other region.
+    pub regions: BTreeMap<Region, String>,
+    /// Certificates that authenticate other regions; the system's if absent.
+    pub regions_ca: Option<PathBuf>,
+    /// What is too much.
+    pub limits: Limits,
+}
+
+/// The HTTP listener.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Api {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// Certificate and key; plain HTTP if absent.
+    pub tls: Option<TlsFiles>,
+    /// Allows plain HTTP on an address that others can reach.
+    pub allow_plain_text: bool,
+}
+
+/// The listener for devices.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Gateway {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// Certificate and key; plain WebSocket if absent.
+    pub tls: Option<TlsFiles>,
+    /// Allows plain WebSocket on an address that others can reach.
+    pub allow_plain_text: bool,
+    /// What a new device must know to enrol; anybody may enrol if absent.
+    pub enrolment_key: Option<String>,
+    /// The longest silence that everything between devices and this server survives, in seconds.
+    pub ka_max_s: u32,
+    /// Most connections that may be in their handshake at a time.
+    pub handshakes: usize,
+}
+
+/// Named limits of everything that could grow.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Limits {
+    /// Bytes of a request's body.
+    pub body_bytes: usize,
+    /// Bytes of one message's `appData`.
+    pub app_data_bytes: usize,
+    /// Messages that wait for one registration; beyond it the oldest goes.
+    pub waiting_per_registration: u32,
+    /// Registrations of one device.
+    pub registrations_per_device: u32,
+    /// Minutes for which a message is kept at the most.
+    pub expiry_minutes: u32,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            region: Region(0),
+            state_folder: default_state_folder(),
+            log: LogLevel::default(),
+            api: Api::default(),
+            gateway: Gateway::default(),
+            regions: BTreeMap::new(),
+            regions_ca: None,
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self { listen: loopback(8090), tls: None, allow_plain_text: false }
+    }
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self {
+            listen: loopback(5223),
+            tls: None,
+            allow_plain_text: false,
+            enrolment_key: None,
+            ka_max_s: 1650,
+            handshakes: 256,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 200 * 1024,
+            app_data_bytes: 16 * 1024,
+            waiting_per_registration: 100,
+            registrations_per_device: 256,
+            expiry_minutes: 2880,
+        }
+    }
+}
+
+impl ServerConfig {
+    /// Reads `named`, or else `/etc/bellwire/server.toml`, or else uses the defaults.
+    pub fn load(named: Option<&Path>) -> Result<Self, ConfigError> {
+        let loaded: Self = config::load(named, &[PathBuf::from("/etc/bellwire/server.toml")])?;
+        loaded.check()?;
+        Ok(loaded)
+    }
+
+    /// Refuses what the file may say but should not mean.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.api.tls.is_none() {
+            check_plain_text("the API (`[api] listen`)", self.api.listen.ip(), self.api.allow_plain_text)?;
+        }
+        if self.gateway.tls.is_none() {
+            check_plain_text(
+                "the gateway (`[gateway] listen`)",
+                self.gateway.listen.ip(),
+                self.gateway.allow_plain_text,
+            )?;
+        }
+        if self.regions.contains_key(&self.region) {
+            return Err(ConfigError::Unwise(format!(
+                "`[regions]` names {}, which is this server's own region",
+                self.region
+            )));
+        }
+        for (region, url) in &self.regions {
+            if !url.starts_with("http://") && !url.starts_with("https://") {
+                return Err(ConfigError::Unwise(format!("`[regions] {region}` is no http:// or https:// URL: {url}")));
+            }
+        }
+        // A frame must hold the largest message: see `proto::frame::TO_DEVICE_MAX`.
+        if self.limits.app_data_bytes > 16 * 1024 {
+            return Err(ConfigError::Unwise("`[limits] app-data-bytes` is at most 16384".into()));
+        }
+        if self.limits.waiting_per_registration == 0 || self.gateway.handshakes == 0 {
+            return Err(ConfigError::Unwise("`waiting-per-registration` and `handshakes` are at least 1".into()));
+        }
+        Ok(())
+    }
+
+    /// The database file.
+    pub fn database(&self) -> PathBuf {
+        self.state_folder.join("server.db")
+    }
+}
+
+fn default_state_folder() -> PathBuf {
+    match nix::unistd::geteuid().is_root() {
+        true => config::system_state_folder(),
+        false => config::user_state_folder().unwrap_or_else(config::system_state_folder),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sample_says_what_the_defaults_are() {
+        let text = include_str!("../../examples/server.toml");
+        let sample: ServerConfig = config::parse(Path::new("examples/server.toml"), text).unwrap();
+        sample.check().unwrap();
+        let default = ServerConfig { state_folder: sample.state_folder.clone(), ..ServerConfig::default() };
+        assert_eq!(format!("{sample:?}"), format!("{default:?}"));
+    }
+
+    #[test]
+    fn the_outside_is_never_served_in_plain_text_by_accident() {
+        let parse = |text: &str| config::parse::<ServerConfig>(Path::new("t"), text).unwrap().check();
+        assert!(parse("[api]\nlisten = \"0.0.0.0:8090\"").is_err());
+        assert!(parse("[gateway]\nlisten = \"[::]:5223\"").is_err());
+        assert!(parse("[gateway]\nlisten = \"[::]:5223\"\nallow-plain-text = true").is_ok());
+    }
+}

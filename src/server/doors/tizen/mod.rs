@@ -1,0 +1,331 @@
+//! The Tizen RQM door: `POST /spp/pns/api/push`.
+//!
+//! Authenticates the application, parses its request, sends each recipient to its region, and
+//! answers in request order. `1000` means that the notification is on disk (or, for `NoReliable`,
+//! that it was handed over if its device is connected). Source: the push server guide.
+
+mod code;
+mod request;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::proto::message::{Door, Payload, Reliability, Urgency};
+use crate::proto::{AppId, Push, RegId};
+use crate::server::Server;
+use crate::server::regid::Opened;
+use crate::server::store::{Accepted, AppCheck, Incoming};
+use crate::world;
+
+pub use code::Code;
+use request::{Content, Entry, Malformed};
+
+/// The path of the door.
+pub const PATH: &str = "/spp/pns/api/push";
+
+/// Says on a refusal which member of the request was wrong; the body keeps to the API's own words.
+const DETAIL: HeaderName = HeaderName::from_static("bellwire-detail");
+/// Marks a request that another region passed on, which is not passed on again.
+const FORWARDED: &str = "bellwire-forwarded";
+/// How long a sender may take to send its body.
+const BODY: Duration = Duration::from_secs(30);
+/// Seconds after which a sender may try again what could not be done now.
+const RETRY_S: u16 = 30;
+
+/// The door's routes.
+pub fn router() -> Router<Arc<Server>> {
+    let push = post(push).fallback(|| async { refuse(Code::Method, "this path takes POST only") });
+    Router::new().route(PATH, push.clone()).route("/spp/pns/api/push/", push)
+}
+
+/// The answer to a path that nobody serves.
+pub async fn unknown_path() -> Response {
+    refuse(Code::Uri, "there is nothing at this path; notifications go to /spp/pns/api/push")
+}
+
+/// One recipient's result, in the API's own words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Verdict {
+    #[serde(rename = "regID")]
+    reg_id: String,
+    #[serde(rename = "requestID")]
+    request_id: String,
+    #[serde(rename = "statusCode")]
+    status_code: u16,
+    #[serde(rename = "statusMsg")]
+    status_msg: String,
+}
+
+impl Verdict {
+    fn new(reg_id: &str, request_id: &str, code: Code) -> Self {
+        Self {
+            reg_id: reg_id.to_owned(),
+            request_id: request_id.to_owned(),
+            status_code: code.number(),
+            status_msg: code.message().to_owned(),
+        }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Answer {
+    results: Vec<Verdict>,
+}
+
+async fn push(State(server): State<Arc<Server>>, headers: HeaderMap, body: Body) -> Response {
+    let sender = match authenticate(&server, &headers).await {
+        Ok(sender) => sender,
+        Err(code) => return refuse(code, "the headers appID and appSecret do not name a registered application"),
+    };
+    let limits = server.config.limits;
+    let body = match tokio::time::timeout(BODY, axum::body::to_bytes(body, limits.body_bytes)).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(_)) => {
+            return refuse(Code::TooLong, &format!("the body is over the limit of {} bytes", limits.body_bytes));
+        }
+        Err(_) => return refuse(Code::Io, "the body did not arrive in time"),
+    };
+    match request::parse(&body, limits.app_data_bytes) {
+        Ok(entries) => deliver(&server, &sender, entries).await,
+        Err(Malformed { code, detail }) => refuse(code, &detail),
+    }
+}
+
+/// An authenticated application server.
+struct Sender {
+    app: AppId,
+    secret: String,
+    /// Another region passed this on.
+    forwarded: bool,
+}
+
+async fn authenticate(server: &Server, headers: &HeaderMap) -> Result<Sender, Code> {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty());
+    let (Some(app), Some(secret)) = (header("appid"), header("appsecret")) else {
+        return Err(Code::Authentication);
+    };
+    let app: AppId = app.parse().map_err(|_| Code::NotRegisteredAppId)?;
+    match server.store.check_app(app.clone(), secret).await {
+        Ok(AppCheck::Known) => {
+            Ok(Sender { app, secret: secret.to_owned(), forwarded: headers.contains_key(FORWARDED) })
+        }
+        Ok(AppCheck::Unknown) => Err(Code::NotRegisteredAppId),
+        Ok(AppCheck::WrongSecret) => Err(Code::Authentication),
+        Err(_) => Err(Code::Internal),
+    }
+}
+
+/// A place in the answer that is still to be filled.
+#[derive(Clone, Copy)]
+struct Place {
+    /// Index of the message.
+    entry: usize,
+    /// Index of the recipient in it.
+    recipient: usize,
+    /// Index in the answer.
+    answer: usize,
+}
+
+async fn deliver(server: &Arc<Server>, sender: &Sender, entries: Vec<Entry>) -> Response {
+    let mut verdicts = Vec::new();
+    let (mut local, mut foreign) = (Vec::new(), std::collections::BTreeMap::<_, Vec<Place>>::new());
+    for (entry_number, entry) in entries.iter().enumerate() {
+        for (number, recipient) in entry.recipients.iter().enumerate() {
+            let place = Place { entry: entry_number, recipient: number, answer: verdicts.len() };
+            let code = match (&recipient.reg_id, &entry.content) {
+                (Err(code), _) | (_, Err(code)) => *code,
+                (Ok(reg_id), Ok(content)) => match route(server, sender, reg_id) {
+                    Route::Here(opened) => {
+                        local.push((place, opened, *reg_id, content));
+                        Code::ImpossibleToEnqueue
+                    }
+                    Route::There => {
+                        foreign.entry(reg_id.region()).or_default().push(place);
+                        Code::Io
+                    }
+                    Route::Nowhere => Code::NotRegisteredRegId,
+                },
+            };
+            // Whoever is not answered for below has this code: nothing is called a success by default.
+            verdicts.push(Verdict::new(&recipient.shown, &entry.request_id, code));
+        }
+    }
+    let passed_on = foreign.into_iter().map(|(region, places)| {
+        let body = forwarded_body(&entries, &places);
+        async move { (places, server.regions.post(region, PATH, &headers_for(sender), body).await) }
+    });
+    let (here, there) =
+        tokio::join!(accept(server, sender, &entries, local), futures_util::future::join_all(passed_on));
+    for (place, code) in here {
+        verdicts[place.answer] = Verdict::new(&verdicts[place.answer].reg_id, &verdicts[place.answer].request_id, code);
+    }
+    for (places, answer) in there {
+        merge(&mut verdicts, &places, answer.as_deref());
+    }
+    answer(verdicts)
+}
+
+enum Route {
+    Here(Opened),
+    There,
+    Nowhere,
+}
+
+fn route(server: &Server, sender: &Sender, reg_id: &RegId) -> Route {
+    if reg_id.region() == server.config.region {
+        return match server.keys().open(reg_id) {
+            Some(opened) if opened.is_for(&sender.app) => Route::Here(opened),
+            _ => Route::Nowhere,
+        };
+    }
+    match server.regions.knows(reg_id.region()) && !sender.forwarded {
+        true => Route::There,
+        false => Route::Nowhere,
+    }
+}
+
+/// Stores what is to be stored, hands over what is not, and wakes the devices.
+async fn accept(
+    server: &Server,
+    sender: &Sender,
+    entries: &[Entry],
+    local: Vec<(Place, Opened, RegId, &Content)>,
+) -> Vec<(Place, Code)> {
+    let (mut codes, mut places, mut incoming) = (Vec::new(), Vec::new(), Vec::new());
+    for (place, to, reg_id, content) in local {
+        let push = make_push(server, sender, reg_id, &entries[place.entry].request_id, content);
+        match content.reliability {
+            Reliability::Transport => {
+                places.push(place);
+                incoming.push(Incoming { to, push });
+            }
+            Reliability::NoReliable => codes.push((place, hand_over(server, to, push).await)),
+        }
+    }
+    if incoming.is_empty() {
+        return codes;
+    }
+    let devices: BTreeSet<_> = incoming.iter().map(|incoming| incoming.to.device).collect();
+    match server.store.accept(incoming).await {
+        Ok(fates) => codes.extend(places.into_iter().zip(fates).map(|(place, fate)| match fate {
+            Accepted::Stored => (place, Code::Success),
+            Accepted::NotRegistered => (place, Code::NotRegisteredRegId),
+        })),
+        Err(_) => codes.extend(places.into_iter().map(|place| (place, Code::ImpossibleToEnqueue))),
+    }
+    devices.into_iter().for_each(|device| server.registry.wake(device));
+    codes
+}
+
+async fn hand_over(server: &Server, to: Opened, push: Push) -> Code {
+    match server.store.is_registered(to, push.app.clone()).await {
+        Ok(true) => {
+            server.registry.offer(to.device, push);
+            Code::Success
+        }
+        Ok(false) => Code::NotRegisteredRegId,
+        Err(_) => Code::Internal,
+    }
+}
+
+fn make_push(server: &Server, sender: &Sender, reg_id: RegId, request_id: &str, content: &Content) -> Push {
+    let now = world::now();
+    Push {
+        id: world::message_id(),
+        reg_id,
+        app: sender.app.clone(),
+        door: Door::Tizen,
+        payload: content.app_data.clone().map(Payload::text),
+        message: content.message.clone().map(Into::into),
+        sender: content.sender.clone(),
+        request_id: Some(request_id.to_owned()),
+        session_info: content.session_info.clone(),
+        kind: content.kind,
+        time_stamp: content.time_stamp,
+        accepted_ms: now,
+        expires_ms: now.plus_minutes(content.expiry_minutes.min(server.config.limits.expiry_minutes)),
+        reliability: content.reliability,
+        // Without a `message` field nobody is meant to be disturbed: delivered with best effort.
+        urgency: if content.background_launch && content.message.is_none() { Urgency::Low } else { Urgency::Normal },
+        collapse_key: None,
+        receipt: content.reliability == Reliability::Transport,
+        background_launch: content.background_launch,
+    }
+}
+
+fn headers_for(sender: &Sender) -> Vec<(&'static str, String)> {
+    vec![("appID", sender.app.to_string()), ("appSecret", sender.secret.clone()), (FORWARDED, "1".to_owned())]
+}
+
+/// The part of a request that is another region's: each message with its recipients there.
+fn forwarded_body(entries: &[Entry], places: &[Place]) -> String {
+    let mut messages: Vec<Value> = Vec::new();
+    for group in places.chunk_by(|one, two| one.entry == two.entry) {
+        let entry = &entries[group[0].entry];
+        let mut message = entry.raw.clone();
+        let reg_ids: Vec<&str> = group.iter().map(|place| entry.recipients[place.recipient].shown.as_str()).collect();
+        message.insert("regID".into(), json!(reg_ids));
+        if entry.content.as_ref().is_ok_and(|content| content.background_launch) {
+            message.insert("action".into(), json!("backgroundLaunch"));
+        }
+        messages.push(Value::Object(message));
+    }
+    json!({ "messages": messages }).to_string()
+}
+
+/// Takes another region's results for its recipients. If they do not fit, the recipients keep
+/// their "I/O" verdict.
+fn merge(verdicts: &mut [Verdict], places: &[Place], answer: Option<&[u8]>) {
+    let Some(theirs) = answer.and_then(|body| serde_json::from_slice::<Answer>(body).ok()) else { return };
+    if theirs.results.len() != places.len() {
+        return;
+    }
+    for (place, theirs) in places.iter().zip(theirs.results) {
+        verdicts[place.answer] = theirs;
+    }
+}
+
+/// 200 for a request that was understood, whatever became of its recipients; 503 when nothing of
+/// it could be done now and all of it may be tried again.
+fn answer(results: Vec<Verdict>) -> Response {
+    let passing = [Code::Internal, Code::ImpossibleToEnqueue, Code::Io].map(Code::number);
+    let busy = results.iter().all(|verdict| passing.contains(&verdict.status_code));
+    let body = Json(Answer { results });
+    match busy {
+        true => (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, HeaderValue::from(RETRY_S))], body).into_response(),
+        false => body.into_response(),
+    }
+}
+
+/// A refusal of the whole request: the API's answer with empty ids, and the detail in a header.
+fn refuse(code: Code, detail: &str) -> Response {
+    let status = match code {
+        Code::Uri => StatusCode::NOT_FOUND,
+        Code::Method => StatusCode::METHOD_NOT_ALLOWED,
+        Code::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
+        Code::Authentication | Code::NotRegisteredAppId => StatusCode::UNAUTHORIZED,
+        _ if code.is_passing() => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::BAD_REQUEST,
+    };
+    let mut response = (status, Json(Answer { results: vec![Verdict::new("", "", code)] })).into_response();
+    let printable: String = detail.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect();
+    if let Ok(value) = HeaderValue::from_str(&printable) {
+        response.headers_mut().insert(DETAIL, value);
+    }
+    if code.is_passing() {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_S));
+    }
+    response
+}

@@ -1,0 +1,291 @@
+//! Where devices connect: accepts links, proves who is there, and carries out what a session's
+//! state machine decides.
+//!
+//! The handshake runs in a task of its own that ends with it, so that the task which lives as long
+//! as the connection holds little memory. Nothing a device does is logged above debug.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tracing::debug;
+
+use crate::daemon::Stop;
+use crate::db::DbError;
+use crate::link::{LinkError, Socket};
+use crate::proto::frame::{Bye, Frame, Reason, Refusal, TO_SERVER_MAX, ToDevice, ToServer};
+use crate::proto::gateway::{Claim, GatewayAction, Greeting, HELLO, Session, Terms};
+use crate::proto::{AppId, DeviceId};
+use crate::world;
+
+use super::Server;
+use super::registry::{Line, Signals};
+use super::store::{DeviceCheck, Registered};
+
+/// How long a goodbye may take to be sent.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// What a device is asked to wait when the server cannot serve it.
+const BUSY_RETRY_S: u32 = 30;
+/// The pause after the system refused another connection (too many open files).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+/// Accepts devices until the stop comes.
+pub async fn serve(server: Arc<Server>, listener: TcpListener, tls: Option<TlsAcceptor>, mut stop: Stop) {
+    let handshakes = Arc::new(Semaphore::new(server.config.gateway.handshakes));
+    loop {
+        // Waiting for a place leaves further connections in the kernel's queue.
+        let Ok(place) = Arc::clone(&handshakes).acquire_owned().await else { return };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.wait() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let (server, tls) = (Arc::clone(&server), tls.clone());
+                tokio::spawn(async move {
+                    if tokio::time::timeout(HELLO, welcome(server, stream, tls)).await.is_err() {
+                        debug!("a connection did not greet in time");
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                debug!("a connection could not be accepted: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn welcome(server: Arc<Server>, stream: TcpStream, tls: Option<TlsAcceptor>) {
+    let result = match tls {
+        Some(tls) => match encrypt(tls, stream).await {
+            Ok(stream) => greet(server, stream).await,
+            Err(error) => Err(error),
+        },
+        None => match stream.set_nodelay(true) {
+            Ok(()) => greet(server, stream).await,
+            Err(error) => Err(LinkError::Broken(error.to_string())),
+        },
+    };
+    if let Err(error) = result {
+        debug!("a connection ended before its session began: {error}");
+    }
+}
+
+async fn encrypt(tls: TlsAcceptor, stream: TcpStream) -> Result<tokio_rustls::server::TlsStream<TcpStream>, LinkError> {
+    let broken = |error: std::io::Error| LinkError::Broken(error.to_string());
+    stream.set_nodelay(true).map_err(broken)?;
+    tls.accept(stream).await.map_err(broken)
+}
+
+async fn greet<S>(server: Arc<Server>, stream: S) -> Result<(), LinkError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut socket = Socket::accept(stream, TO_SERVER_MAX).await?;
+    let claim = match socket.next::<ToServer>().await {
+        Ok(frame) => Greeting.handle_frame(frame),
+        Err(LinkError::Frame(error)) => {
+            debug!("the first frame was none: {error}");
+            Err(Bye::because(Reason::Protocol))
+        }
+        Err(error) => return Err(error),
+    };
+    let proven = match claim {
+        Ok(claim) => prove(&server, claim).await,
+        Err(bye) => Err(bye),
+    };
+    match proven {
+        Ok((claim, enrolled)) => begin(server, socket, claim, enrolled),
+        Err(bye) => {
+            debug!("a device was turned away: {}", bye.reason);
+            socket.queue(&ToDevice::Bye(bye))?;
+            socket.close().await?;
+        }
+    }
+    Ok(())
+}
+
+/// Checks who says hello; the flag says that the device was unknown.
+async fn prove(server: &Server, claim: Claim) -> Result<(Claim, bool), Bye> {
+    let hello = &claim.hello;
+    let may_enrol = match &server.config.gateway.enrolment_key {
+        Some(key) => hello.enrolment_key.as_deref().is_some_and(|given| super::same_secret(given, key)),
+        None => true,
+    };
+    let agent: String = hello.agent.chars().filter(|c| !c.is_control()).take(64).collect();
+    match server.store.check_device(hello.device, &hello.secret, agent, may_enrol).await {
+        Ok(DeviceCheck::Known) => Ok((claim, false)),
+        Ok(DeviceCheck::Enrolled) => Ok((claim, true)),
+        Ok(DeviceCheck::WrongSecret) => Err(Bye::because(Reason::BadSecret)),
+        Ok(DeviceCheck::Refused) => Err(Bye::because(Reason::EnrolmentRefused)),
+        Err(error) => Err(busy(&error)),
+    }
+}
+
+fn busy(error: &DbError) -> Bye {
+    debug!("a device is asked to come back later: {error}");
+    Bye { reason: Reason::Busy, retry_after_s: Some(BUSY_RETRY_S) }
+}
+
+/// Starts the task that lives as long as the connection.
+fn begin<S>(server: Arc<Server>, socket: Socket<S>, claim: Claim, enrolled: bool)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let device = claim.hello.device;
+    let terms = Terms { region: server.config.region, ka_max_s: server.config.gateway.ka_max_s };
+    let line = server.registry.enter(device);
+    let session = Session::open(claim, terms, enrolled, server.clock.now());
+    debug!(%device, enrolled, "a session began");
+    tokio::spawn(converse(Conversation { server, socket, session, device, line }));
+}
+
+/// A session with its socket.
+struct Conversation<S> {
+    server: Arc<Server>,
+    socket: Socket<S>,
+    session: Session,
+    device: DeviceId,
+    line: Arc<Line>,
+}
+
+/// What woke a conversation.
+enum Event {
+    Frame(Result<ToServer, LinkError>),
+    Signals(Signals),
+    Timer,
+}
+
+// Whatever takes more than a moment is boxed: the future of an idle conversation stays small.
+async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send>(mut this: Conversation<S>) {
+    let mut result = Box::pin(this.announce_revoked()).await;
+    while result.is_ok() && !this.session.is_closed() {
+        let event = this.next_event().await;
+        result = Box::pin(this.handle(event)).await;
+    }
+    this.server.registry.leave(this.device, &this.line);
+    match result {
+        Ok(()) => {
+            // The goodbye is on its way or the peer is gone; either way nobody waits for long.
+            let _ = tokio::time::timeout(FAREWELL, Box::pin(this.socket.close())).await;
+            debug!(device = %this.device, "a session ended");
+        }
+        Err(error) => debug!(device = %this.device, "a session broke: {error}"),
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
+    async fn next_event(&mut self) -> Event {
+        tokio::select! {
+            frame = self.socket.next() => Event::Frame(frame),
+            signals = self.line.signals() => Event::Signals(signals),
+            () = self.server.clock.sleep_until(self.session.poll_timeout()) => Event::Timer,
+        }
+    }
+
+    async fn handle(&mut self, event: Event) -> Result<(), LinkError> {
+        let now = self.server.clock.now();
+        match event {
+            Event::Frame(Ok(frame)) => self.session.handle_frame(now, frame),
+            Event::Frame(Err(LinkError::Frame(error))) => {
+                debug!(device = %self.device, "{error}");
+                self.session.close(Bye::because(Reason::Protocol));
+            }
+            Event::Frame(Err(error)) => return Err(error),
+            Event::Signals(signals) => self.handle_signals(signals),
+            Event::Timer => self.session.handle_timer(now),
+        }
+        self.act().await
+    }
+
+    fn handle_signals(&mut self, signals: Signals) {
+        let now = self.server.clock.now();
+        if signals.replaced {
+            return self.session.close(Bye::because(Reason::Replaced));
+        }
+        if signals.drain {
+            return self.session.close(Bye::because(Reason::Shutdown));
+        }
+        for push in signals.offers {
+            if !push.expired(world::now()) {
+                self.session.offer(now, push);
+            }
+        }
+        if signals.wake {
+            self.session.handle_wake();
+        }
+    }
+
+    async fn announce_revoked(&mut self) -> Result<(), LinkError> {
+        match self.server.store.revoked(self.device).await {
+            Ok(apps) => apps.into_iter().for_each(|app| self.session.unregistered(app)),
+            Err(error) => self.session.close(busy(&error)),
+        }
+        self.act().await
+    }
+
+    /// Carries out what the session has decided.
+    async fn act(&mut self) -> Result<(), LinkError> {
+        while let Some(action) = self.session.poll_action() {
+            if let Err(error) = self.carry_out(action).await? {
+                self.session.close(busy(&error));
+            }
+        }
+        Ok(())
+    }
+
+    async fn carry_out(&mut self, action: GatewayAction) -> Result<Result<(), DbError>, LinkError> {
+        let store = &self.server.store;
+        Ok(match action {
+            GatewayAction::Send(frame) => {
+                self.socket.queue(&frame)?;
+                Ok(())
+            }
+            GatewayAction::Fetch { after, limit } => match store.backlog(self.device, after, limit).await {
+                Ok((rows, complete)) => {
+                    self.session.handle_backlog(self.server.clock.now(), world::now(), rows, complete);
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            },
+            GatewayAction::Acked(seqs) | GatewayAction::Expired(seqs) => store.remove(seqs).await,
+            GatewayAction::Register { req, app } => self.register(req, app).await,
+            GatewayAction::Deregister { req, app } => {
+                let done = store.deregister(self.device, app.clone()).await;
+                if done.is_ok() {
+                    self.session.deregistered(req, app);
+                }
+                done
+            }
+            GatewayAction::Outcomes(list) => {
+                for outcome in &list {
+                    debug!(device = %self.device, id = %outcome.id, fate = ?outcome.fate, "outcome");
+                }
+                self.session.noted(list.into_iter().map(|outcome| outcome.id).collect());
+                Ok(())
+            }
+            // The loop sees that the session is closed.
+            GatewayAction::Close => Ok(()),
+        })
+    }
+
+    async fn register(&mut self, req: u32, app: AppId) -> Result<(), DbError> {
+        let result = match self.server.store.register(self.device, app.clone()).await? {
+            Registered::As { generation, newest_key } => {
+                Ok(self.server.issue(self.device, &app, generation, newest_key).await?)
+            }
+            Registered::UnknownApp => Err(Refusal::UnknownApp),
+            Registered::TooMany => Err(Refusal::TooMany),
+        };
+        self.session.registered(req, app, result);
+        Ok(())
+    }
+}
+
+// Both directions have to hold the largest frame they allow.
+const _: () = assert!(ToServer::MAX == TO_SERVER_MAX);

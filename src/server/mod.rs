@@ -1,0 +1,189 @@
+//! The server half: sender APIs in, a durable store between, devices out.
+//!
+//! * [`doors`]: the sender APIs, one file each.
+//! * [`store`]: the only queue; SQL lives there.
+//! * [`regid`]: issuing and opening regIds.
+//! * [`gateway`]: devices and their sessions; [`registry`]: which of them are here.
+//! * [`regions`]: the other servers.
+//! * [`admin`]: the command line.
+//!
+//! The order that loses nothing: a door commits to the store, then wakes the session; a session is
+//! entered in the registry, then reads the store. Whichever comes first, one of them sees the other.
+
+pub mod admin;
+pub mod config;
+pub mod doors;
+pub mod gateway;
+pub mod regid;
+pub mod regions;
+pub mod registry;
+pub mod store;
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use axum_server::Handle;
+use axum_server::tls_rustls::RustlsConfig;
+use hyper_util::rt::TokioTimer;
+use subtle::ConstantTimeEq;
+use tokio_rustls::TlsAcceptor;
+use tracing::{error, info};
+
+use crate::daemon::{Exit, Fatal, Stop};
+use crate::db::DbError;
+use crate::http::HttpClient;
+use crate::proto::{AppId, DeviceId, RegId};
+use crate::tls;
+use crate::world::Clock;
+
+use config::ServerConfig;
+use regid::KeyRing;
+use regions::Regions;
+use registry::Registry;
+use store::Store;
+
+/// How long requests and sessions may take to end once the stop has come.
+const DRAIN: Duration = Duration::from_secs(10);
+/// How long a client may take to send a request's headers.
+const HEADERS: Duration = Duration::from_secs(10);
+
+/// What doors and gateway share.
+pub struct Server {
+    /// The configuration.
+    pub config: ServerConfig,
+    /// The store.
+    pub store: Store,
+    /// The connected devices.
+    pub registry: Registry,
+    /// The other regions.
+    pub regions: Regions,
+    /// The clock of the sessions.
+    pub clock: Clock,
+    keys: RwLock<Arc<KeyRing>>,
+}
+
+impl Server {
+    /// The keys known now.
+    pub fn keys(&self) -> Arc<KeyRing> {
+        Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The regId of a registration, sealed with the newest key of the store.
+    async fn issue(&self, device: DeviceId, app: &AppId, generation: u64, newest_key: i64) -> Result<RegId, DbError> {
+        if self.keys().newest() != newest_key {
+            let ring = Arc::new(self.store.key_ring(self.config.region).await?);
+            *self.keys.write().unwrap_or_else(PoisonError::into_inner) = ring;
+        }
+        Ok(self.keys().issue(device, app, generation))
+    }
+}
+
+/// Sockets on which a server is to listen.
+pub struct Listeners {
+    /// For the API.
+    pub api: TcpListener,
+    /// For devices.
+    pub gateway: TcpListener,
+}
+
+impl Listeners {
+    /// Binds the addresses of the configuration.
+    pub fn bind(config: &ServerConfig) -> Result<Self, Fatal> {
+        Ok(Self { api: bind("the API", config.api.listen)?, gateway: bind("the gateway", config.gateway.listen)? })
+    }
+}
+
+fn bind(what: &str, address: SocketAddr) -> Result<TcpListener, Fatal> {
+    let cannot = |error| Fatal::new(Exit::Unavailable, format!("{what} cannot listen on {address}: {error}"));
+    let listener = TcpListener::bind(address).map_err(cannot)?;
+    listener.set_nonblocking(true).map_err(cannot)?;
+    Ok(listener)
+}
+
+/// Serves until the stop comes, then ends requests and sessions in order.
+pub async fn run(config: ServerConfig, listeners: Listeners, mut stop: Stop) -> Result<(), Fatal> {
+    let io = |error: std::io::Error| Fatal::new(Exit::IoErr, error);
+    let database = |error: DbError| Fatal::new(Exit::IoErr, error);
+    let store = Store::open(&config.database(), config.limits).map_err(database)?;
+    let keys = store.key_ring(config.region).await.map_err(database)?;
+    let trust = tls::client(config.regions_ca.as_deref()).map_err(Fatal::of(Exit::Config))?;
+    let gateway_tls = config.gateway.tls.as_ref().map(tls::server).transpose().map_err(Fatal::of(Exit::Config))?;
+    let api_tls = config.api.tls.as_ref().map(tls::server).transpose().map_err(Fatal::of(Exit::Config))?;
+    let server = Arc::new(Server {
+        store,
+        registry: Registry::new(),
+        regions: Regions::new(HttpClient::new(&trust), config.regions.clone()),
+        clock: Clock::start(),
+        keys: RwLock::new(Arc::new(keys)),
+        config,
+    });
+    info!(
+        region = %server.config.region,
+        api = %url("http", api_tls.is_some(), &listeners.api),
+        gateway = %url("ws", gateway_tls.is_some(), &listeners.gateway),
+        "ready"
+    );
+    let gateway = tokio::net::TcpListener::from_std(listeners.gateway).map_err(io)?;
+    let handle = Handle::new();
+    let mut api = tokio::spawn(serve_api(Arc::clone(&server), listeners.api, api_tls, handle.clone()));
+    let mut devices =
+        tokio::spawn(gateway::serve(Arc::clone(&server), gateway, gateway_tls.map(TlsAcceptor::from), stop.clone()));
+    let early = tokio::select! {
+        () = stop.wait() => None,
+        ended = &mut api => Some(format!("the API ended: {ended:?}")),
+        ended = &mut devices => Some(format!("the gateway ended: {ended:?}")),
+    };
+    if let Some(why) = early {
+        error!("{why}");
+        return Err(Fatal::new(Exit::Software, why));
+    }
+    drain(&server, &handle, api).await;
+    Ok(())
+}
+
+async fn serve_api(
+    server: Arc<Server>,
+    listener: TcpListener,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    handle: Handle<SocketAddr>,
+) -> std::io::Result<()> {
+    let service = doors::tizen::router().fallback(doors::tizen::unknown_path).with_state(server).into_make_service();
+    match tls {
+        Some(tls) => {
+            let mut api = axum_server::from_tcp_rustls(listener, RustlsConfig::from_config(tls))?.handle(handle);
+            api.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
+            api.serve(service).await
+        }
+        None => {
+            let mut api = axum_server::from_tcp(listener)?.handle(handle);
+            api.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
+            api.serve(service).await
+        }
+    }
+}
+
+/// Ends requests first, so that what they stored still wakes its devices, then sessions.
+async fn drain(server: &Server, handle: &Handle<SocketAddr>, api: tokio::task::JoinHandle<std::io::Result<()>>) {
+    let connected = server.registry.count();
+    handle.graceful_shutdown(Some(DRAIN));
+    let requests = tokio::time::timeout(DRAIN + Duration::from_secs(1), api).await.is_ok();
+    server.registry.drain();
+    let sessions = tokio::time::timeout(DRAIN, async {
+        while server.registry.count() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    let orderly = sessions.await.is_ok() && requests;
+    info!(connected, orderly, "stopped");
+}
+
+fn url(scheme: &str, encrypted: bool, listener: &TcpListener) -> String {
+    let address = listener.local_addr().map_or_else(|_| "?".to_owned(), |address| address.to_string());
+    format!("{scheme}{}://{address}", if encrypted { "s" } else { "" })
+}
+
+/// Compares secrets in constant time.
+fn same_secret(one: &str, two: &str) -> bool {
+    one.as_bytes().ct_eq(two.as_bytes()).into()
+}

@@ -1,0 +1,165 @@
+//! Which devices are connected to this process, and how to get their session's attention.
+//!
+//! A wake-up is a hint, never the message: what waits is in the store. Only what must not be
+//! stored (`NoReliable`) is handed over here, and dropped when the session is busy. A newer
+//! session of a device replaces the older one, and the older one's end cannot remove the newer.
+
+use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::proto::{DeviceId, Push};
+
+/// Parts of the map, so that many cores do not wait for one lock.
+const PARTS: usize = 16;
+/// Most offers that wait for a session.
+const OFFERS: usize = 32;
+
+/// What a session is to look at.
+#[derive(Debug, Default)]
+pub struct Signals {
+    /// The store may hold something.
+    pub wake: bool,
+    /// A newer session has taken its place.
+    pub replaced: bool,
+    /// The server is shutting down.
+    pub drain: bool,
+    /// Pushes that are delivered now or never.
+    pub offers: Vec<Push>,
+}
+
+/// The line to one session.
+#[derive(Debug, Default)]
+pub struct Line {
+    signals: Mutex<Signals>,
+    attention: Notify,
+}
+
+impl Line {
+    /// Waits for the next signals and takes them. Safe to cancel.
+    pub async fn signals(&self) -> Signals {
+        self.attention.notified().await;
+        std::mem::take(&mut *lock(&self.signals))
+    }
+
+    fn signal(&self, change: impl FnOnce(&mut Signals)) {
+        change(&mut lock(&self.signals));
+        self.attention.notify_one();
+    }
+}
+
+/// The connected devices.
+#[derive(Debug)]
+pub struct Registry {
+    parts: [Mutex<HashMap<DeviceId, Arc<Line>>>; PARTS],
+    hasher: RandomState,
+}
+
+impl Registry {
+    /// A registry in which nobody is connected.
+    pub fn new() -> Self {
+        Self { parts: Default::default(), hasher: RandomState::new() }
+    }
+
+    /// Enters a new session of the device, and tells the one it replaces.
+    pub fn enter(&self, device: DeviceId) -> Arc<Line> {
+        let line = Arc::new(Line::default());
+        let replaced = lock(self.part(device)).insert(device, Arc::clone(&line));
+        if let Some(older) = replaced {
+            older.signal(|signals| signals.replaced = true);
+        }
+        line
+    }
+
+    /// Removes the session that has this line, and no other.
+    pub fn leave(&self, device: DeviceId, line: &Arc<Line>) {
+        let mut part = lock(self.part(device));
+        if part.get(&device).is_some_and(|current| Arc::ptr_eq(current, line)) {
+            part.remove(&device);
+        }
+    }
+
+    /// Tells the device's session, if there is one, that the store may hold something for it.
+    pub fn wake(&self, device: DeviceId) {
+        if let Some(line) = self.line(device) {
+            line.signal(|signals| signals.wake = true);
+        }
+    }
+
+    /// Offers a push that is not stored; it is dropped if the device is away or busy.
+    pub fn offer(&self, device: DeviceId, push: Push) {
+        if let Some(line) = self.line(device) {
+            line.signal(|signals| {
+                if signals.offers.len() < OFFERS {
+                    signals.offers.push(push);
+                }
+            });
+        }
+    }
+
+    /// Tells every session to end.
+    pub fn drain(&self) {
+        for part in &self.parts {
+            for line in lock(part).values() {
+                line.signal(|signals| signals.drain = true);
+            }
+        }
+    }
+
+    /// How many devices are connected.
+    pub fn count(&self) -> usize {
+        self.parts.iter().map(|part| lock(part).len()).sum()
+    }
+
+    fn line(&self, device: DeviceId) -> Option<Arc<Line>> {
+        lock(self.part(device)).get(&device).cloned()
+    }
+
+    fn part(&self, device: DeviceId) -> &Mutex<HashMap<DeviceId, Arc<Line>>> {
+        let number = self.hasher.hash_one(device) % PARTS as u64;
+        &self.parts[usize::try_from(number).unwrap_or(0)]
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The guarded values are whole at every moment, so a panic elsewhere does not spoil them.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world;
+
+    #[tokio::test]
+    async fn a_newer_session_replaces_the_older_and_outlives_its_goodbye() {
+        let (registry, device) = (Registry::new(), world::device_id());
+        let older = registry.enter(device);
+        let newer = registry.enter(device);
+        assert!(older.signals().await.replaced);
+        registry.leave(device, &older);
+        assert_eq!(registry.count(), 1);
+        registry.wake(device);
+        assert!(newer.signals().await.wake);
+        registry.leave(device, &newer);
+        assert_eq!(registry.count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_wake_up_before_anybody_listens_is_not_lost() {
+        let (registry, device) = (Registry::new(), world::device_id());
+        let line = registry.enter(device);
+        registry.wake(device);
+        registry.wake(device);
+        assert!(line.signals().await.wake);
+    }
+}

@@ -1,0 +1,298 @@
+//! The server's schema and statements. Each function is one step of a transaction that the caller
+//! holds; nothing here decides what a sender or device is told.
+
+use rusqlite::types::Type;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use crate::proto::gateway::{Queued, Seq};
+use crate::proto::{AppId, DeviceId, Push, UnixMillis};
+use crate::world;
+
+use super::{Accepted, AppRow, Incoming, KeyRow, Opened, Registered};
+
+/// The schema, step by step. A published step is never changed.
+pub const MIGRATIONS: &[&str] = &["
+    CREATE TABLE keys (
+        number     INTEGER PRIMARY KEY,
+        purpose    TEXT NOT NULL CHECK (purpose IN ('seal', 'shard')),
+        secret     BLOB NOT NULL,
+        created_ms INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE apps (
+        app         TEXT PRIMARY KEY,
+        secret_hash BLOB NOT NULL,
+        created_ms  INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE devices (
+        device      BLOB PRIMARY KEY,
+        secret_hash BLOB NOT NULL,
+        agent       TEXT NOT NULL,
+        enrolled_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    -- A registration that ended keeps its row, so that its generation is never used again.
+    -- 'revoked': ended by the server, not yet confirmed by the device.
+    CREATE TABLE registrations (
+        device     BLOB NOT NULL,
+        app        TEXT NOT NULL,
+        generation INTEGER NOT NULL,
+        state      TEXT NOT NULL CHECK (state IN ('active', 'ended', 'revoked')),
+        changed_ms INTEGER NOT NULL,
+        PRIMARY KEY (device, app)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX registrations_by_app ON registrations (app, state);
+    -- dropped: messages of the same registration that had to go before this one.
+    CREATE TABLE messages (
+        seq        INTEGER PRIMARY KEY,
+        device     BLOB NOT NULL,
+        app        TEXT NOT NULL,
+        expires_ms INTEGER NOT NULL,
+        dropped    INTEGER NOT NULL DEFAULT 0,
+        body       TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX messages_by_device ON messages (device, seq, app);
+    CREATE INDEX messages_by_expiry ON messages (expires_ms);
+"];
+
+/// Most expired messages that one sweep removes.
+const SWEEP: usize = 2000;
+
+type Result<T> = rusqlite::Result<T>;
+
+pub fn make_missing_keys(db: &Connection, now: UnixMillis) -> Result<()> {
+    let missing = |purpose: &str| {
+        db.query_row("SELECT NOT EXISTS (SELECT 1 FROM keys WHERE purpose = ?1)", [purpose], |row| {
+            row.get::<_, bool>(0)
+        })
+    };
+    if missing("seal")? {
+        add_seal_key(db, now)?;
+    }
+    if missing("shard")? {
+        add_key(db, "shard", &world::random_bytes::<32>(), now)?;
+    }
+    Ok(())
+}
+
+pub fn add_seal_key(db: &Connection, now: UnixMillis) -> Result<i64> {
+    add_key(db, "seal", &world::random_bytes::<64>(), now)
+}
+
+fn add_key(db: &Connection, purpose: &str, secret: &[u8], now: UnixMillis) -> Result<i64> {
+    db.execute("INSERT INTO keys (purpose, secret, created_ms) VALUES (?1, ?2, ?3)", params![purpose, secret, now.0])?;
+    Ok(db.last_insert_rowid())
+}
+
+/// The sealing keys with their numbers, and the shard key.
+pub fn keys(db: &Connection) -> Result<(Vec<(i64, Vec<u8>)>, Vec<u8>)> {
+    let mut statement = db.prepare_cached("SELECT number, secret FROM keys WHERE purpose = 'seal'")?;
+    let seal = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_>>()?;
+    let shard = db.query_row("SELECT secret FROM keys WHERE purpose = 'shard'", [], |row| row.get(0))?;
+    Ok((seal, shard))
+}
+
+pub fn list_keys(db: &Connection) -> Result<Vec<KeyRow>> {
+    let mut statement =
+        db.prepare("SELECT number, created_ms FROM keys WHERE purpose = 'seal' ORDER BY number DESC")?;
+    let rows =
+        statement.query_map([], |row| Ok(KeyRow { number: row.get(0)?, created_ms: UnixMillis(row.get(1)?) }))?;
+    rows.collect()
+}
+
+pub fn last_seq(db: &Connection) -> Result<i64> {
+    db.query_row("SELECT coalesce(max(seq), 0) FROM messages", [], |row| row.get(0))
+}
+
+pub fn add_app(db: &Connection, app: &AppId, hash: &[u8], now: UnixMillis) -> Result<bool> {
+    let added = db.execute(
+        "INSERT INTO apps (app, secret_hash, created_ms) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+        params![app.as_str(), hash, now.0],
+    )?;
+    Ok(added > 0)
+}
+
+pub fn set_app_secret(db: &Connection, app: &AppId, hash: &[u8]) -> Result<bool> {
+    Ok(db.execute("UPDATE apps SET secret_hash = ?2 WHERE app = ?1", params![app.as_str(), hash])? > 0)
+}
+
+pub fn remove_app(db: &Connection, app: &AppId, now: UnixMillis) -> Result<bool> {
+    db.execute("DELETE FROM messages WHERE app = ?1", [app.as_str()])?;
+    db.execute(
+        "UPDATE registrations SET state = 'revoked', changed_ms = ?2 WHERE app = ?1 AND state = 'active'",
+        params![app.as_str(), now.0],
+    )?;
+    Ok(db.execute("DELETE FROM apps WHERE app = ?1", [app.as_str()])? > 0)
+}
+
+pub fn list_apps(db: &Connection) -> Result<Vec<AppRow>> {
+    let mut statement = db.prepare(
+        "SELECT app, created_ms, (SELECT count(*) FROM registrations r WHERE r.app = apps.app AND r.state = 'active')
+         FROM apps ORDER BY app",
+    )?;
+    let rows = statement.query_map([], |row| {
+        Ok(AppRow { app: app_in(row, 0)?, created_ms: UnixMillis(row.get(1)?), registrations: row.get(2)? })
+    })?;
+    rows.collect()
+}
+
+pub fn app_secret(db: &Connection, app: &AppId) -> Result<Option<Vec<u8>>> {
+    let mut statement = db.prepare_cached("SELECT secret_hash FROM apps WHERE app = ?1")?;
+    statement.query_row([app.as_str()], |row| row.get(0)).optional()
+}
+
+pub fn device_secret(db: &Connection, device: DeviceId) -> Result<Option<Vec<u8>>> {
+    let mut statement = db.prepare_cached("SELECT secret_hash FROM devices WHERE device = ?1")?;
+    statement.query_row([device.as_bytes()], |row| row.get(0)).optional()
+}
+
+/// Enrols a device, or returns the secret's hash of the one that is there.
+pub fn enrol(db: &Connection, device: DeviceId, hash: &[u8], agent: &str, now: UnixMillis) -> Result<Option<Vec<u8>>> {
+    let existing = device_secret(db, device)?;
+    if existing.is_none() {
+        db.prepare_cached("INSERT INTO devices (device, secret_hash, agent, enrolled_ms) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![device.as_bytes(), hash, agent, now.0])?;
+    }
+    Ok(existing)
+}
+
+pub fn register(db: &Connection, device: DeviceId, app: &AppId, limit: u32, now: UnixMillis) -> Result<Registered> {
+    if app_secret(db, app)?.is_none() {
+        return Ok(Registered::UnknownApp);
+    }
+    let newest_key = db.query_row("SELECT max(number) FROM keys WHERE purpose = 'seal'", [], |row| row.get(0))?;
+    let mut find = db.prepare_cached("SELECT generation, state FROM registrations WHERE device = ?1 AND app = ?2")?;
+    let found: Option<(i64, String)> =
+        find.query_row(params![device.as_bytes(), app.as_str()], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+    let generation = match found {
+        Some((generation, state)) if state == "active" => generation,
+        Some((generation, _)) => begin_registration(db, device, app, generation + 1, now)?,
+        None if active_registrations(db, device)? >= i64::from(limit) => return Ok(Registered::TooMany),
+        None => begin_registration(db, device, app, 1, now)?,
+    };
+    Ok(Registered::As { generation: generation.unsigned_abs(), newest_key })
+}
+
+fn active_registrations(db: &Connection, device: DeviceId) -> Result<i64> {
+    db.prepare_cached("SELECT count(*) FROM registrations WHERE device = ?1")?
+        .query_row([device.as_bytes()], |row| row.get(0))
+}
+
+fn begin_registration(db: &Connection, device: DeviceId, app: &AppId, generation: i64, now: UnixMillis) -> Result<i64> {
+    db.prepare_cached(
+        "INSERT INTO registrations (device, app, generation, state, changed_ms) VALUES (?1, ?2, ?3, 'active', ?4)
+         ON CONFLICT (device, app) DO UPDATE SET generation = ?3, state = 'active', changed_ms = ?4",
+    )?
+    .execute(params![device.as_bytes(), app.as_str(), generation, now.0])?;
+    Ok(generation)
+}
+
+pub fn deregister(db: &Connection, device: DeviceId, app: &AppId, now: UnixMillis) -> Result<()> {
+    db.prepare_cached(
+        "UPDATE registrations SET state = 'ended', changed_ms = ?3
+         WHERE device = ?1 AND app = ?2 AND state <> 'ended'",
+    )?
+    .execute(params![device.as_bytes(), app.as_str(), now.0])?;
+    db.prepare_cached("DELETE FROM messages WHERE device = ?1 AND app = ?2")?
+        .execute(params![device.as_bytes(), app.as_str()])?;
+    Ok(())
+}
+
+pub fn revoked(db: &Connection, device: DeviceId) -> Result<Vec<AppId>> {
+    let mut statement = db.prepare_cached("SELECT app FROM registrations WHERE device = ?1 AND state = 'revoked'")?;
+    statement.query_map([device.as_bytes()], |row| app_in(row, 0))?.collect()
+}
+
+pub fn is_registered(db: &Connection, to: &Opened, app: &AppId) -> Result<bool> {
+    let generation = i64::try_from(to.generation).unwrap_or(-1);
+    db.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM registrations
+                        WHERE device = ?1 AND app = ?2 AND generation = ?3 AND state = 'active')",
+    )?
+    .query_row(params![to.device.as_bytes(), app.as_str(), generation], |row| row.get(0))
+}
+
+pub fn accept(db: &Connection, seq: Seq, incoming: &Incoming, waiting: u32) -> Result<Accepted> {
+    let (to, push) = (&incoming.to, &incoming.push);
+    if !is_registered(db, to, &push.app)? {
+        return Ok(Accepted::NotRegistered);
+    }
+    let body = serde_json::to_string(push).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+    db.prepare_cached("INSERT INTO messages (seq, device, app, expires_ms, body) VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .execute(params![seq.0, to.device.as_bytes(), push.app.as_str(), push.expires_ms.0, body])?;
+    drop_oldest(db, to.device, &push.app, waiting)?;
+    Ok(Accepted::Stored)
+}
+
+/// Makes room in a registration's queue. The message that is the oldest then says how many went.
+fn drop_oldest(db: &Connection, device: DeviceId, app: &AppId, waiting: u32) -> Result<()> {
+    let key = params![device.as_bytes(), app.as_str()];
+    let count: i64 = db
+        .prepare_cached("SELECT count(*) FROM messages INDEXED BY messages_by_device WHERE device = ?1 AND app = ?2")?
+        .query_row(key, |row| row.get(0))?;
+    if count <= i64::from(waiting) {
+        return Ok(());
+    }
+    let mut oldest = db.prepare_cached(
+        "DELETE FROM messages WHERE seq = (SELECT min(seq) FROM messages INDEXED BY messages_by_device
+                                           WHERE device = ?1 AND app = ?2)
+         RETURNING dropped + (expires_ms > ?3)",
+    )?;
+    // One that has expired is none that was dropped.
+    let dropped: i64 = oldest.query_row(params![device.as_bytes(), app.as_str(), world::now().0], |row| row.get(0))?;
+    db.prepare_cached(
+        "UPDATE messages SET dropped = dropped + ?3
+         WHERE seq = (SELECT min(seq) FROM messages INDEXED BY messages_by_device WHERE device = ?1 AND app = ?2)",
+    )?
+    .execute(params![device.as_bytes(), app.as_str(), dropped])?;
+    Ok(())
+}
+
+pub fn backlog(
+    db: &Connection,
+    device: DeviceId,
+    after: Seq,
+    limit: usize,
+    bytes: usize,
+) -> Result<(Vec<Queued>, bool)> {
+    let mut statement = db.prepare_cached(
+        "SELECT seq, dropped, body FROM messages INDEXED BY messages_by_device
+         WHERE device = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
+    )?;
+    // One row more than asked for says whether these are all.
+    let limit_and_one = i64::try_from(limit + 1).unwrap_or(i64::MAX);
+    let mut rows = statement.query(params![device.as_bytes(), after.0, limit_and_one])?;
+    let (mut queued, mut size) = (Vec::new(), 0);
+    while let Some(row) = rows.next()? {
+        if queued.len() == limit || size >= bytes {
+            return Ok((queued, false));
+        }
+        let body = row.get_ref(2)?.as_str()?;
+        size += body.len();
+        queued.push(Queued { seq: Seq(row.get(0)?), dropped: row.get(1)?, push: push_in(body)? });
+    }
+    Ok((queued, true))
+}
+
+pub fn remove(db: &Connection, seqs: &[Seq]) -> Result<()> {
+    let mut statement = db.prepare_cached("DELETE FROM messages WHERE seq = ?1")?;
+    for seq in seqs {
+        statement.execute([seq.0])?;
+    }
+    Ok(())
+}
+
+pub fn sweep(db: &Connection, now: UnixMillis) -> Result<()> {
+    db.prepare_cached("DELETE FROM messages WHERE seq IN (SELECT seq FROM messages WHERE expires_ms <= ?1 LIMIT ?2)")?
+        .execute(params![now.0, i64::try_from(SWEEP).unwrap_or(i64::MAX)])?;
+    Ok(())
+}
+
+fn push_in(body: &str) -> Result<Push> {
+    serde_json::from_str(body).map_err(|error| rusqlite::Error::FromSqlConversionFailure(2, Type::Text, error.into()))
+}
+
+fn app_in(row: &Row<'_>, column: usize) -> Result<AppId> {
+    let text: String = row.get(column)?;
+    text.parse().map_err(|error: crate::proto::ids::IdError| {
+        rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error.into())
+    })
+}

@@ -1,0 +1,81 @@
+//! TLS settings for both directions: rustls with ring, TLS 1.2 and 1.3.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+use crate::config::TlsFiles;
+
+/// Why TLS cannot be set up. For the operator; trying again does not help.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file is missing or holds no PEM.
+    #[error("{file}: {error}")]
+    File {
+        /// Which file.
+        file: String,
+        /// What is wrong with it.
+        error: rustls::pki_types::pem::Error,
+    },
+    /// A file holds none of what it is for.
+    #[error("{0}: holds no certificate")]
+    Empty(String),
+    /// Key and certificate do not fit, or are of a kind that is not supported.
+    #[error("the certificate and key cannot be used: {0}")]
+    Unfit(#[from] rustls::Error),
+}
+
+/// The settings of a listener.
+pub fn server(files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
+    let chain = certificates(&files.certificate)?;
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(in_file(&files.key))?;
+    let config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    Ok(Arc::new(config))
+}
+
+/// The settings of a client that trusts the certificates in `authorities`, or else those the
+/// system trusts.
+pub fn client(authorities: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    match authorities {
+        Some(file) => {
+            for certificate in certificates(file)? {
+                roots.add(certificate)?;
+            }
+        }
+        // What the system's store holds besides usable certificates is no error of ours; with
+        // none at all every connection fails with "unknown issuer", which says it.
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let read = CertificateDer::pem_file_iter(file).map_err(in_file(file))?;
+    let chain: Vec<_> = read.collect::<Result<_, _>>().map_err(in_file(file))?;
+    if chain.is_empty() {
+        return Err(TlsError::Empty(file.display().to_string()));
+    }
+    Ok(chain)
+}
+
+fn in_file(file: &Path) -> impl Fn(rustls::pki_types::pem::Error) -> TlsError {
+    let file = file.display().to_string();
+    move |error| TlsError::File { file: file.clone(), error }
+}
