@@ -1,4 +1,6 @@
 //! Bellwire: push for devices.
+#[cfg(feature = "agent")]
+pub mod agent;
 #[cfg(any(feature = "agent", feature = "server"))]
 pub mod config;
 pub mod daemon;
@@ -14,5 +16,7 @@ pub mod server;
 pub mod tls;
 pub mod world;
 
+#[cfg(feature = "agent")]
+pub use agent::main as agent_main;
 #[cfg(feature = "server")]
 pub use server::admin::main as server_main;

@@ -1,0 +1,154 @@
+//! Which apps are connected, by the bus name that each of them connected with.
+//!
+//! An app is connected as long as that name lives. Messages of one app go one at a time through
+//! its lane, whoever delivers them; no app waits for another.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Mutex as AsyncMutex, Notify};
+use zbus::OwnedObjectPath;
+use zbus::names::OwnedUniqueName;
+
+use crate::proto::AppId;
+
+/// One app's connection.
+#[derive(Debug)]
+pub struct Line {
+    /// The app.
+    pub app: AppId,
+    /// The name it connected with.
+    pub name: OwnedUniqueName,
+    /// Where it exports `org.bellwire.App1`.
+    pub path: OwnedObjectPath,
+    /// It wants its unread messages only when it asks.
+    pub hold_unread: bool,
+    attention: Notify,
+    closed: AtomicBool,
+}
+
+impl Line {
+    /// There may be something to deliver, or the line is closed.
+    pub async fn attention(&self) {
+        self.attention.notified().await;
+    }
+
+    /// Asks for attention.
+    pub fn ring(&self) {
+        self.attention.notify_one();
+    }
+
+    /// Whether the app has disconnected.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.ring();
+    }
+}
+
+/// The right to deliver to one app.
+pub type Lane = Arc<AsyncMutex<()>>;
+
+/// The connected apps.
+#[derive(Debug, Default)]
+pub struct Apps {
+    lines: Mutex<HashMap<AppId, Arc<Line>>>,
+    /// One for each app that ever connected; their number is limited by the store's.
+    lanes: Mutex<HashMap<AppId, Lane>>,
+}
+
+/// Another connection has the app.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The name of the connection that has it.
+    pub by: OwnedUniqueName,
+}
+
+impl Apps {
+    /// Connects an app. The same name may connect again, with another path or wish.
+    pub fn connect(
+        &self,
+        app: AppId,
+        name: OwnedUniqueName,
+        path: OwnedObjectPath,
+        hold_unread: bool,
+    ) -> Result<Arc<Line>, Taken> {
+        let mut lines = lock(&self.lines);
+        if let Some(current) = lines.get(&app)
+            && current.name != name
+        {
+            return Err(Taken { by: current.name.clone() });
+        }
+        let line = Arc::new(Line {
+            app: app.clone(),
+            name,
+            path,
+            hold_unread,
+            attention: Notify::new(),
+            closed: AtomicBool::new(false),
+        });
+        if let Some(older) = lines.insert(app, Arc::clone(&line)) {
+            older.close();
+        }
+        Ok(line)
+    }
+
+    /// Removes this line, and no newer one of the same app.
+    pub fn disconnect(&self, line: &Arc<Line>) {
+        let mut lines = lock(&self.lines);
+        if lines.get(&line.app).is_some_and(|current| Arc::ptr_eq(current, line)) {
+            lines.remove(&line.app);
+        }
+        line.close();
+    }
+
+    /// The app's line, if it is connected.
+    pub fn line(&self, app: &AppId) -> Option<Arc<Line>> {
+        lock(&self.lines).get(app).cloned()
+    }
+
+    /// Rings at the app, if it is connected.
+    pub fn ring(&self, app: &AppId) {
+        if let Some(line) = self.line(app) {
+            line.ring();
+        }
+    }
+
+    /// The app's lane.
+    pub fn lane(&self, app: &AppId) -> Lane {
+        Arc::clone(lock(&self.lanes).entry(app.clone()).or_default())
+    }
+}
+
+/// The guarded maps are whole at every moment, so a panic elsewhere does not spoil them.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connect(apps: &Apps, name: &str) -> Result<Arc<Line>, Taken> {
+        let path = OwnedObjectPath::try_from("/app").unwrap();
+        apps.connect("chat".parse().unwrap(), OwnedUniqueName::try_from(name).unwrap(), path, false)
+    }
+
+    #[test]
+    fn only_one_name_has_an_app_and_a_late_goodbye_removes_no_newer_line() {
+        let apps = Apps::default();
+        let first = connect(&apps, ":1.1").unwrap();
+        assert_eq!(connect(&apps, ":1.2").unwrap_err().by.as_str(), ":1.1");
+        let again = connect(&apps, ":1.1").unwrap();
+        assert!(first.is_closed() && !again.is_closed());
+        apps.disconnect(&first);
+        assert!(apps.line(&again.app).is_some());
+        apps.disconnect(&again);
+        assert!(apps.line(&again.app).is_none());
+        assert!(connect(&apps, ":1.2").is_ok());
+    }
+}

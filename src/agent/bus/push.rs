@@ -1,0 +1,329 @@
+//! `org.bellwire.Push1`: what apps call. `dbus/org.bellwire.Push1.xml` is the contract.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::{broadcast, watch};
+use tracing::{debug, warn};
+use zbus::message::Header;
+use zbus::object_server::{ResponseDispatchNotifier, SignalEmitter};
+use zbus::{Connection, ObjectPath, OwnedObjectPath, OwnedVariant, Variant, interface};
+
+use super::error::Error;
+use super::message::dictionary;
+use super::{Caller, PATH, Shared, caller, is_there};
+use crate::agent::apps::Line;
+use crate::agent::connection::{Change, Command, Status};
+use crate::agent::store::{AppRow, Wish};
+use crate::proto::AppId;
+use crate::proto::device::LinkState;
+
+/// How long `Register` waits for the server; less than the 25 s after which callers give up.
+const ANSWER: Duration = Duration::from_secs(20);
+
+/// The object.
+pub struct Push {
+    shared: Arc<Shared>,
+}
+
+impl Push {
+    /// The object over what all objects share.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// The app's line, if the caller has it.
+    async fn line(&self, bus: &Connection, header: &Header<'_>, app: &str) -> Result<Arc<Line>, Error> {
+        let app = parse(app)?;
+        let caller = caller(bus, header).await?;
+        match self.shared.apps.line(&app) {
+            Some(line) if line.name == caller.name => Ok(line),
+            Some(_) => Err(Error::PermissionDenied(format!("the app {app} is connected by somebody else"))),
+            None => Err(Error::NotConnected(format!("connect the app {app} first"))),
+        }
+    }
+
+    /// The app, if it is the caller's user's or nobody's yet.
+    async fn claim(&self, app: &AppId, caller: &Caller) -> Result<AppRow, Error> {
+        let row = self.shared.store.claim(app.clone(), caller.uid).await?;
+        let row = row.ok_or_else(|| Error::TooMany("this device has as many apps as it may have".into()))?;
+        if row.uid != caller.uid {
+            return Err(Error::PermissionDenied(format!("the app {app} belongs to another user")));
+        }
+        Ok(row)
+    }
+
+    /// Puts a wish on disk and waits for what becomes of it.
+    async fn wish(&self, app: &AppId, wish: Wish) -> Result<Change, Error> {
+        let mut changes = self.shared.changes.subscribe();
+        self.shared.store.wish(app.clone(), Some(wish)).await?;
+        let command = match wish {
+            Wish::Register => Command::Register(app.clone()),
+            Wish::Deregister => Command::Deregister(app.clone()),
+        };
+        let stopping = |_| Error::Timeout("the daemon is stopping; the request stands".into());
+        self.shared.commands.send(command).await.map_err(stopping)?;
+        match tokio::time::timeout(ANSWER, next_change(&mut changes, app)).await {
+            Ok(Some(change)) => Ok(change),
+            Ok(None) | Err(_) => Err(Error::Timeout(format!(
+                "the push server has not answered ({}); the request stands, and RegistrationChanged will tell",
+                link_state(&self.shared.status.borrow())
+            ))),
+        }
+    }
+}
+
+#[interface(name = "org.bellwire.Push1", introspection_docs = false)]
+impl Push {
+    #[zbus(out_args("state", "reg_id"))]
+    async fn connect(
+        &self,
+        app: &str,
+        path: ObjectPath<'_>,
+        options: HashMap<String, OwnedVariant>,
+        #[zbus(connection)] bus: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<ResponseDispatchNotifier<(String, String)>, Error> {
+        let app = parse(app)?;
+        let caller = caller(bus, &header).await?;
+        let row = self.claim(&app, &caller).await?;
+        let hold = options.get("hold-unread").and_then(|hold| bool::try_from(&**hold).ok()).unwrap_or(false);
+        let line =
+            self.shared.apps.connect(app.clone(), caller.name, OwnedObjectPath::from(path.to_owned()), hold).map_err(
+                |taken| Error::PermissionDenied(format!("the app {app} is connected by {}", taken.by.as_str())),
+            )?;
+        debug!(%app, name = line.name.as_str(), "an app connected");
+        let (response, sent) = ResponseDispatchNotifier::new(registration(&row));
+        let (shared, bus) = (Arc::clone(&self.shared), bus.clone());
+        tokio::spawn(async move {
+            // The app learns its state before its first message.
+            sent.await;
+            tokio::spawn(shared.courier(&bus).serve(Arc::clone(&line)));
+            close_when_gone(&shared, &bus, &line).await;
+        });
+        Ok(response)
+    }
+
+    async fn disconnect(
+        &self,
+        app: &str,
+        #[zbus(connection)] bus: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(), Error> {
+        let line = self.line(bus, &header, app).await?;
+        self.shared.apps.disconnect(&line);
+        Ok(())
+    }
+
+    #[zbus(out_args("reg_id"))]
+    async fn register(
+        &self,
+        app: &str,
+        #[zbus(connection)] bus: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<String, Error> {
+        let line = self.line(bus, &header, app).await?;
+        let row = self.shared.store.app(line.app.clone()).await?;
+        if let Some(AppRow { reg_id: Some(reg_id), wish: None, .. }) = row {
+            return Ok(reg_id.to_string());
+        }
+        match self.wish(&line.app, Wish::Register).await? {
+            Change::Registered(_, reg_id) => Ok(reg_id.to_string()),
+            Change::Refused(_, refusal) => Err(Error::Refused(refusal.to_string())),
+            Change::Unregistered(app) => Err(Error::NotRegistered(format!("the app {app} was deregistered meanwhile"))),
+        }
+    }
+
+    async fn deregister(
+        &self,
+        app: &str,
+        #[zbus(connection)] bus: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(), Error> {
+        let line = self.line(bus, &header, app).await?;
+        match self.shared.store.app(line.app.clone()).await? {
+            Some(AppRow { reg_id: None, wish: None, .. }) | None => Ok(()),
+            Some(_) => self.wish(&line.app, Wish::Deregister).await.map(drop),
+        }
+    }
+
+    #[zbus(out_args("reg_id"))]
+    async fn get_registration_id(
+        &self,
+        app: &str,
+        #[zbus(connection)] bus: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<String, Error> {
+        let line = self.line(bus, &header, app).await?;
+        let row = self.shared.store.app(line.app.clone()).await?;
+        let reg_id = row.and_then(|row| row.reg_id);
+        reg_id
+            .map(|reg_id| reg_id.to_string())
+            .ok_or_else(|| Error::NotRegistered(format!("the app {} has no regId; call Register", line.app)))
+    }
+
+    #[zbus(out_args("message"))]
+    async fn take_unread(
+        &self,
+        app: &str,
+        #[zbus(connection)] bus: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<ResponseDispatchNotifier<HashMap<&'static str, Variant<'static>>>, Error> {
+        let line = self.line(bus, &header, app).await?;
+        let turn = self.shared.apps.lane(&line.app).lock_owned().await;
+        let unread = self.shared.store.next_unread(line.app.clone()).await?;
+        let (response, sent) = ResponseDispatchNotifier::new(unread.as_ref().map(dictionary).unwrap_or_default());
+        if let Some(unread) = unread {
+            let (courier, bus) = (self.shared.courier(bus), bus.clone());
+            tokio::spawn(async move {
+                sent.await;
+                // The bus handles our messages in order: a caller that is there after the answer
+                // has been given the answer.
+                if is_there(&bus, &line.name).await {
+                    courier.settle(&unread).await;
+                }
+                drop(turn);
+            });
+        }
+        Ok(response)
+    }
+
+    #[zbus(out_args("count"))]
+    async fn request_unread(
+        &self,
+        app: &str,
+        #[zbus(connection)] bus: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<u32, Error> {
+        let line = self.line(bus, &header, app).await?;
+        let count = self.shared.store.count_unread(line.app.clone()).await?;
+        line.ring();
+        Ok(count)
+    }
+
+    #[zbus(property)]
+    fn link_state(&self) -> String {
+        link_state(&self.shared.status.borrow()).to_owned()
+    }
+
+    #[zbus(property(emits_changed_signal = "const"))]
+    fn version(&self) -> String {
+        env!("CARGO_PKG_VERSION").to_owned()
+    }
+
+    #[zbus(signal)]
+    async fn registration_changed(
+        emitter: &SignalEmitter<'_>,
+        app: &str,
+        state: &str,
+        reg_id: &str,
+        reason: &str,
+    ) -> zbus::Result<()>;
+}
+
+fn parse(app: &str) -> Result<AppId, Error> {
+    app.parse().map_err(|error: crate::proto::ids::IdError| Error::InvalidAppId(error.to_string()))
+}
+
+/// The word for where the connection stands.
+pub fn link_state(status: &Status) -> &'static str {
+    match status.state {
+        LinkState::Stopped => "stopped",
+        LinkState::Waiting { .. } => "waiting",
+        LinkState::Dialling | LinkState::Greeting => "connecting",
+        LinkState::Online { .. } => "online",
+    }
+}
+
+/// An app's registration: its state and regId.
+pub fn registration(row: &AppRow) -> (String, String) {
+    match (row.reg_id, row.wish) {
+        (_, Some(Wish::Register)) => ("registering".into(), String::new()),
+        (_, Some(Wish::Deregister)) | (None, None) => ("unregistered".into(), String::new()),
+        (Some(reg_id), None) => ("registered".into(), reg_id.to_string()),
+    }
+}
+
+/// Closes the line when the name it was opened with leaves the bus.
+async fn close_when_gone(shared: &Shared, bus: &Connection, line: &Arc<Line>) {
+    if let Err(error) = wait_until_gone(bus, line).await {
+        warn!(app = %line.app, "the bus does not tell when the app goes: {error}");
+    }
+    shared.apps.disconnect(line);
+    debug!(app = %line.app, "an app disconnected");
+}
+
+async fn wait_until_gone(bus: &Connection, line: &Line) -> zbus::Result<()> {
+    let dbus = zbus::fdo::DBusProxy::new(bus).await?;
+    let mut owners = dbus.receive_name_owner_changed_with_args(&[(0, line.name.as_str())]).await?;
+    // It may have gone before we listened.
+    if !is_there(bus, &line.name).await {
+        return Ok(());
+    }
+    while let Some(signal) = owners.next().await {
+        if signal.args()?.new_owner().is_none() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+async fn next_change(changes: &mut broadcast::Receiver<Change>, app: &AppId) -> Option<Change> {
+    loop {
+        match changes.recv().await {
+            Ok(change) if app_of(&change) == app => return Some(change),
+            Ok(_) => {}
+            // Far more changes at once than there may be apps; the caller may look again.
+            Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => return None,
+        }
+    }
+}
+
+fn app_of(change: &Change) -> &AppId {
+    match change {
+        Change::Registered(app, _) | Change::Refused(app, _) | Change::Unregistered(app) => app,
+    }
+}
+
+/// Tells each app, and nobody else, what becomes of its registration.
+pub async fn announce_changes(bus: Connection, shared: Arc<Shared>) {
+    let mut changes = shared.changes.subscribe();
+    loop {
+        let change = match changes.recv().await {
+            Ok(change) => change,
+            Err(broadcast::error::RecvError::Lagged(_)) => continue,
+            Err(broadcast::error::RecvError::Closed) => return,
+        };
+        let Some(line) = shared.apps.line(app_of(&change)) else { continue };
+        if let Err(error) = announce(&bus, &line, &change).await {
+            debug!(app = %line.app, "the app was not told about its registration: {error}");
+        }
+    }
+}
+
+async fn announce(bus: &Connection, line: &Line, change: &Change) -> zbus::Result<()> {
+    let emitter = SignalEmitter::new(bus, PATH)?.set_destination(line.name.as_ref().into());
+    let (state, reg_id, reason) = match change {
+        Change::Registered(_, reg_id) => ("registered", reg_id.to_string(), String::new()),
+        Change::Refused(_, refusal) => ("unregistered", String::new(), refusal.to_string()),
+        Change::Unregistered(_) => ("unregistered", String::new(), String::new()),
+    };
+    Push::registration_changed(&emitter, line.app.as_str(), state, &reg_id, &reason).await
+}
+
+/// Emits the property's change signal when the word for the connection changes.
+pub async fn announce_link(bus: Connection, mut status: watch::Receiver<Status>) {
+    let Ok(object) = bus.object_server().interface::<_, Push>(PATH).await else { return };
+    let mut last = link_state(&status.borrow_and_update());
+    while status.changed().await.is_ok() {
+        let word = link_state(&status.borrow_and_update());
+        if word != last {
+            last = word;
+            // Nobody hears it if the bus is gone; the daemon is ending then.
+            let _ = object.get().await.link_state_changed(object.signal_emitter()).await;
+        }
+    }
+}

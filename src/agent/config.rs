@@ -1,0 +1,127 @@
+//! The agent's configuration: `agent.toml`, all defaults in one place.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::config::{self, ConfigError, LogLevel};
+use crate::link::Gateway;
+
+/// Everything an integrator may set. Keys in the file are written with `-` instead of `_`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct AgentConfig {
+    /// The gateway of the push server: `wss://HOST[:PORT]`, or `ws://` on this machine.
+    #[serde(deserialize_with = "gateway")]
+    pub gateway: Gateway,
+    /// Allows `ws://` to another machine.
+    pub allow_plain_text: bool,
+    /// Certificates that authenticate the gateway; the system's if absent.
+    pub ca: Option<PathBuf>,
+    /// What the server wants to hear from a new device.
+    pub enrolment_key: Option<String>,
+    /// Which bus the apps are on.
+    pub bus: Bus,
+    /// The folder of the database.
+    pub state_folder: PathBuf,
+    /// How much is logged.
+    pub log: LogLevel,
+    /// What is too much.
+    pub limits: Limits,
+}
+
+/// The two buses of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Bus {
+    /// The bus of a user's session.
+    Session,
+    /// The bus of the machine.
+    System,
+}
+
+/// Named limits of everything that could grow.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Limits {
+    /// Unread messages of one app; beyond it the oldest goes.
+    pub unread_messages: u32,
+    /// Bytes of unread messages of one app; beyond it the oldest goes.
+    pub unread_bytes: u64,
+    /// Apps that may be registered.
+    pub apps: u32,
+    /// Seconds that an app may take to answer a message.
+    pub answer_s: u32,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            // Invariant: the text is a gateway's; the test of the sample parses the same.
+            gateway: "ws://127.0.0.1:5223".parse().expect("the default gateway is one"),
+            allow_plain_text: false,
+            ca: None,
+            enrolment_key: None,
+            bus: Bus::Session,
+            state_folder: config::user_state_folder().unwrap_or_else(config::system_state_folder),
+            log: LogLevel::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { unread_messages: 100, unread_bytes: 1024 * 1024, apps: 128, answer_s: 30 }
+    }
+}
+
+impl AgentConfig {
+    /// Reads `named`, or else the user's file, or else `/etc/bellwire/agent.toml`, or else uses
+    /// the defaults.
+    pub fn load(named: Option<&Path>) -> Result<Self, ConfigError> {
+        let user = config::user_config_folder().map(|folder| folder.join("agent.toml"));
+        let usual: Vec<PathBuf> = user.into_iter().chain([PathBuf::from("/etc/bellwire/agent.toml")]).collect();
+        let loaded: Self = config::load(named, &usual)?;
+        loaded.check()?;
+        Ok(loaded)
+    }
+
+    /// Refuses what the file may say but should not mean.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let limits = self.limits;
+        if limits.unread_messages == 0 || limits.unread_bytes == 0 || limits.apps == 0 || limits.answer_s == 0 {
+            return Err(ConfigError::Unwise("every key of `[limits]` is at least 1".into()));
+        }
+        Ok(())
+    }
+
+    /// The database file.
+    pub fn database(&self) -> PathBuf {
+        self.state_folder.join("agent.db")
+    }
+}
+
+fn gateway<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Gateway, D::Error> {
+    String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sample_says_what_the_defaults_are() {
+        let text = include_str!("../../examples/agent.toml");
+        let sample: AgentConfig = config::parse(Path::new("examples/agent.toml"), text).unwrap();
+        sample.check().unwrap();
+        assert_eq!(format!("{sample:?}"), format!("{:?}", AgentConfig::default()));
+    }
+
+    #[test]
+    fn a_gateway_that_is_none_is_refused_with_its_line() {
+        let parsed = config::parse::<AgentConfig>(Path::new("a.toml"), "bus = \"system\"\ngateway = \"http://x\"");
+        let error = parsed.unwrap_err().to_string();
+        assert!(error.starts_with("a.toml:2: a gateway is"), "{error}");
+    }
+}

@@ -1,0 +1,368 @@
+//! The task that owns the connection to the server: it carries out what the device's state machine
+//! decides, and is the only one who talks to it.
+//!
+//! Pushes that arrive while the store is writing are written together as the next batch; they are
+//! acknowledged when their batch is on disk.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tokio::sync::{broadcast, mpsc, watch};
+use tracing::{debug, error, info, warn};
+
+use crate::daemon::Stop;
+use crate::db::DbError;
+use crate::link::dial::{Dialling, Stream};
+use crate::link::{Gateway, LinkError, Socket, dial};
+use crate::proto::device::{Device, DeviceAction, Identity, LinkState, Online};
+use crate::proto::frame::{Delivery, Outcome, Refusal, ToDevice, WINDOW};
+use crate::proto::{AppId, MessageId, Moment, RegId};
+use crate::world::{self, Clock};
+
+use super::apps::Apps;
+use super::store::{Received, Store, Wish};
+
+/// What others ask of the connection.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Ask the server for a regId. The wish is in the store already.
+    Register(AppId),
+    /// End the registration at the server. The wish is in the store already.
+    Deregister(AppId),
+    /// There are new outcomes in the store.
+    Report,
+    /// Skip the wait before the next attempt.
+    TryNow,
+}
+
+/// What became of an app's registration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It has this regId.
+    Registered(AppId, RegId),
+    /// It was refused.
+    Refused(AppId, Refusal),
+    /// It is not registered.
+    Unregistered(AppId),
+}
+
+/// Where the connection stands, for people.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Status {
+    /// The state machine's state.
+    pub state: LinkState,
+    /// The gateway it uses.
+    pub gateway: String,
+    /// Attempts that failed since a session last lasted.
+    pub failures: u32,
+    /// When this was written, on the clock of the state.
+    pub at: Moment,
+}
+
+/// What the task is made of.
+pub struct Parts {
+    /// Who the device is.
+    pub identity: Identity,
+    /// The gateway of the configuration.
+    pub configured: Gateway,
+    /// The gateway to dial.
+    pub gateway: Gateway,
+    /// How to dial it.
+    pub dialling: Dialling,
+    /// The device's store.
+    pub store: Store,
+    /// The connected apps.
+    pub apps: Arc<Apps>,
+    /// The clock of the state machine.
+    pub clock: Clock,
+    /// What others ask.
+    pub commands: mpsc::Receiver<Command>,
+    /// Who listens to registrations.
+    pub changes: broadcast::Sender<Change>,
+    /// Who looks at the status.
+    pub status: watch::Sender<Status>,
+}
+
+type Later<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
+type Link = Socket<Box<dyn Stream>>;
+
+struct Connection {
+    parts: Parts,
+    device: Device,
+    link: Option<Link>,
+    dialled: Later<Result<(Link, Vec<MessageId>), String>>,
+    stored: Later<Result<Received, DbError>>,
+    /// Pushes for the next batch; at most a window of them.
+    waiting: Vec<Delivery>,
+}
+
+/// What woke the task.
+enum Event {
+    Frame(Result<ToDevice, LinkError>),
+    Dialled(Result<(Link, Vec<MessageId>), String>),
+    Stored(Result<Received, DbError>),
+    Command(Option<Command>),
+    Timer,
+    Stop,
+}
+
+/// Keeps the device connected until the stop comes. An error is one of the store at the start.
+pub async fn run(parts: Parts, mut stop: Stop) -> Result<(), DbError> {
+    let device = Device::new(parts.identity.clone());
+    let mut this = Connection { parts, device, link: None, dialled: None, stored: None, waiting: Vec::new() };
+    this.load_wishes().await?;
+    this.device.start();
+    loop {
+        this.act().await;
+        let event = this.next_event(&mut stop).await;
+        if matches!(event, Event::Stop | Event::Command(None)) {
+            break;
+        }
+        this.handle(event).await;
+    }
+    this.device.stop();
+    this.act().await;
+    Ok(())
+}
+
+impl Connection {
+    async fn load_wishes(&mut self) -> Result<(), DbError> {
+        let now = self.parts.clock.now();
+        for row in self.parts.store.apps().await? {
+            match row.wish {
+                Some(Wish::Register) => self.device.register(now, row.app),
+                Some(Wish::Deregister) => self.device.deregister(now, row.app),
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn next_event(&mut self, stop: &mut Stop) -> Event {
+        // A server that sends more than the window allows is not read until that much is stored.
+        let room = self.waiting.len() < WINDOW;
+        tokio::select! {
+            frame = next_frame(&mut self.link), if room => Event::Frame(frame),
+            dialled = when_done(&mut self.dialled) => Event::Dialled(dialled),
+            stored = when_done(&mut self.stored) => Event::Stored(stored),
+            command = self.parts.commands.recv() => Event::Command(command),
+            () = self.parts.clock.sleep_until(self.device.poll_timeout()) => Event::Timer,
+            () = stop.wait() => Event::Stop,
+        }
+    }
+
+    async fn handle(&mut self, event: Event) {
+        let (now, luck) = (self.parts.clock.now(), world::luck());
+        match event {
+            Event::Frame(Ok(frame)) => self.device.handle_frame(now, frame, luck),
+            Event::Frame(Err(LinkError::Frame(error))) => {
+                debug!("the server sent no frame: {error}");
+                self.device.handle_garbage(now, luck);
+            }
+            Event::Frame(Err(error)) => {
+                self.link = None;
+                self.device.handle_link_down(now, &error.to_string(), luck);
+            }
+            Event::Dialled(Ok((link, resume))) => {
+                self.link = Some(link);
+                self.device.handle_link_up(now, resume);
+            }
+            Event::Dialled(Err(why)) => self.device.handle_link_down(now, &why, luck),
+            Event::Stored(Ok(received)) => self.handle_received(&received).await,
+            Event::Stored(Err(error)) => {
+                error!("messages could not be stored and stay at the server: {error}");
+                self.waiting.clear();
+                self.device.handle_store_failed(now, luck);
+            }
+            Event::Command(Some(command)) => self.handle_command(command).await,
+            Event::Timer => self.device.handle_timer(now, luck),
+            // Both end the loop before they come here.
+            Event::Command(None) | Event::Stop => {}
+        }
+    }
+
+    async fn handle_command(&mut self, command: Command) {
+        let now = self.parts.clock.now();
+        match command {
+            Command::Register(app) => self.device.register(now, app),
+            Command::Deregister(app) => self.device.deregister(now, app),
+            Command::Report => self.report().await,
+            Command::TryNow => self.device.try_now(),
+        }
+    }
+
+    async fn handle_received(&mut self, received: &Received) {
+        self.device.handle_stored(&received.ids);
+        for app in &received.apps {
+            self.parts.apps.ring(app);
+        }
+        if received.outcomes {
+            self.report().await;
+        }
+    }
+
+    /// Tells the server what became of messages. What it has not noted is told again with the next
+    /// report or session.
+    async fn report(&mut self) {
+        let outcomes = self.parts.store.outcomes().await;
+        self.device.report(&self.or_log(outcomes, Vec::<Outcome>::new()));
+    }
+
+    /// Carries out what the state machine has decided.
+    async fn act(&mut self) {
+        while let Some(action) = self.device.poll_action() {
+            self.carry_out(action).await;
+        }
+        if self.stored.is_none() && !self.waiting.is_empty() {
+            let (store, batch) = (self.parts.store.clone(), std::mem::take(&mut self.waiting));
+            self.stored = Some(Box::pin(async move { store.receive(batch).await }));
+        }
+        self.publish();
+    }
+
+    async fn carry_out(&mut self, action: DeviceAction) {
+        match action {
+            DeviceAction::Dial => self.dial(),
+            DeviceAction::Send(frame) => {
+                if let Some(link) = &mut self.link
+                    && let Err(error) = link.queue(&frame)
+                {
+                    debug!("a frame could not be sent: {error}");
+                }
+            }
+            DeviceAction::Store(delivery) => self.waiting.push(*delivery),
+            DeviceAction::Hangup => self.hang_up(),
+            DeviceAction::UseGateway(gateway) => self.use_gateway(gateway).await,
+            DeviceAction::Online(online) => self.come_online(online).await,
+            DeviceAction::Registered(app, reg_id) => {
+                let done = self.parts.store.set_reg_id(app.clone(), Some(reg_id)).await;
+                self.settle(done, Change::Registered(app, reg_id));
+            }
+            DeviceAction::Refused(app, refusal) => {
+                let done = self.parts.store.wish(app.clone(), None).await;
+                self.settle(done, Change::Refused(app, refusal));
+            }
+            DeviceAction::Deregistered(app) => {
+                let done = self.parts.store.set_reg_id(app.clone(), None).await;
+                self.settle(done, Change::Unregistered(app));
+            }
+            DeviceAction::Unregistered(app) => self.confirm_end(app).await,
+            DeviceAction::Noted(ids) => {
+                let more = ids.len() >= crate::proto::frame::LIST_MAX;
+                let done = self.parts.store.noted(ids).await;
+                self.or_log(done, ());
+                if more {
+                    self.report().await;
+                }
+            }
+        }
+    }
+
+    fn dial(&mut self) {
+        self.link = None;
+        let (gateway, dialling) = (self.parts.gateway.clone(), self.parts.dialling.clone());
+        let store = self.parts.store.clone();
+        self.dialled = Some(Box::pin(async move {
+            let link = dial(&gateway, &dialling).await.map_err(|error| error.to_string())?;
+            let resume = store.resume_point().await.map_err(|error| error.to_string())?;
+            Ok((link, resume))
+        }));
+    }
+
+    fn hang_up(&mut self) {
+        self.dialled = None;
+        if let Some(link) = self.link.take() {
+            // The goodbye is sent in the background; the peer has a moment to take it.
+            tokio::spawn(tokio::time::timeout(std::time::Duration::from_secs(2), link.close()));
+        }
+    }
+
+    async fn use_gateway(&mut self, gateway: String) {
+        match gateway.parse() {
+            Ok(parsed) => {
+                info!("the server named another gateway: {gateway}");
+                self.parts.gateway = parsed;
+                let done = self.parts.store.set_gateway(&self.parts.configured.to_string(), gateway).await;
+                self.or_log(done, ());
+            }
+            Err(why) => warn!("the server named a gateway that is none: {why}"),
+        }
+    }
+
+    async fn come_online(&mut self, online: Online) {
+        if online.enrolled {
+            info!(region = %online.region, "enrolled at the push server");
+            let renewed = self.parts.store.renew_all().await;
+            let now = self.parts.clock.now();
+            for app in self.or_log(renewed, Vec::new()) {
+                self.device.register(now, app);
+            }
+        }
+        self.report().await;
+    }
+
+    /// The server ended a registration: the device agrees, and says so until it is heard.
+    async fn confirm_end(&mut self, app: AppId) {
+        let forgotten = self.parts.store.set_reg_id(app.clone(), None).await;
+        let wished = self.parts.store.wish(app.clone(), Some(Wish::Deregister)).await;
+        self.or_log(wished, ());
+        self.settle(forgotten, Change::Unregistered(app.clone()));
+        self.device.deregister(self.parts.clock.now(), app);
+    }
+
+    /// Tells everybody about a change that is on disk.
+    fn settle(&self, done: Result<(), DbError>, change: Change) {
+        match done {
+            // Nobody listens when the bus is gone, and then nobody needs to.
+            Ok(()) => drop(self.parts.changes.send(change)),
+            Err(error) => error!("a registration could not be stored: {error}"),
+        }
+    }
+
+    fn or_log<T>(&self, result: Result<T, DbError>, otherwise: T) -> T {
+        result.unwrap_or_else(|error| {
+            error!("the store failed: {error}");
+            otherwise
+        })
+    }
+
+    fn publish(&self) {
+        let (state, gateway) = (self.device.state(), self.parts.gateway.to_string());
+        let at = self.parts.clock.now();
+        self.parts.status.send_if_modified(|status| {
+            if status.state == *state && status.gateway == gateway {
+                return false;
+            }
+            log_change(state, &gateway);
+            *status = Status { state: state.clone(), gateway, failures: self.device.failures(), at };
+            true
+        });
+    }
+}
+
+/// One line when the device comes online or goes offline; retries in between are debug.
+fn log_change(state: &LinkState, gateway: &str) {
+    match state {
+        LinkState::Online { region, .. } => info!(%region, "connected to {gateway}"),
+        LinkState::Waiting { why, .. } => debug!("not connected to {gateway}: {why}"),
+        LinkState::Stopped | LinkState::Dialling | LinkState::Greeting => debug!(?state, "{gateway}"),
+    }
+}
+
+async fn next_frame(link: &mut Option<Link>) -> Result<ToDevice, LinkError> {
+    match link {
+        Some(link) => link.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for a future that may not be there; takes it away when it is done. Safe to cancel.
+async fn when_done<T>(later: &mut Later<T>) -> T {
+    let result = match later {
+        Some(future) => future.as_mut().await,
+        None => std::future::pending().await,
+    };
+    *later = None;
+    result
+}

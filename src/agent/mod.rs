@@ -1,0 +1,183 @@
+//! The device half: one connection to the server for every app, and D-Bus towards the apps.
+//!
+//! * [`connection`]: the link and its state machine, in one task.
+//! * [`store`]: what is on disk.
+//! * [`bus`]: D-Bus; [`apps`]: who is connected there; [`deliver`]: messages on their way to them.
+
+pub mod apps;
+pub mod bus;
+pub mod config;
+pub mod connection;
+pub mod deliver;
+pub mod store;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{CommandFactory, Parser};
+use tokio::sync::{broadcast, mpsc, watch};
+use tracing::{info, warn};
+
+use crate::daemon::{self, Exit, Fatal, Stop};
+use crate::db::DbError;
+use crate::link::Gateway;
+use crate::link::dial::Dialling;
+use crate::proto::Moment;
+use crate::proto::device::{Identity, LinkState};
+use crate::tls;
+use crate::world::Clock;
+
+use apps::Apps;
+use bus::Shared;
+use config::AgentConfig;
+use connection::{Parts, Status};
+use store::Store;
+
+/// Commands that may wait for the connection.
+const COMMANDS: usize = 64;
+/// Changes that a slow listener may lag behind: more than there may be apps.
+const CHANGES: usize = 256;
+
+/// The push daemon of a device: one connection to the push server for every app.
+#[derive(Debug, Parser)]
+#[command(
+    name = "bellwired",
+    version,
+    about,
+    after_help = "\
+It serves org.bellwire.Push on D-Bus until SIGTERM. Exit status: 0 stopped, 64 wrong usage, 69 no bus
+or the name is taken, 74 the store cannot be used, 78 wrong configuration."
+)]
+struct Args {
+    /// Configuration file [default: ~/.config/bellwire/agent.toml or /etc/bellwire/agent.toml, if there is one]
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the configuration and exit
+    #[arg(long)]
+    check: bool,
+    /// Print completions for a shell and exit
+    #[arg(long, value_name = "SHELL", hide = true)]
+    completions: Option<clap_complete::Shell>,
+    /// Write the manual page into a folder and exit
+    #[arg(long, value_name = "FOLDER", hide = true)]
+    man: Option<PathBuf>,
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Nothing is left to do if the terminal is gone.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS };
+        }
+    };
+    daemon::finish("bellwired", start(args))
+}
+
+fn start(args: Args) -> Result<(), Fatal> {
+    if let Some(shell) = args.completions {
+        clap_complete::generate(shell, &mut Args::command(), "bellwired", &mut std::io::stdout());
+        return Ok(());
+    }
+    if let Some(folder) = args.man {
+        return clap_mangen::generate_to(Args::command(), folder).map_err(Fatal::of(Exit::IoErr));
+    }
+    let config = AgentConfig::load(args.config.as_deref()).map_err(Fatal::of(Exit::Config))?;
+    let tls = tls::client(config.ca.as_deref()).map_err(Fatal::of(Exit::Config))?;
+    if args.check {
+        println!("the configuration is good: gateway {}, state in {}", config.gateway, config.state_folder.display());
+        return Ok(());
+    }
+    daemon::start_logging(config.log);
+    daemon::private_folder(&config.state_folder)?;
+    let dialling = Dialling { tls, plain_text: config.allow_plain_text, from: None };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Fatal::of(Exit::Software))?;
+    runtime.block_on(async {
+        let stop = Stop::on_signals().map_err(Fatal::of(Exit::Software))?;
+        run(config, dialling, stop).await
+    })
+}
+
+/// Serves until the stop comes.
+pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Result<(), Fatal> {
+    let database = |error: DbError| Fatal::new(Exit::IoErr, error);
+    let (store, credentials) = Store::open(&config.database(), config.limits).map_err(database)?;
+    let gateway = choose_gateway(&store, &config).await.map_err(database)?;
+    let (apps, clock) = (Arc::new(Apps::default()), Clock::start());
+    let (commands, inbox) = mpsc::channel(COMMANDS);
+    let (changes, _) = broadcast::channel(CHANGES);
+    let (status_out, status) =
+        watch::channel(Status { state: LinkState::Stopped, gateway: gateway.to_string(), failures: 0, at: Moment(0) });
+    let identity = Identity {
+        device: credentials.device,
+        secret: credentials.secret,
+        agent: concat!("bellwired/", env!("CARGO_PKG_VERSION")).to_owned(),
+        enrolment_key: config.enrolment_key.clone(),
+    };
+    let configured = config.gateway.clone();
+    let shared = Arc::new(Shared {
+        config,
+        device: credentials.device,
+        store: store.clone(),
+        apps: Arc::clone(&apps),
+        clock,
+        commands,
+        changes: changes.clone(),
+        status,
+    });
+    // The name is on the bus before the network is touched: apps may call while we are offline.
+    let bus = bus::serve(Arc::clone(&shared)).await.map_err(Fatal::of(Exit::Unavailable))?;
+    info!(device = %shared.device, gateway = %gateway, "ready");
+    let parts = Parts {
+        identity,
+        configured,
+        gateway,
+        dialling,
+        store,
+        apps,
+        clock,
+        commands: inbox,
+        changes,
+        status: status_out,
+    };
+    let mut connection = tokio::spawn(connection::run(parts, stop.clone()));
+    tokio::select! {
+        () = stop.wait() => {}
+        ended = &mut connection => return Err(ended_early(ended)),
+        () = bus_lost(&bus) => return Err(Fatal::new(Exit::Unavailable, "the connection to the bus is lost")),
+    }
+    // The state machine says goodbye to the server.
+    if connection.await.is_err() {
+        warn!("the connection did not end in order");
+    }
+    // What the link's closing task still has to send gets a moment.
+    tokio::task::yield_now().await;
+    bus.graceful_shutdown().await;
+    info!("stopped");
+    Ok(())
+}
+
+fn ended_early(ended: Result<Result<(), DbError>, tokio::task::JoinError>) -> Fatal {
+    match ended {
+        Ok(Ok(())) => Fatal::new(Exit::Software, "the connection task ended"),
+        Ok(Err(error)) => Fatal::new(Exit::IoErr, error),
+        Err(error) => Fatal::new(Exit::Software, error),
+    }
+}
+
+/// The gateway that the server named, else the configured one.
+async fn choose_gateway(store: &Store, config: &AgentConfig) -> Result<Gateway, DbError> {
+    let named = store.gateway(&config.gateway.to_string()).await?.and_then(|gateway| gateway.parse().ok());
+    Ok(named.unwrap_or_else(|| config.gateway.clone()))
+}
+
+/// Returns when the bus has closed the connection.
+async fn bus_lost(bus: &zbus::Connection) {
+    use futures_util::StreamExt;
+    let mut messages = zbus::MessageStream::from(bus);
+    while messages.next().await.is_some_and(|message| message.is_ok()) {}
+}
