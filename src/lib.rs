@@ -1,6 +1,8 @@
 //! Bellwire: push for devices.
 #[cfg(feature = "agent")]
 pub mod agent;
+#[cfg(all(feature = "agent", feature = "server"))]
+pub mod cli;
 #[cfg(any(feature = "agent", feature = "server"))]
 pub mod config;
 pub mod daemon;
@@ -18,5 +20,7 @@ pub mod world;
 
 #[cfg(feature = "agent")]
 pub use agent::main as agent_main;
+#[cfg(all(feature = "agent", feature = "server"))]
+pub use cli::main as tool_main;
 #[cfg(feature = "server")]
 pub use server::admin::main as server_main;

@@ -1,3 +1,4 @@
+//! The push server.
 fn main() -> std::process::ExitCode {
     bellwire::server_main()
 }

@@ -1,1 +1,4 @@
-fn main() {}
+//! The tool.
+fn main() -> std::process::ExitCode {
+    bellwire::tool_main()
+}

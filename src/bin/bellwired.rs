@@ -1,3 +1,4 @@
+//! The daemon of a device.
 fn main() -> std::process::ExitCode {
     bellwire::agent_main()
 }

@@ -1,0 +1,125 @@
+//! The agent's D-Bus interfaces as the tool calls them.
+
+use std::collections::HashMap;
+
+use zbus::{Connection, ObjectPath, OwnedVariant, Variant, proxy};
+
+use crate::daemon::{Exit, Fatal};
+
+/// What apps call.
+#[proxy(
+    interface = "org.bellwire.Push1",
+    default_service = "org.bellwire.Push",
+    default_path = "/org/bellwire/Push"
+)]
+pub trait Push {
+    /// Connects an app.
+    fn connect(
+        &self,
+        app: &str,
+        path: &ObjectPath<'_>,
+        options: HashMap<&str, Variant<'_>>,
+    ) -> zbus::Result<(String, String)>;
+    /// Registers it.
+    fn register(&self, app: &str) -> zbus::Result<String>;
+    /// Ends its registration.
+    fn deregister(&self, app: &str) -> zbus::Result<()>;
+    /// Tells the connected app about its registration.
+    #[zbus(signal)]
+    fn registration_changed(&self, app: &str, state: &str, reg_id: &str, reason: &str) -> zbus::Result<()>;
+}
+
+/// What status programs call.
+#[proxy(
+    interface = "org.bellwire.Manager1",
+    default_service = "org.bellwire.Push",
+    default_path = "/org/bellwire/Push"
+)]
+pub trait Manager {
+    /// Where the connection stands.
+    fn get_status(&self) -> zbus::Result<HashMap<String, OwnedVariant>>;
+    /// The apps.
+    fn list_apps(&self) -> zbus::Result<Vec<HashMap<String, OwnedVariant>>>;
+    /// Skips the wait.
+    fn try_now(&self) -> zbus::Result<()>;
+}
+
+/// A bus by its name or address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BusName {
+    /// The session's.
+    Session,
+    /// The machine's.
+    System,
+    /// Any other.
+    Address(String),
+}
+
+impl std::str::FromStr for BusName {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "session" => Self::Session,
+            "system" => Self::System,
+            address => Self::Address(address.to_owned()),
+        })
+    }
+}
+
+/// Connects to a bus.
+pub async fn open(bus: &BusName) -> Result<Connection, Fatal> {
+    let builder = match bus {
+        BusName::Session => zbus::connection::Builder::session(),
+        BusName::System => zbus::connection::Builder::system(),
+        BusName::Address(address) => zbus::connection::Builder::address(address.as_str()),
+    };
+    builder.build().await.map_err(|error| {
+        Fatal::new(
+            Exit::Unavailable,
+            format!(
+                "no D-Bus connection ({error}); name a bus with --bus, or start the session's with `dbus-run-session`"
+            ),
+        )
+    })
+}
+
+/// A bus error as the tool ends with it.
+pub fn fatal(error: zbus::Error) -> Fatal {
+    let zbus::Error::MethodError(name, text, _) = &error else {
+        return Fatal::new(Exit::Unavailable, format!("the agent cannot be reached: {error}"));
+    };
+    let text = text.as_deref().unwrap_or("no reason was given");
+    match name.as_str() {
+        "org.freedesktop.DBus.Error.ServiceUnknown" => Fatal::new(
+            Exit::Unavailable,
+            "bellwired does not run on this bus; start it, or name another bus with --bus",
+        ),
+        "org.bellwire.Error.PermissionDenied" => Fatal::new(Exit::NoPerm, text),
+        "org.bellwire.Error.InvalidAppId" => Fatal::new(Exit::DataErr, text),
+        "org.bellwire.Error.Timeout" => Fatal::new(Exit::Unavailable, text),
+        name if name.starts_with("org.bellwire.Error.") => Fatal::new(Exit::Failure, text),
+        name => Fatal::new(Exit::Unavailable, format!("{name}: {text}")),
+    }
+}
+
+/// A dictionary of the agent's as JSON. What JSON has no form for becomes text.
+pub fn to_json(members: &HashMap<String, OwnedVariant>) -> serde_json::Map<String, serde_json::Value> {
+    members.iter().map(|(name, value)| (name.clone(), value_to_json(value))).collect()
+}
+
+fn value_to_json(value: &Variant<'_>) -> serde_json::Value {
+    use base64::Engine as _;
+    match value {
+        Variant::Str(text) => text.as_str().into(),
+        Variant::Bool(flag) => (*flag).into(),
+        Variant::U32(number) => (*number).into(),
+        Variant::I64(number) => (*number).into(),
+        Variant::U64(number) => (*number).into(),
+        Variant::Array(array) => {
+            let bytes: Vec<u8> = array.iter().filter_map(|item| u8::try_from(item).ok()).collect();
+            serde_json::json!({ "base64": base64::engine::general_purpose::STANDARD.encode(bytes) })
+        }
+        other => other.to_string().into(),
+    }
+}

@@ -1,0 +1,90 @@
+//! `bellwire status`, `bellwire app list`, `bellwire device`: how the agent is doing.
+
+use serde_json::{Map, Value, json};
+
+use super::Output;
+use super::bus::{self, BusName, ManagerProxy, fatal, to_json};
+use crate::daemon::Fatal;
+
+/// Prints the connection and the apps.
+pub async fn status(bus_name: &BusName, output: Output) -> Result<(), Fatal> {
+    let manager = manager(bus_name).await?;
+    let link = to_json(&manager.get_status().await.map_err(fatal)?);
+    let apps: Vec<Map<String, Value>> = manager.list_apps().await.map_err(fatal)?.iter().map(to_json).collect();
+    output.print(&json!({ "link": link, "apps": apps }), || {
+        format!("{}\n{}", describe_link(&link), describe_apps(&apps))
+    });
+    Ok(())
+}
+
+/// Prints the apps.
+pub async fn apps(bus_name: &BusName, output: Output) -> Result<(), Fatal> {
+    let rows = manager(bus_name).await?.list_apps().await.map_err(fatal)?;
+    let apps: Vec<Map<String, Value>> = rows.iter().map(to_json).collect();
+    output.print(&json!({ "apps": apps }), || describe_apps(&apps));
+    Ok(())
+}
+
+/// Prints who the device is and where it connects.
+pub async fn device(bus_name: &BusName, output: Output) -> Result<(), Fatal> {
+    let link = to_json(&manager(bus_name).await?.get_status().await.map_err(fatal)?);
+    let device = json!({ "device": link.get("device"), "gateway": link.get("gateway"), "region": link.get("region"),
+                         "encrypted": link.get("encrypted"), "version": link.get("version") });
+    output.print(&device, || {
+        format!(
+            "device  {}\ngateway {}\nagent   bellwired {}",
+            text(&link, "device"),
+            text(&link, "gateway"),
+            text(&link, "version")
+        )
+    });
+    Ok(())
+}
+
+/// Lets the agent connect without further waiting.
+pub async fn reconnect(bus_name: &BusName, output: Output) -> Result<(), Fatal> {
+    manager(bus_name).await?.try_now().await.map_err(fatal)?;
+    output.print(&json!({ "reconnecting": true }), || "the agent tries to connect now".to_owned());
+    Ok(())
+}
+
+async fn manager(bus_name: &BusName) -> Result<ManagerProxy<'static>, Fatal> {
+    let bus = bus::open(bus_name).await?;
+    ManagerProxy::new(&bus).await.map_err(fatal)
+}
+
+fn text(members: &Map<String, Value>, name: &str) -> String {
+    match members.get(name) {
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+        None => String::new(),
+    }
+}
+
+fn describe_link(link: &Map<String, Value>) -> String {
+    let (gateway, plain) = (text(link, "gateway"), link.get("encrypted") == Some(&Value::Bool(false)));
+    let how = if plain { " (unencrypted)" } else { "" };
+    match text(link, "state").as_str() {
+        "online" => {
+            format!("online   at {gateway}{how}, region {}, for {} s", text(link, "region"), text(link, "online_s"))
+        }
+        "waiting" => format!(
+            "offline  {}\n         next attempt at {gateway} in {} s ({} failed)",
+            text(link, "why"),
+            text(link, "retry_in_s"),
+            text(link, "failures")
+        ),
+        state => format!("{state}  {gateway}{how}"),
+    }
+}
+
+fn describe_apps(apps: &[Map<String, Value>]) -> String {
+    if apps.is_empty() {
+        return "no app has connected yet".to_owned();
+    }
+    let line = |app: &Map<String, Value>| {
+        let here = if app.get("connected") == Some(&Value::Bool(true)) { "connected" } else { "not connected" };
+        format!("{:<36} {:<12} {:<13} {} unread", text(app, "app"), text(app, "state"), here, text(app, "unread"))
+    };
+    apps.iter().map(line).collect::<Vec<_>>().join("\n")
+}
