@@ -3,22 +3,13 @@
 use uuid::Uuid;
 
 use super::*;
-use crate::proto::Push;
 use crate::proto::UnixMillis;
 use crate::proto::frame::Fate;
-use crate::proto::message::{Door, Reliability, Urgency};
+use crate::proto::samples::{self, app, message_id as id};
 
 const START: Moment = Moment(1_000);
 const LOW: Luck = Luck(0);
 const HIGH: Luck = Luck(u32::MAX);
-
-fn id(number: u64) -> MessageId {
-    MessageId::from_uuid(Uuid::from_u128(number.into()))
-}
-
-fn app(name: &str) -> AppId {
-    name.parse().unwrap()
-}
 
 fn reg_id() -> RegId {
     RegId::new(Region(0), 0, &[7; 48])
@@ -26,27 +17,7 @@ fn reg_id() -> RegId {
 
 /// The push of this number in its session; its id is the number too.
 fn delivery(n: u64) -> ToDevice {
-    let push = Push {
-        id: id(n),
-        reg_id: reg_id(),
-        app: app("a"),
-        door: Door::Tizen,
-        payload: None,
-        message: None,
-        sender: None,
-        request_id: None,
-        session_info: None,
-        kind: None,
-        time_stamp: None,
-        accepted_ms: UnixMillis(0),
-        expires_ms: UnixMillis(i64::MAX),
-        reliability: Reliability::Transport,
-        urgency: Urgency::Normal,
-        collapse_key: None,
-        receipt: false,
-        background_launch: false,
-    };
-    ToDevice::Push(Box::new(Delivery { n, dropped: 0, push }))
+    ToDevice::Push(Box::new(Delivery { n, dropped: 0, push: samples::push(id(n)) }))
 }
 
 fn store(n: u64) -> DeviceAction {
@@ -229,15 +200,10 @@ fn a_push_is_acknowledged_only_when_it_is_stored() {
 #[test]
 fn acks_are_cut_to_the_length_of_a_list() {
     let mut device = online();
-    device.handle_stored(&(0..LIST_MAX as u64 + 1).map(id).collect::<Vec<_>>());
-    let lengths: Vec<usize> = actions(&mut device)
-        .into_iter()
-        .map(|action| match action {
-            DeviceAction::Send(ToServer::Ack { ids }) => ids.len(),
-            other => panic!("{other:?}"),
-        })
-        .collect();
-    assert_eq!(lengths, [LIST_MAX, 1]);
+    let ids: Vec<MessageId> = (0..LIST_MAX as u64 + 1).map(id).collect();
+    device.handle_stored(&ids);
+    let acks = ids.chunks(LIST_MAX).map(|ids| send(ToServer::Ack { ids: ids.to_vec() }));
+    assert_eq!(actions(&mut device), acks.collect::<Vec<_>>());
 }
 
 #[test]
@@ -264,7 +230,9 @@ fn a_repeated_push_is_stored_and_acknowledged_again() {
 fn a_gap_in_the_count_hangs_up_and_stores_nothing_behind_it() {
     for (first, second) in [(None, 2), (Some(1), 3)] {
         let mut device = online();
-        first.map(|n| device.handle_frame(START, delivery(n), LOW));
+        if let Some(n) = first {
+            device.handle_frame(START, delivery(n), LOW);
+        }
         actions(&mut device);
         device.handle_frame(START, delivery(second), LOW);
         assert_eq!(actions(&mut device), farewell(Reason::Protocol));

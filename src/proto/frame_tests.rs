@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::proto::message::{Bytes, CollapseKey, Door, MessageField, Payload, Reliability, Urgency};
+use crate::proto::samples;
 
 // Strategies: any value that the types can hold.
 
@@ -181,35 +182,15 @@ fn id(text: &str) -> MessageId {
 }
 
 fn chat() -> AppId {
-    "org.example.Chat".parse().unwrap()
+    samples::app("org.example.Chat")
 }
 
 fn reg() -> RegId {
     RegId::new(Region(3), 0xa7, &[0x5c; 48])
 }
 
-/// What a reader may rely on when every optional member is absent.
 fn plain_push() -> Push {
-    Push {
-        id: id(ID),
-        reg_id: reg(),
-        app: chat(),
-        door: Door::Tizen,
-        payload: None,
-        message: None,
-        sender: None,
-        request_id: None,
-        session_info: None,
-        kind: None,
-        time_stamp: None,
-        accepted_ms: UnixMillis(1_760_000_000_000),
-        expires_ms: UnixMillis(1_760_086_400_000),
-        reliability: Reliability::Transport,
-        urgency: Urgency::Normal,
-        collapse_key: None,
-        receipt: false,
-        background_launch: false,
-    }
+    samples::push(id(ID))
 }
 
 fn full_push() -> Push {
@@ -288,7 +269,7 @@ fn the_text_of_frames_to_the_server_is_frozen() {
 fn the_text_of_frames_to_the_device_is_frozen() {
     let reg_text = reg().to_string();
     let head = format!(r#""id":"{ID}","reg_id":"{reg_text}","app":"org.example.Chat""#);
-    let times = r#""accepted_ms":1760000000000,"expires_ms":1760086400000"#;
+    let times = r#""accepted_ms":1760000000000,"expires_ms":1760003600000"#;
     let text = Push { payload: Some(Payload::text("\"ä\"\n")), ..plain_push() };
     let delivery = |n, dropped, push| ToDevice::Push(Box::new(Delivery { n, dropped, push }));
     let welcome = Welcome { version: 1, region: Region(3), enrolled: true, ka_max_s: 300 };

@@ -5,40 +5,16 @@ use uuid::Uuid;
 use super::*;
 use crate::proto::frame::Fate;
 use crate::proto::ids::{DeviceId, Secret};
-use crate::proto::message::{Door, Reliability, Urgency};
+use crate::proto::samples::{self, WALL, message_id as id};
 
 const START: Moment = Moment(1_000);
-const WALL: UnixMillis = UnixMillis(1_760_000_000_000);
-
-fn id(number: u64) -> MessageId {
-    MessageId::from_uuid(Uuid::from_u128(number.into()))
-}
 
 fn app() -> AppId {
-    "org.example.Chat".parse().unwrap()
+    samples::app("org.example.Chat")
 }
 
 fn push(number: u64) -> Push {
-    Push {
-        id: id(number),
-        reg_id: RegId::new(Region(0), 0, &[0; 48]),
-        app: app(),
-        door: Door::Tizen,
-        payload: None,
-        message: None,
-        sender: None,
-        request_id: None,
-        session_info: None,
-        kind: None,
-        time_stamp: None,
-        accepted_ms: WALL,
-        expires_ms: WALL.plus_minutes(60),
-        reliability: Reliability::Transport,
-        urgency: Urgency::Normal,
-        collapse_key: None,
-        receipt: false,
-        background_launch: false,
-    }
+    samples::push(id(number))
 }
 
 /// Row `number` of the store holds push `number`.
@@ -86,13 +62,20 @@ fn idle() -> Session {
     session
 }
 
+/// The pushes among these actions.
+fn deliveries(actions: &[GatewayAction]) -> Vec<&Delivery> {
+    let mut found = vec![];
+    for action in actions {
+        if let GatewayAction::Send(ToDevice::Push(delivery)) = action {
+            found.push(&**delivery);
+        }
+    }
+    found
+}
+
 /// The ids of the pushes among these actions.
 fn pushed(actions: &[GatewayAction]) -> Vec<MessageId> {
-    let sent = actions.iter().filter_map(|action| match action {
-        GatewayAction::Send(ToDevice::Push(delivery)) => Some(delivery.push.id),
-        _ => None,
-    });
-    sent.collect()
+    deliveries(actions).iter().map(|delivery| delivery.push.id).collect()
 }
 
 fn ids(numbers: std::ops::RangeInclusive<u64>) -> Vec<MessageId> {
@@ -161,13 +144,8 @@ fn pushes_are_counted_from_one_without_a_gap_across_backlogs_and_offers() {
     assert!(session.offer(START, push(100)));
     session.handle_wake();
     session.handle_backlog(START, WALL, rows(3..=3), true);
-    let counts: Vec<u64> = actions(&mut session)
-        .into_iter()
-        .filter_map(|action| match action {
-            GatewayAction::Send(ToDevice::Push(delivery)) => Some(delivery.n),
-            _ => None,
-        })
-        .collect();
+    let then = actions(&mut session);
+    let counts: Vec<u64> = deliveries(&then).iter().map(|delivery| delivery.n).collect();
     assert_eq!(counts, [1, 2, 3, 4]);
 }
 
