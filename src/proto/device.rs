@@ -135,8 +135,8 @@ enum Wish {
 #[derive(Debug)]
 struct Request {
     wish: Wish,
-    /// Its number, once sent in this session.
-    sent: Option<u32>,
+    /// Its number and when it was asked, once sent in this session.
+    sent: Option<(u32, Moment)>,
 }
 
 /// The counters of an open session. It exists only while one is open.
@@ -300,7 +300,9 @@ impl Device {
     }
 
     /// The device cannot store: it gives the session up, so that the server keeps what it sends.
+    /// Nothing may overtake the push that failed: the caller forgets whatever else it was to store.
     pub fn handle_store_failed(&mut self, now: Moment, luck: Luck) {
+        self.actions.retain(|action| !matches!(action, DeviceAction::Store(_)));
         self.fail(now, Bye::because(Reason::Busy), luck);
     }
 
@@ -347,6 +349,7 @@ impl Device {
         for app in apps {
             self.request(now, &app);
         }
+        self.watch_answers();
     }
 
     fn handle_online(&mut self, now: Moment, frame: ToDevice, luck: Luck) {
@@ -370,7 +373,7 @@ impl Device {
             }
             ToDevice::Unregistered { app } => self.actions.push_back(DeviceAction::Unregistered(app)),
             ToDevice::Noted { ids } => self.actions.push_back(DeviceAction::Noted(ids)),
-            ToDevice::Pong { .. } => {}
+            ToDevice::Pong { .. } => self.prove(),
             ToDevice::Redirect { gateway } => self.redirect(now, gateway, luck),
             ToDevice::Bye(bye) => self.end(now, bye, luck),
             // A repeated welcome is harmless: a link may deliver a frame twice.
@@ -398,6 +401,7 @@ impl Device {
         self.requests.insert(app.clone(), Request { wish, sent: None });
         if self.session.is_some() {
             self.request(now, &app);
+            self.watch_answers();
         }
     }
 
@@ -405,30 +409,38 @@ impl Device {
         let Some(request) = self.requests.get_mut(app) else { return };
         let req = self.next_req;
         self.next_req = self.next_req.wrapping_add(1);
-        request.sent = Some(req);
+        request.sent = Some((req, now));
         let frame = match request.wish {
             Wish::Register => ToServer::Register { req, app: app.clone() },
             Wish::Deregister => ToServer::Deregister { req, app: app.clone() },
         };
         self.send(frame);
-        if !self.timers.is_set(Timer::Answer) {
-            self.timers.set(Timer::Answer, now.after(ANSWER));
+    }
+
+    /// Waits for the answer to the oldest of the requests that are under way.
+    fn watch_answers(&mut self) {
+        match self.requests.values().filter_map(|request| request.sent).map(|(_, asked)| asked).min() {
+            Some(asked) => self.timers.set(Timer::Answer, asked.after(ANSWER)),
+            None => self.timers.clear(Timer::Answer),
         }
     }
 
     /// Whether this answers the app's latest request; if so, the request is done.
     fn answered(&mut self, app: &AppId, req: u32) -> bool {
-        let current = self.requests.get(app).is_some_and(|request| request.sent == Some(req));
+        let current = self.requests.get(app).is_some_and(|request| request.sent.is_some_and(|sent| sent.0 == req));
         if current {
             self.requests.remove(app);
+            self.watch_answers();
         }
-        if self.requests.values().all(|request| request.sent.is_none()) {
-            self.timers.clear(Timer::Answer);
-        }
+        self.prove();
+        current
+    }
+
+    /// The server has answered or sent something: this session has had an exchange.
+    fn prove(&mut self) {
         if let Some(session) = &mut self.session {
             session.proven = true;
         }
-        current
     }
 
     fn heard(&mut self, now: Moment) {
@@ -440,8 +452,7 @@ impl Device {
     }
 
     fn ping(&mut self, now: Moment) {
-        let Some(session) = &mut self.session else { return };
-        session.proven = true;
+        let Some(session) = &self.session else { return };
         self.pings = self.pings.wrapping_add(1);
         let next_s = seconds(session.keepalive + PONG);
         let seq = self.pings;

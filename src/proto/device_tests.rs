@@ -1,1 +1,635 @@
-//! Tests of the module of the same name.
+//! Tests of the device's half, one behaviour each.
+
+use uuid::Uuid;
+
+use super::*;
+use crate::proto::UnixMillis;
+use crate::proto::frame::Fate;
+use crate::proto::samples::{self, app, message_id as id};
+
+const START: Moment = Moment(1_000);
+const LOW: Luck = Luck(0);
+const HIGH: Luck = Luck(u32::MAX);
+
+fn reg_id() -> RegId {
+    RegId::new(Region(0), 0, &[7; 48])
+}
+
+/// The push of this number in its session; its id is the number too.
+fn delivery(n: u64) -> ToDevice {
+    ToDevice::Push(Box::new(Delivery { n, dropped: 0, push: samples::push(id(n)) }))
+}
+
+fn store(n: u64) -> DeviceAction {
+    let ToDevice::Push(delivery) = delivery(n) else { unreachable!() };
+    DeviceAction::Store(delivery)
+}
+
+fn device() -> Device {
+    Device::new(Identity {
+        device: DeviceId::from_uuid(Uuid::from_u128(1)),
+        secret: Secret::from_bytes([1; 32]),
+        agent: "test".into(),
+        enrolment_key: Some("key".into()),
+    })
+}
+
+fn actions(device: &mut Device) -> Vec<DeviceAction> {
+    std::iter::from_fn(|| device.poll_action()).collect()
+}
+
+fn welcome(ka_max_s: u32) -> ToDevice {
+    ToDevice::Welcome(Welcome { version: VERSION, region: Region(3), enrolled: false, ka_max_s })
+}
+
+/// Brings a device that dials to the greeting.
+fn greet(device: &mut Device, now: Moment) {
+    device.handle_link_up(now, vec![]);
+}
+
+/// Brings a device that dials online and forgets what it said on the way.
+fn connect(device: &mut Device, now: Moment) {
+    greet(device, now);
+    device.handle_frame(now, welcome(3600), LOW);
+    assert!(matches!(device.state(), LinkState::Online { .. }));
+    actions(device);
+}
+
+fn greeting() -> Device {
+    let mut device = device();
+    device.start();
+    greet(&mut device, START);
+    actions(&mut device);
+    device
+}
+
+fn online() -> Device {
+    let mut device = device();
+    device.start();
+    connect(&mut device, START);
+    device
+}
+
+fn later(seconds: u64) -> Moment {
+    START.after(Duration::from_secs(seconds))
+}
+
+fn send(frame: ToServer) -> DeviceAction {
+    DeviceAction::Send(frame)
+}
+
+fn farewell(reason: Reason) -> [DeviceAction; 2] {
+    [send(ToServer::Bye(Bye::because(reason))), DeviceAction::Hangup]
+}
+
+/// How long the device waits before its next attempt, counted from `now`.
+fn waits(device: &Device, now: Moment) -> Duration {
+    let LinkState::Waiting { until, .. } = device.state() else { panic!("{:?}", device.state()) };
+    assert_eq!(device.poll_timeout(), Some(*until), "the wait is the only deadline");
+    until.since(now)
+}
+
+/// The wait after a server's goodbye in an open session.
+fn wait_after(bye: Bye, luck: Luck) -> Duration {
+    let mut device = online();
+    device.handle_frame(later(1), ToDevice::Bye(bye), luck);
+    assert_eq!(actions(&mut device), [DeviceAction::Hangup]);
+    waits(&device, later(1))
+}
+
+// The greeting.
+
+#[test]
+fn a_device_does_nothing_until_it_is_started_and_dials_once() {
+    let mut device = device();
+    device.register(START, app("a"));
+    device.try_now();
+    device.handle_timer(later(9999), LOW);
+    assert_eq!(actions(&mut device), []);
+    assert_eq!(device.poll_timeout(), None);
+    device.start();
+    device.start();
+    assert_eq!(actions(&mut device), [DeviceAction::Dial]);
+    assert_eq!(device.state(), &LinkState::Dialling);
+}
+
+#[test]
+fn a_new_link_is_greeted_with_identity_and_resume_point() {
+    let mut device = device();
+    device.start();
+    actions(&mut device);
+    device.handle_link_up(START, (0..WINDOW as u64 + 5).map(id).collect());
+    let hello = Hello {
+        version: VERSION,
+        device: DeviceId::from_uuid(Uuid::from_u128(1)),
+        secret: Secret::from_bytes([1; 32]),
+        agent: "test".into(),
+        enrolment_key: Some("key".into()),
+        resume: (0..WINDOW as u64).map(id).collect(),
+        next_s: 260,
+    };
+    assert_eq!(actions(&mut device), [send(ToServer::Hello(hello))]);
+    assert_eq!(device.state(), &LinkState::Greeting);
+}
+
+#[test]
+fn a_greeting_without_answer_is_given_up_after_thirty_seconds() {
+    let mut device = greeting();
+    assert_eq!(device.poll_timeout(), Some(later(30)));
+    device.handle_timer(Moment(later(30).0 - 1), LOW);
+    assert_eq!(actions(&mut device), []);
+    device.handle_timer(later(30), LOW);
+    assert_eq!(actions(&mut device), farewell(Reason::Silent));
+    assert_eq!(waits(&device, later(30)), Duration::from_secs(1));
+}
+
+#[test]
+fn the_welcome_opens_the_session() {
+    let mut device = greeting();
+    device.handle_frame(later(1), welcome(3600), LOW);
+    let online = Online { region: Region(3), enrolled: false };
+    assert_eq!(actions(&mut device), [DeviceAction::Online(online)]);
+    assert_eq!(device.state(), &LinkState::Online { since: later(1), region: Region(3) });
+}
+
+#[test]
+fn a_repeated_welcome_changes_nothing() {
+    let mut device = online();
+    device.handle_frame(START, welcome(10), LOW);
+    assert_eq!(actions(&mut device), []);
+    assert_eq!(device.poll_timeout(), Some(later(240)));
+}
+
+#[test]
+fn a_server_of_another_version_is_left() {
+    let mut device = greeting();
+    let welcome = Welcome { version: VERSION + 1, region: Region(3), enrolled: false, ka_max_s: 1 };
+    device.handle_frame(START, ToDevice::Welcome(welcome), LOW);
+    assert_eq!(actions(&mut device), farewell(Reason::Version));
+}
+
+#[test]
+fn any_other_frame_before_the_welcome_ends_the_session() {
+    for frame in [delivery(1), ToDevice::Pong { seq: 1 }, ToDevice::Noted { ids: vec![] }] {
+        let mut device = greeting();
+        device.handle_frame(START, frame, LOW);
+        assert_eq!(actions(&mut device), farewell(Reason::Protocol));
+    }
+}
+
+#[test]
+fn a_text_that_is_no_frame_ends_the_session() {
+    for mut device in [greeting(), online()] {
+        device.handle_garbage(START, LOW);
+        assert_eq!(actions(&mut device), farewell(Reason::Protocol));
+    }
+}
+
+// Pushes.
+
+#[test]
+fn a_push_is_acknowledged_only_when_it_is_stored() {
+    let mut device = online();
+    device.handle_frame(START, delivery(1), LOW);
+    device.handle_frame(START, delivery(2), LOW);
+    assert_eq!(actions(&mut device), [store(1), store(2)]);
+    device.handle_stored(&[id(1), id(2)]);
+    assert_eq!(actions(&mut device), [send(ToServer::Ack { ids: vec![id(1), id(2)] })]);
+}
+
+#[test]
+fn acks_are_cut_to_the_length_of_a_list() {
+    let mut device = online();
+    let ids: Vec<MessageId> = (0..LIST_MAX as u64 + 1).map(id).collect();
+    device.handle_stored(&ids);
+    let acks = ids.chunks(LIST_MAX).map(|ids| send(ToServer::Ack { ids: ids.to_vec() }));
+    assert_eq!(actions(&mut device), acks.collect::<Vec<_>>());
+}
+
+#[test]
+fn nothing_is_acknowledged_without_a_session() {
+    let mut device = greeting();
+    device.handle_stored(&[id(1)]);
+    assert_eq!(actions(&mut device), []);
+}
+
+#[test]
+fn a_repeated_push_is_stored_and_acknowledged_again() {
+    let mut device = online();
+    for _ in 0..2 {
+        device.handle_frame(START, delivery(1), LOW);
+        assert_eq!(actions(&mut device), [store(1)]);
+        device.handle_stored(&[id(1)]);
+        assert_eq!(actions(&mut device), [send(ToServer::Ack { ids: vec![id(1)] })]);
+    }
+    device.handle_frame(START, delivery(2), LOW);
+    assert_eq!(actions(&mut device), [store(2)]);
+}
+
+#[test]
+fn a_gap_in_the_count_hangs_up_and_stores_nothing_behind_it() {
+    for (first, second) in [(None, 2), (Some(1), 3)] {
+        let mut device = online();
+        if let Some(n) = first {
+            device.handle_frame(START, delivery(n), LOW);
+        }
+        actions(&mut device);
+        device.handle_frame(START, delivery(second), LOW);
+        assert_eq!(actions(&mut device), farewell(Reason::Protocol));
+        device.handle_frame(START, delivery(second + 1), LOW);
+        assert_eq!(actions(&mut device), []);
+    }
+}
+
+#[test]
+fn the_count_starts_again_with_each_session() {
+    let mut device = online();
+    device.handle_frame(START, delivery(1), LOW);
+    device.handle_link_down(START, "cut", LOW);
+    device.try_now();
+    connect(&mut device, START);
+    device.handle_frame(START, delivery(1), LOW);
+    assert_eq!(actions(&mut device), [store(1)]);
+}
+
+#[test]
+fn a_device_that_cannot_store_gives_up_and_lets_nothing_overtake() {
+    let mut device = online();
+    device.handle_frame(START, delivery(1), LOW);
+    assert_eq!(device.poll_action(), Some(store(1)));
+    device.handle_frame(START, delivery(2), LOW);
+    device.handle_store_failed(START, LOW);
+    assert_eq!(actions(&mut device), farewell(Reason::Busy));
+}
+
+#[test]
+fn outcomes_are_reported_in_lists_and_only_in_a_session() {
+    let outcome = |n| Outcome { id: id(n), fate: Fate::Delivered, at_ms: UnixMillis(0) };
+    let all: Vec<Outcome> = (0..LIST_MAX as u64 + 1).map(outcome).collect();
+    let mut device = online();
+    device.report(&all);
+    let lists = all.chunks(LIST_MAX).map(|list| send(ToServer::Outcomes { list: list.to_vec() }));
+    assert_eq!(actions(&mut device), lists.collect::<Vec<_>>());
+    device.handle_frame(START, ToDevice::Noted { ids: vec![id(0)] }, LOW);
+    assert_eq!(actions(&mut device), [DeviceAction::Noted(vec![id(0)])]);
+    let mut device = greeting();
+    device.report(&all);
+    assert_eq!(actions(&mut device), []);
+}
+
+// Keepalive.
+
+#[test]
+fn silence_is_broken_by_a_ping_and_the_pong_starts_it_again() {
+    let mut device = online();
+    device.handle_timer(later(239), LOW);
+    assert_eq!(actions(&mut device), []);
+    device.handle_timer(later(240), LOW);
+    assert_eq!(actions(&mut device), [send(ToServer::Ping { seq: 1, next_s: 260 })]);
+    assert_eq!(device.poll_timeout(), Some(later(260)));
+    device.handle_frame(later(241), ToDevice::Pong { seq: 1 }, LOW);
+    assert_eq!(device.poll_timeout(), Some(later(241 + 240)));
+}
+
+#[test]
+fn a_missing_pong_ends_the_session() {
+    let mut device = online();
+    device.handle_timer(later(240), LOW);
+    actions(&mut device);
+    device.handle_timer(later(260), LOW);
+    assert_eq!(actions(&mut device), farewell(Reason::Silent));
+}
+
+#[test]
+fn any_frame_counts_as_a_pong() {
+    let mut device = online();
+    device.handle_timer(later(240), LOW);
+    device.handle_frame(later(259), delivery(1), LOW);
+    assert_eq!(device.poll_timeout(), Some(later(259 + 240)));
+}
+
+#[test]
+fn after_a_long_sleep_the_device_asks_before_it_gives_up() {
+    let mut device = online();
+    device.handle_timer(later(100_000), LOW);
+    assert_eq!(actions(&mut device), [send(ToServer::Ping { seq: 1, next_s: 260 })]);
+    assert_eq!(device.poll_timeout(), Some(later(100_020)));
+}
+
+#[test]
+fn the_server_may_shorten_the_silence_within_reason_but_not_lengthen_it() {
+    for (allowed, silence) in [(60, 60), (1, 10), (0, 10), (240, 240), (u32::MAX, 240)] {
+        let mut device = greeting();
+        device.handle_frame(START, welcome(allowed), LOW);
+        actions(&mut device);
+        assert_eq!(device.poll_timeout(), Some(later(silence)));
+        device.handle_timer(later(silence), LOW);
+        let ping = ToServer::Ping { seq: 1, next_s: silence as u32 + 20 };
+        assert_eq!(actions(&mut device), [send(ping)]);
+    }
+}
+
+// Waiting.
+
+#[test]
+fn waits_grow_with_each_attempt_that_fails() {
+    let mut device = device();
+    device.start();
+    let mut now = START;
+    for (failures, expected) in [2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600].into_iter().enumerate() {
+        assert_eq!(device.failures() as usize, failures);
+        assert_eq!(actions(&mut device), [DeviceAction::Dial]);
+        device.handle_link_down(now, "unreachable", HIGH);
+        assert_eq!(waits(&device, now), Duration::from_secs(expected));
+        now = now.after(waits(&device, now));
+        device.handle_timer(now, HIGH);
+    }
+}
+
+/// The wait after a third failure: 8 s, unless the session before it counted as a recovery.
+fn wait_after_session(session: impl FnOnce(&mut Device) -> Moment) -> Duration {
+    let mut device = device();
+    device.start();
+    for _ in 0..2 {
+        device.handle_link_down(START, "unreachable", HIGH);
+        device.try_now();
+    }
+    connect(&mut device, START);
+    let end = session(&mut device);
+    device.handle_link_down(end, "cut", HIGH);
+    waits(&device, end)
+}
+
+#[test]
+fn a_session_that_lasted_with_an_exchange_starts_the_waits_over() {
+    let wait = wait_after_session(|device| {
+        device.handle_frame(later(1), delivery(1), LOW);
+        later(60)
+    });
+    assert_eq!(wait, Duration::from_secs(2));
+    let wait = wait_after_session(|device| {
+        device.handle_timer(later(240), LOW);
+        device.handle_frame(later(241), ToDevice::Pong { seq: 1 }, LOW);
+        later(242)
+    });
+    assert_eq!(wait, Duration::from_secs(2));
+}
+
+#[test]
+fn a_short_session_does_not_start_the_waits_over() {
+    let wait = wait_after_session(|device| {
+        device.handle_frame(later(1), delivery(1), LOW);
+        later(59)
+    });
+    assert_eq!(wait, Duration::from_secs(8));
+}
+
+#[test]
+fn a_session_without_an_exchange_does_not_start_the_waits_over() {
+    assert_eq!(wait_after_session(|_| later(100)), Duration::from_secs(8));
+    let unanswered_ping = wait_after_session(|device| {
+        device.handle_timer(later(240), LOW);
+        later(259)
+    });
+    assert_eq!(unanswered_ping, Duration::from_secs(8));
+}
+
+#[test]
+fn a_wait_that_the_server_asked_for_is_obeyed_and_spread_upwards() {
+    let bye = Bye { reason: Reason::Busy, retry_after_s: Some(100) };
+    assert_eq!(wait_after(bye.clone(), LOW), Duration::from_secs(100));
+    assert_eq!(wait_after(bye, HIGH), Duration::from_secs(130));
+    let at_once = Bye { reason: Reason::Shutdown, retry_after_s: Some(0) };
+    assert_eq!(wait_after(at_once, LOW), Duration::from_secs(1));
+}
+
+#[test]
+fn what_only_an_operator_can_mend_waits_long() {
+    for reason in [Reason::BadSecret, Reason::EnrolmentRefused, Reason::Version] {
+        assert_eq!(wait_after(Bye::because(reason), LOW), HOPELESS);
+        assert_eq!(wait_after(Bye { reason, retry_after_s: Some(5) }, LOW), HOPELESS);
+        assert_eq!(wait_after(Bye { reason, retry_after_s: Some(1000) }, LOW), Duration::from_secs(1000));
+    }
+}
+
+#[test]
+fn a_replaced_device_waits_at_least_a_minute() {
+    assert_eq!(wait_after(Bye::because(Reason::Replaced), LOW), Duration::from_secs(60));
+}
+
+#[test]
+fn a_wish_of_the_server_holds_for_one_wait_only() {
+    let mut device = online();
+    let bye = Bye { reason: Reason::Busy, retry_after_s: Some(5000) };
+    device.handle_frame(START, ToDevice::Bye(bye), LOW);
+    device.try_now();
+    device.handle_link_down(START, "unreachable", LOW);
+    assert_eq!(waits(&device, START), Duration::from_secs(2));
+}
+
+#[test]
+fn the_wait_ends_with_a_new_attempt_at_its_time_or_on_demand() {
+    let mut device = online();
+    device.handle_link_down(START, "cut", LOW);
+    assert!(matches!(device.state(), LinkState::Waiting { why, .. } if why == "cut"));
+    assert_eq!(actions(&mut device), [], "the link is gone already");
+    device.handle_timer(later(1), LOW);
+    assert_eq!(actions(&mut device), [DeviceAction::Dial]);
+    device.try_now();
+    assert_eq!(actions(&mut device), []);
+    device.handle_link_down(later(1), "refused", LOW);
+    device.try_now();
+    assert_eq!(actions(&mut device), [DeviceAction::Dial]);
+}
+
+#[test]
+fn what_comes_from_a_link_that_was_given_up_does_nothing() {
+    let mut device = online();
+    device.handle_garbage(START, HIGH);
+    actions(&mut device);
+    let before = device.state().clone();
+    device.handle_link_down(START, "closed", LOW);
+    device.handle_frame(START, ToDevice::Bye(Bye::because(Reason::BadSecret)), LOW);
+    device.handle_frame(START, delivery(1), LOW);
+    device.handle_garbage(START, LOW);
+    device.handle_stored(&[id(1)]);
+    device.handle_store_failed(START, LOW);
+    device.handle_link_up(START, vec![]);
+    assert_eq!(actions(&mut device), []);
+    assert_eq!(device.state(), &before);
+}
+
+// Registrations.
+
+#[test]
+fn a_wish_is_asked_for_at_once_in_a_session_and_only_once() {
+    let mut device = online();
+    device.register(START, app("a"));
+    device.register(START, app("a"));
+    assert_eq!(actions(&mut device), [send(ToServer::Register { req: 1, app: app("a") })]);
+    device.handle_frame(START, ToDevice::Registered { req: 1, app: app("a"), reg_id: reg_id() }, LOW);
+    assert_eq!(actions(&mut device), [DeviceAction::Registered(app("a"), reg_id())]);
+    assert_eq!(device.poll_timeout(), Some(later(240)), "nothing is waited for any more");
+}
+
+#[test]
+fn wishes_are_kept_until_a_session_answers_them() {
+    let mut device = device();
+    device.register(START, app("a"));
+    device.deregister(START, app("b"));
+    device.start();
+    for first in [1, 3] {
+        greet(&mut device, START);
+        actions(&mut device);
+        device.handle_frame(START, welcome(3600), LOW);
+        assert_eq!(
+            actions(&mut device)[1..],
+            [
+                send(ToServer::Register { req: first, app: app("a") }),
+                send(ToServer::Deregister { req: first + 1, app: app("b") }),
+            ]
+        );
+        device.handle_link_down(START, "cut", LOW);
+        device.try_now();
+    }
+}
+
+#[test]
+fn an_answered_wish_is_not_asked_for_in_the_next_session() {
+    let mut device = online();
+    device.register(START, app("a"));
+    device.deregister(START, app("b"));
+    device.register(START, app("c"));
+    actions(&mut device);
+    device.handle_frame(START, ToDevice::Registered { req: 1, app: app("a"), reg_id: reg_id() }, LOW);
+    device.handle_frame(START, ToDevice::Deregistered { req: 2, app: app("b") }, LOW);
+    device.handle_frame(START, ToDevice::Refused { req: 3, app: app("c"), refusal: Refusal::UnknownApp }, LOW);
+    assert_eq!(
+        actions(&mut device),
+        [
+            DeviceAction::Registered(app("a"), reg_id()),
+            DeviceAction::Deregistered(app("b")),
+            DeviceAction::Refused(app("c"), Refusal::UnknownApp),
+        ]
+    );
+    device.handle_link_down(START, "cut", LOW);
+    device.try_now();
+    greet(&mut device, START);
+    actions(&mut device);
+    device.handle_frame(START, welcome(3600), LOW);
+    assert_eq!(actions(&mut device), [DeviceAction::Online(Online { region: Region(3), enrolled: false })]);
+}
+
+#[test]
+fn a_changed_wish_wins_and_the_answer_to_the_old_one_is_ignored() {
+    let mut device = online();
+    device.register(START, app("a"));
+    device.deregister(START, app("a"));
+    assert_eq!(
+        actions(&mut device),
+        [send(ToServer::Register { req: 1, app: app("a") }), send(ToServer::Deregister { req: 2, app: app("a") }),]
+    );
+    device.handle_frame(START, ToDevice::Registered { req: 1, app: app("a"), reg_id: reg_id() }, LOW);
+    assert_eq!(actions(&mut device), []);
+    device.handle_frame(START, ToDevice::Deregistered { req: 2, app: app("a") }, LOW);
+    device.handle_frame(START, ToDevice::Deregistered { req: 2, app: app("a") }, LOW);
+    assert_eq!(actions(&mut device), [DeviceAction::Deregistered(app("a"))]);
+}
+
+#[test]
+fn a_request_without_answer_ends_the_session_and_stays_a_wish() {
+    let mut device = online();
+    device.register(START, app("a"));
+    actions(&mut device);
+    device.handle_timer(later(30), LOW);
+    assert_eq!(actions(&mut device), farewell(Reason::Silent));
+    device.try_now();
+    greet(&mut device, later(30));
+    device.handle_frame(later(30), welcome(3600), LOW);
+    assert_eq!(actions(&mut device).last(), Some(&send(ToServer::Register { req: 2, app: app("a") })));
+    assert_eq!(device.poll_timeout(), Some(later(60)));
+}
+
+#[test]
+fn every_request_has_its_own_thirty_seconds() {
+    let mut device = online();
+    device.register(START, app("a"));
+    device.register(later(29), app("b"));
+    assert_eq!(device.poll_timeout(), Some(later(30)));
+    device.handle_frame(later(29), ToDevice::Registered { req: 1, app: app("a"), reg_id: reg_id() }, LOW);
+    assert_eq!(device.poll_timeout(), Some(later(59)));
+    device.deregister(later(40), app("b"));
+    assert_eq!(device.poll_timeout(), Some(later(70)), "nobody waits for the old wish");
+}
+
+#[test]
+fn an_end_that_the_server_decided_is_passed_on() {
+    let mut device = online();
+    device.handle_frame(START, ToDevice::Unregistered { app: app("a") }, LOW);
+    assert_eq!(actions(&mut device), [DeviceAction::Unregistered(app("a"))]);
+}
+
+// Ends.
+
+#[test]
+fn a_redirect_is_remembered_and_followed_after_a_short_wait() {
+    for mut device in [greeting(), online()] {
+        device.handle_frame(START, ToDevice::Redirect { gateway: "wss://b.example".into() }, LOW);
+        assert_eq!(actions(&mut device), [DeviceAction::UseGateway("wss://b.example".into()), DeviceAction::Hangup]);
+        assert_eq!(waits(&device, START), Duration::from_secs(1));
+        device.handle_timer(later(1), LOW);
+        assert_eq!(actions(&mut device), [DeviceAction::Dial]);
+    }
+}
+
+#[test]
+fn a_goodbye_in_place_of_the_welcome_is_heeded() {
+    let mut device = greeting();
+    device.handle_frame(START, ToDevice::Bye(Bye::because(Reason::BadSecret)), LOW);
+    assert_eq!(actions(&mut device), [DeviceAction::Hangup]);
+    assert_eq!(waits(&device, START), HOPELESS);
+}
+
+#[test]
+fn stopping_says_goodbye_and_leaves_no_timer() {
+    let mut device = online();
+    device.register(START, app("a"));
+    actions(&mut device);
+    device.stop();
+    assert_eq!(actions(&mut device), farewell(Reason::Shutdown));
+    assert_eq!((device.state(), device.poll_timeout()), (&LinkState::Stopped, None));
+    device.stop();
+    device.handle_link_down(START, "closed", LOW);
+    device.handle_frame(START, delivery(1), LOW);
+    device.handle_timer(later(9999), LOW);
+    device.try_now();
+    assert_eq!(actions(&mut device), []);
+}
+
+#[test]
+fn stopping_ends_a_dial_a_greeting_and_a_wait() {
+    let mut dialling = device();
+    dialling.start();
+    actions(&mut dialling);
+    for mut device in [dialling, greeting()] {
+        device.stop();
+        assert_eq!(actions(&mut device), [DeviceAction::Hangup]);
+    }
+    let mut waiting = online();
+    waiting.handle_link_down(START, "cut", LOW);
+    waiting.stop();
+    assert_eq!((actions(&mut waiting), waiting.poll_timeout()), (vec![], None));
+}
+
+#[test]
+fn a_stopped_device_can_start_again_with_its_wishes() {
+    let mut device = online();
+    device.register(START, app("a"));
+    device.stop();
+    actions(&mut device);
+    device.start();
+    assert_eq!(actions(&mut device), [DeviceAction::Dial]);
+    greet(&mut device, START);
+    device.handle_frame(START, welcome(3600), LOW);
+    assert_eq!(actions(&mut device).last(), Some(&send(ToServer::Register { req: 2, app: app("a") })));
+}

@@ -53,16 +53,19 @@ pub const BADGE_MAX: u16 = 999;
 /// Parses a raw `message` string. Every string has a meaning; see the file's head for the rules.
 pub fn parse(raw: &str) -> Fields {
     let mut fields = Fields::default();
-    let (mut option, mut number) = (None, None);
+    let (mut verb, mut text, mut option, mut number) = (None, None, None, None);
     for (key, value) in form_urlencoded::parse(raw.as_bytes()) {
         match key.as_ref() {
-            "action" => fields.action = action(&value, &mut fields.problems),
-            "alertMessage" => fields.alert = Some(alert(&value, &mut fields.problems)),
-            "badgeOption" => option = Some(value.into_owned()),
-            "badgeNumber" => number = Some(value.into_owned()),
+            "action" => verb = Some(value),
+            "alertMessage" => text = Some(value),
+            "badgeOption" => option = Some(value),
+            "badgeNumber" => number = Some(value),
             _ => {}
         }
     }
+    // Only the last of each is judged: a sender cannot make us hold a reason for every repetition.
+    fields.action = verb.map_or(Action::default(), |verb| action(&verb, &mut fields.problems));
+    fields.alert = text.map(|text| alert(&text, &mut fields.problems));
     fields.badge = option.and_then(|option| badge(&option, number.as_deref(), &mut fields.problems));
     fields
 }
@@ -143,6 +146,12 @@ mod tests {
             let fields = parse(raw);
             assert_eq!((fields.action, fields.badge, fields.problems.len()), (Action::Silent, None, 1), "{raw}");
         }
+    }
+
+    #[test]
+    fn of_a_repeated_key_only_the_last_is_complained_about() {
+        assert_eq!(parse("action=SHOUT&action=ALERT"), Fields { action: Action::Alert, ..Fields::default() });
+        assert_eq!(parse(&"action=SHOUT&".repeat(150)).problems.len(), 1);
     }
 
     #[test]

@@ -20,7 +20,8 @@ use super::timers::{Moment, TimerName, Timers};
 
 /// How long a device may take to say hello.
 pub const HELLO: Duration = Duration::from_secs(10);
-/// How long a push may go without an acknowledgement.
+/// How long the oldest push on its way may go without an acknowledgement. A slow device has this
+/// long for each push, as long as it works its way through them.
 pub const ACK: Duration = Duration::from_secs(20);
 /// What is added to the silence a device announced before it counts as gone.
 pub const GRACE: Duration = Duration::from_secs(60);
@@ -133,7 +134,6 @@ struct Unacked {
     /// `None` for a push that is not in the store.
     seq: Option<Seq>,
     id: MessageId,
-    sent: Moment,
 }
 
 /// A proven device's session.
@@ -230,7 +230,8 @@ impl Session {
         self.fetch();
     }
 
-    /// The answer to `Fetch`: pushes in order. `complete` says that nothing waits behind them.
+    /// The answer to `Fetch`: pushes in order. `complete` says that nothing waits behind them. What
+    /// does not fit, because an offer took the room meanwhile, is asked for again later.
     pub fn handle_backlog(&mut self, now: Moment, wall: UnixMillis, rows: Vec<Queued>, complete: bool) {
         self.fetching = false;
         if self.closed {
@@ -238,19 +239,24 @@ impl Session {
         }
         self.more |= !complete;
         let (mut had, mut expired) = (Vec::new(), Vec::new());
+        let mut left_over = false;
         let resume = std::mem::take(&mut self.resume);
         for row in rows {
-            self.cursor = self.cursor.max(row.seq);
             if resume.contains(&row.push.id) {
                 had.push(row.seq);
             } else if row.push.expired(wall) {
                 expired.push(row.seq);
-            } else {
+            } else if self.unacked.len() < WINDOW {
                 self.push(now, Some(row.seq), row.dropped, row.push);
+            } else {
+                left_over = true;
+                break;
             }
+            self.cursor = self.cursor.max(row.seq);
         }
+        self.more |= left_over;
         // Rows the device had take no room in the window: those after them may be on its list too.
-        if !had.is_empty() {
+        if !had.is_empty() || left_over {
             self.resume = resume;
         }
         if !had.is_empty() {
@@ -322,6 +328,7 @@ impl Session {
 
     fn acked(&mut self, now: Moment, ids: &[MessageId]) {
         let mut seqs = Vec::new();
+        let oldest = self.unacked.front().map(|unacked| unacked.id);
         self.unacked.retain(|unacked| {
             let done = ids.contains(&unacked.id);
             if done {
@@ -335,20 +342,25 @@ impl Session {
         if !seqs.is_empty() {
             self.actions.push_back(GatewayAction::Acked(seqs));
         }
-        self.watch_acks(now);
+        if self.unacked.front().map(|unacked| unacked.id) != oldest {
+            self.watch_acks(now);
+        }
         self.fetch();
     }
 
     fn push(&mut self, now: Moment, seq: Option<Seq>, dropped: u32, push: Push) {
         self.sent += 1;
-        self.unacked.push_back(Unacked { seq, id: push.id, sent: now });
+        self.unacked.push_back(Unacked { seq, id: push.id });
         self.send(ToDevice::Push(Box::new(Delivery { n: self.sent, dropped, push })));
-        self.watch_acks(now);
+        if self.unacked.len() == 1 {
+            self.watch_acks(now);
+        }
     }
 
+    /// Gives the push that is now the oldest its time.
     fn watch_acks(&mut self, now: Moment) {
         match self.unacked.front() {
-            Some(oldest) => self.timers.set(Timer::Ack, oldest.sent.after(ACK).max(now)),
+            Some(_) => self.timers.set(Timer::Ack, now.after(ACK)),
             None => self.timers.clear(Timer::Ack),
         }
     }

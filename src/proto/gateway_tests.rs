@@ -1,1 +1,456 @@
-//! Tests of the module of the same name.
+//! Tests of the server's half, one behaviour each.
+
+use uuid::Uuid;
+
+use super::*;
+use crate::proto::frame::Fate;
+use crate::proto::ids::{DeviceId, Secret};
+use crate::proto::samples::{self, WALL, message_id as id};
+
+const START: Moment = Moment(1_000);
+
+fn app() -> AppId {
+    samples::app("org.example.Chat")
+}
+
+fn push(number: u64) -> Push {
+    samples::push(id(number))
+}
+
+/// Row `number` of the store holds push `number`.
+fn row(number: u64) -> Queued {
+    Queued { seq: Seq(number as i64), dropped: 0, push: push(number) }
+}
+
+fn rows(numbers: std::ops::RangeInclusive<u64>) -> Vec<Queued> {
+    numbers.map(row).collect()
+}
+
+fn hello(resume: Vec<MessageId>) -> Hello {
+    Hello {
+        version: VERSION,
+        device: DeviceId::from_uuid(Uuid::from_u128(1)),
+        secret: Secret::from_bytes([0; 32]),
+        agent: "test".into(),
+        enrolment_key: None,
+        resume,
+        next_s: 260,
+    }
+}
+
+fn actions(session: &mut Session) -> Vec<GatewayAction> {
+    std::iter::from_fn(|| session.poll_action()).collect()
+}
+
+fn resumed(resume: Vec<MessageId>) -> Session {
+    let terms = Terms { region: Region(3), ka_max_s: 300 };
+    let mut session = Session::open(Claim { hello: hello(resume) }, terms, false, START);
+    actions(&mut session);
+    session
+}
+
+/// A session that has been welcomed and waits for its first backlog.
+fn session() -> Session {
+    resumed(vec![])
+}
+
+/// A session whose store is empty.
+fn idle() -> Session {
+    let mut session = session();
+    session.handle_backlog(START, WALL, vec![], true);
+    assert_eq!(actions(&mut session), []);
+    session
+}
+
+/// The pushes among these actions.
+fn deliveries(actions: &[GatewayAction]) -> Vec<&Delivery> {
+    let mut found = vec![];
+    for action in actions {
+        if let GatewayAction::Send(ToDevice::Push(delivery)) = action {
+            found.push(&**delivery);
+        }
+    }
+    found
+}
+
+/// The ids of the pushes among these actions.
+fn pushed(actions: &[GatewayAction]) -> Vec<MessageId> {
+    deliveries(actions).iter().map(|delivery| delivery.push.id).collect()
+}
+
+fn ids(numbers: std::ops::RangeInclusive<u64>) -> Vec<MessageId> {
+    numbers.map(id).collect()
+}
+
+fn ack(numbers: std::ops::RangeInclusive<u64>) -> ToServer {
+    ToServer::Ack { ids: ids(numbers) }
+}
+
+fn farewell(reason: Reason) -> Vec<GatewayAction> {
+    vec![GatewayAction::Send(ToDevice::Bye(Bye::because(reason))), GatewayAction::Close]
+}
+
+fn later(seconds: u64) -> Moment {
+    START.after(Duration::from_secs(seconds))
+}
+
+// The greeting.
+
+#[test]
+fn the_first_frame_must_be_a_hello() {
+    let refused = Greeting.handle_frame(ToServer::Ping { seq: 1, next_s: 1 }).map(|_| ());
+    assert_eq!(refused, Err(Bye::because(Reason::Protocol)));
+}
+
+#[test]
+fn an_older_version_is_refused_and_a_newer_one_taken() {
+    let greet = |version| Greeting.handle_frame(ToServer::Hello(Hello { version, ..hello(vec![]) })).map(|_| ());
+    assert_eq!(greet(VERSION - 1), Err(Bye::because(Reason::Version)));
+    assert_eq!(greet(VERSION), Ok(()));
+    assert_eq!(greet(VERSION + 1), Ok(()));
+}
+
+#[test]
+fn a_resume_point_longer_than_the_window_is_refused() {
+    let greet = |count| Greeting.handle_frame(ToServer::Hello(hello(ids(1..=count)))).map(|_| ());
+    assert_eq!(greet(WINDOW as u64), Ok(()));
+    assert_eq!(greet(WINDOW as u64 + 1), Err(Bye::because(Reason::Protocol)));
+}
+
+#[test]
+fn a_session_opens_with_the_welcome_and_asks_for_what_waits() {
+    let terms = Terms { region: Region(3), ka_max_s: 300 };
+    let mut session = Session::open(Claim { hello: hello(vec![]) }, terms, true, START);
+    let welcome = Welcome { version: VERSION, region: Region(3), enrolled: true, ka_max_s: 300 };
+    let expected =
+        [GatewayAction::Send(ToDevice::Welcome(welcome)), GatewayAction::Fetch { after: Seq(0), limit: WINDOW }];
+    assert_eq!(actions(&mut session), expected);
+}
+
+#[test]
+fn a_repeated_hello_changes_nothing() {
+    let mut session = idle();
+    session.handle_frame(START, ToServer::Hello(hello(vec![])));
+    assert_eq!(actions(&mut session), []);
+    assert!(!session.is_closed());
+}
+
+// Pushes and their window.
+
+#[test]
+fn pushes_are_counted_from_one_without_a_gap_across_backlogs_and_offers() {
+    let mut session = session();
+    session.handle_backlog(START, WALL, rows(1..=2), true);
+    assert!(session.offer(START, push(100)));
+    session.handle_wake();
+    session.handle_backlog(START, WALL, rows(3..=3), true);
+    let then = actions(&mut session);
+    let counts: Vec<u64> = deliveries(&then).iter().map(|delivery| delivery.n).collect();
+    assert_eq!(counts, [1, 2, 3, 4]);
+}
+
+#[test]
+fn the_number_of_dropped_messages_travels_with_the_next_push() {
+    let mut session = session();
+    session.handle_backlog(START, WALL, vec![Queued { dropped: 5, ..row(1) }], true);
+    let delivery = Delivery { n: 1, dropped: 5, push: push(1) };
+    assert_eq!(actions(&mut session), [GatewayAction::Send(ToDevice::Push(Box::new(delivery)))]);
+}
+
+#[test]
+fn nothing_is_asked_for_while_the_window_is_full_and_acks_make_room() {
+    let mut session = session();
+    session.handle_backlog(START, WALL, rows(1..=32), false);
+    let sent = actions(&mut session);
+    assert_eq!(pushed(&sent), ids(1..=32));
+    assert_eq!(sent.len(), WINDOW, "no fetch");
+    session.handle_frame(START, ack(1..=3));
+    let expected =
+        [GatewayAction::Acked(vec![Seq(1), Seq(2), Seq(3)]), GatewayAction::Fetch { after: Seq(32), limit: 3 }];
+    assert_eq!(actions(&mut session), expected);
+}
+
+#[test]
+fn a_store_that_answers_with_too_much_does_not_overrun_the_window() {
+    let mut session = session();
+    session.handle_backlog(START, WALL, rows(1..=40), true);
+    assert_eq!(pushed(&actions(&mut session)), ids(1..=32));
+    session.handle_frame(START, ack(1..=32));
+    let after_acks = actions(&mut session);
+    assert_eq!(after_acks.last(), Some(&GatewayAction::Fetch { after: Seq(32), limit: WINDOW }));
+}
+
+#[test]
+fn an_offer_during_a_fetch_takes_its_room_from_the_backlog() {
+    let mut session = session();
+    assert!(session.offer(START, push(100)));
+    session.handle_backlog(START, WALL, rows(1..=32), true);
+    let expected: Vec<MessageId> = [100].into_iter().chain(1..=31).map(id).collect();
+    assert_eq!(pushed(&actions(&mut session)), expected);
+    session.handle_frame(START, ack(100..=100));
+    assert_eq!(actions(&mut session), [GatewayAction::Fetch { after: Seq(31), limit: 1 }]);
+}
+
+#[test]
+fn an_offer_is_refused_when_the_window_is_full() {
+    let mut session = idle();
+    assert!((1..=32).all(|number| session.offer(START, push(number))));
+    assert!(!session.offer(START, push(33)));
+    assert_eq!(pushed(&actions(&mut session)), ids(1..=32));
+}
+
+#[test]
+fn an_acknowledged_offer_leaves_nothing_to_delete() {
+    let mut session = idle();
+    session.offer(START, push(1));
+    actions(&mut session);
+    session.handle_frame(START, ack(1..=1));
+    assert_eq!(actions(&mut session), []);
+}
+
+#[test]
+fn acks_of_pushes_that_are_not_on_their_way_do_nothing() {
+    let mut session = session();
+    session.handle_backlog(START, WALL, rows(1..=1), true);
+    actions(&mut session);
+    session.handle_frame(START, ack(7..=9));
+    assert_eq!(actions(&mut session), []);
+    session.handle_frame(START, ack(1..=1));
+    session.handle_frame(START, ack(1..=1));
+    assert_eq!(actions(&mut session), [GatewayAction::Acked(vec![Seq(1)])]);
+}
+
+#[test]
+fn a_wake_up_during_a_fetch_is_not_lost() {
+    let mut session = session();
+    session.handle_wake();
+    session.handle_wake();
+    assert_eq!(actions(&mut session), [], "one fetch at a time");
+    session.handle_backlog(START, WALL, rows(1..=1), true);
+    let then = actions(&mut session);
+    assert_eq!(then.last(), Some(&GatewayAction::Fetch { after: Seq(1), limit: WINDOW - 1 }));
+}
+
+#[test]
+fn a_wake_up_while_the_window_is_full_is_remembered() {
+    let mut session = session();
+    session.handle_backlog(START, WALL, rows(1..=32), true);
+    session.handle_wake();
+    assert_eq!(actions(&mut session).len(), WINDOW);
+    session.handle_frame(START, ack(1..=1));
+    assert_eq!(actions(&mut session).last(), Some(&GatewayAction::Fetch { after: Seq(32), limit: 1 }));
+}
+
+#[test]
+fn an_empty_store_is_asked_once_and_then_only_after_a_wake_up() {
+    let mut session = idle();
+    session.handle_frame(START, ToServer::Ping { seq: 1, next_s: 260 });
+    assert_eq!(actions(&mut session), [GatewayAction::Send(ToDevice::Pong { seq: 1 })]);
+    session.handle_wake();
+    assert_eq!(actions(&mut session), [GatewayAction::Fetch { after: Seq(0), limit: WINDOW }]);
+}
+
+#[test]
+fn what_the_device_has_already_is_deleted_and_not_sent_again() {
+    let mut session = resumed(ids(1..=2));
+    session.handle_backlog(START, WALL, rows(1..=3), true);
+    let then = actions(&mut session);
+    assert_eq!(pushed(&then), [id(3)]);
+    assert_eq!(then.last(), Some(&GatewayAction::Acked(vec![Seq(1), Seq(2)])));
+}
+
+#[test]
+fn the_resume_point_holds_for_later_backlogs_as_long_as_it_is_met() {
+    let mut session = resumed(ids(1..=3));
+    session.handle_backlog(START, WALL, rows(1..=2), false);
+    let then = actions(&mut session);
+    assert_eq!(
+        then,
+        [GatewayAction::Acked(vec![Seq(1), Seq(2)]), GatewayAction::Fetch { after: Seq(2), limit: WINDOW }]
+    );
+    session.handle_backlog(START, WALL, rows(3..=4), true);
+    let then = actions(&mut session);
+    assert_eq!(pushed(&then), [id(4)]);
+    assert!(then.contains(&GatewayAction::Acked(vec![Seq(3)])));
+}
+
+#[test]
+fn the_resume_point_outlasts_a_window_that_was_full() {
+    let mut session = resumed(ids(33..=33));
+    for number in 1..=32 {
+        assert!(session.offer(START, push(1_000 + number)));
+    }
+    session.handle_backlog(START, WALL, rows(32..=33), true);
+    actions(&mut session);
+    session.handle_frame(START, ack(1_001..=1_032));
+    assert_eq!(actions(&mut session), [GatewayAction::Fetch { after: Seq(0), limit: WINDOW }]);
+    session.handle_backlog(START, WALL, rows(32..=33), true);
+    assert_eq!(pushed(&actions(&mut session)), [id(32)]);
+}
+
+#[test]
+fn an_expired_push_is_deleted_and_never_sent() {
+    let mut session = session();
+    let wall = push(1).expires_ms;
+    let mut fresh = row(2);
+    fresh.push.expires_ms = UnixMillis(wall.0 + 1);
+    session.handle_backlog(START, wall, vec![row(1), fresh], true);
+    let then = actions(&mut session);
+    assert_eq!(pushed(&then), [id(2)]);
+    assert!(then.contains(&GatewayAction::Expired(vec![Seq(1)])));
+}
+
+// Deadlines.
+
+#[test]
+fn a_push_without_ack_closes_the_session() {
+    let mut session = session();
+    session.handle_backlog(START, WALL, rows(1..=2), true);
+    actions(&mut session);
+    assert_eq!(session.poll_timeout(), Some(START.after(ACK)));
+    session.handle_timer(Moment(START.after(ACK).0 - 1));
+    assert_eq!(actions(&mut session), []);
+    session.handle_timer(START.after(ACK));
+    assert_eq!(actions(&mut session), farewell(Reason::Unacknowledged));
+}
+
+#[test]
+fn a_later_ack_does_not_excuse_the_oldest_push() {
+    let mut session = session();
+    session.handle_backlog(START, WALL, rows(1..=2), true);
+    session.handle_frame(later(19), ack(2..=2));
+    assert_eq!(session.poll_timeout(), Some(START.after(ACK)));
+}
+
+#[test]
+fn a_slow_device_that_works_its_way_through_the_window_is_not_cut_off() {
+    let mut session = session();
+    session.handle_backlog(START, WALL, rows(1..=32), true);
+    for number in 1..=32 {
+        let now = later(number * 15);
+        session.handle_timer(now);
+        session.handle_frame(now, ack(number..=number));
+    }
+    assert!(!session.is_closed());
+}
+
+#[test]
+fn with_everything_acknowledged_only_silence_is_timed() {
+    let mut session = session();
+    session.handle_backlog(START, WALL, rows(1..=2), true);
+    session.handle_frame(later(1), ack(1..=2));
+    assert_eq!(session.poll_timeout(), Some(later(1 + 260 + 60)));
+}
+
+#[test]
+fn silence_closes_the_session_after_what_was_announced_and_a_grace() {
+    let mut session = idle();
+    session.handle_timer(later(260 + 59));
+    assert!(!session.is_closed());
+    session.handle_timer(later(260 + 60));
+    assert_eq!(actions(&mut session), farewell(Reason::Silent));
+}
+
+#[test]
+fn any_frame_puts_the_silence_off() {
+    let mut session = idle();
+    session.handle_frame(later(100), ack(1..=1));
+    assert_eq!(session.poll_timeout(), Some(later(100 + 260 + 60)));
+}
+
+#[test]
+fn a_ping_is_answered_and_announces_the_next_silence() {
+    let mut session = idle();
+    session.handle_frame(later(5), ToServer::Ping { seq: 9, next_s: 30 });
+    assert_eq!(actions(&mut session), [GatewayAction::Send(ToDevice::Pong { seq: 9 })]);
+    assert_eq!(session.poll_timeout(), Some(later(5 + 30 + 60)));
+    session.handle_frame(later(6), ack(1..=1));
+    assert_eq!(session.poll_timeout(), Some(later(6 + 30 + 60)));
+}
+
+#[test]
+fn nobody_may_announce_a_silence_without_end() {
+    let mut session = idle();
+    session.handle_frame(START, ToServer::Ping { seq: 1, next_s: u32::MAX });
+    assert_eq!(session.poll_timeout(), Some(later(u64::from(SILENCE_MAX_S) + 60)));
+}
+
+// Requests, lists and ends.
+
+#[test]
+fn requests_are_passed_on_and_answered_with_their_number() {
+    let mut session = idle();
+    session.handle_frame(START, ToServer::Register { req: 1, app: app() });
+    session.handle_frame(START, ToServer::Deregister { req: 2, app: app() });
+    let outcome = Outcome { id: id(1), fate: Fate::Delivered, at_ms: WALL };
+    session.handle_frame(START, ToServer::Outcomes { list: vec![outcome.clone()] });
+    assert_eq!(
+        actions(&mut session),
+        [
+            GatewayAction::Register { req: 1, app: app() },
+            GatewayAction::Deregister { req: 2, app: app() },
+            GatewayAction::Outcomes(vec![outcome]),
+        ]
+    );
+    let reg_id = push(1).reg_id;
+    session.registered(1, app(), Ok(reg_id));
+    session.registered(3, app(), Err(Refusal::TooMany));
+    session.deregistered(2, app());
+    session.unregistered(app());
+    session.noted(vec![id(1)]);
+    let expected = [
+        ToDevice::Registered { req: 1, app: app(), reg_id },
+        ToDevice::Refused { req: 3, app: app(), refusal: Refusal::TooMany },
+        ToDevice::Deregistered { req: 2, app: app() },
+        ToDevice::Unregistered { app: app() },
+        ToDevice::Noted { ids: vec![id(1)] },
+    ];
+    assert_eq!(actions(&mut session), expected.map(GatewayAction::Send));
+}
+
+#[test]
+fn a_list_over_the_limit_ends_the_session() {
+    let outcome = |number| Outcome { id: id(number), fate: Fate::Delivered, at_ms: WALL };
+    let many = 1..=LIST_MAX as u64 + 1;
+    for frame in [ack(many.clone()), ToServer::Outcomes { list: many.map(outcome).collect() }] {
+        let mut session = idle();
+        session.handle_frame(START, frame);
+        assert_eq!(actions(&mut session), farewell(Reason::Protocol));
+    }
+}
+
+#[test]
+fn a_device_that_says_goodbye_is_not_answered() {
+    let mut session = idle();
+    session.handle_frame(START, ToServer::Bye(Bye::because(Reason::Shutdown)));
+    assert_eq!(actions(&mut session), [GatewayAction::Close]);
+    assert!(session.is_closed());
+}
+
+#[test]
+fn a_goodbye_carries_the_wish_about_the_next_attempt() {
+    let mut session = idle();
+    let bye = Bye { reason: Reason::Busy, retry_after_s: Some(30) };
+    session.close(bye.clone());
+    session.close(Bye::because(Reason::Shutdown));
+    assert_eq!(actions(&mut session), [GatewayAction::Send(ToDevice::Bye(bye)), GatewayAction::Close]);
+}
+
+#[test]
+fn nothing_comes_out_of_a_closed_session() {
+    let mut session = session();
+    session.close(Bye::because(Reason::Replaced));
+    actions(&mut session);
+    session.handle_backlog(START, WALL, rows(1..=2), false);
+    session.handle_wake();
+    session.handle_frame(START, ack(1..=2));
+    session.handle_frame(START, ToServer::Ping { seq: 1, next_s: 1 });
+    session.handle_frame(START, ToServer::Register { req: 1, app: app() });
+    session.registered(1, app(), Err(Refusal::UnknownApp));
+    session.unregistered(app());
+    session.noted(vec![id(1)]);
+    session.handle_timer(later(1_000_000));
+    assert!(!session.offer(START, push(3)));
+    assert_eq!(actions(&mut session), []);
+    assert_eq!(session.poll_timeout(), None);
+}

@@ -23,6 +23,8 @@ pub mod message;
 pub mod timers;
 
 #[cfg(test)]
+mod samples;
+#[cfg(test)]
 mod simulation;
 
 pub use backoff::Luck;
