@@ -7,8 +7,10 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
 use crate::daemon::Stop;
@@ -95,7 +97,12 @@ struct Connection {
     stored: Later<Result<Received, DbError>>,
     /// Pushes for the next batch; at most a window of them.
     waiting: Vec<Delivery>,
+    /// The last link, on its way out.
+    farewell: Option<JoinHandle<()>>,
 }
+
+/// How long a goodbye may take.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What woke the task.
 enum Event {
@@ -110,7 +117,8 @@ enum Event {
 /// Keeps the device connected until the stop comes. An error is one of the store at the start.
 pub async fn run(parts: Parts, mut stop: Stop) -> Result<(), DbError> {
     let device = Device::new(parts.identity.clone());
-    let mut this = Connection { parts, device, link: None, dialled: None, stored: None, waiting: Vec::new() };
+    let mut this =
+        Connection { parts, device, link: None, dialled: None, stored: None, waiting: Vec::new(), farewell: None };
     this.load_wishes().await?;
     this.device.start();
     loop {
@@ -123,6 +131,10 @@ pub async fn run(parts: Parts, mut stop: Stop) -> Result<(), DbError> {
     }
     this.device.stop();
     this.act().await;
+    if let Some(farewell) = this.farewell.take() {
+        // It ends by itself; a panic in it changes nothing any more.
+        let _ = farewell.await;
+    }
     Ok(())
 }
 
@@ -273,8 +285,10 @@ impl Connection {
     fn hang_up(&mut self) {
         self.dialled = None;
         if let Some(link) = self.link.take() {
-            // The goodbye is sent in the background; the peer has a moment to take it.
-            tokio::spawn(tokio::time::timeout(std::time::Duration::from_secs(2), link.close()));
+            self.farewell = Some(tokio::spawn(async move {
+                // Whether the peer took it or not, the link is done with.
+                let _ = tokio::time::timeout(FAREWELL, link.close()).await;
+            }));
         }
     }
 
@@ -302,8 +316,13 @@ impl Connection {
         self.report().await;
     }
 
-    /// The server ended a registration: the device agrees, and says so until it is heard.
+    /// The server ended a registration: the device agrees, and says so until it is heard. Where the
+    /// app has asked for a new one meanwhile, asking says it as well.
     async fn confirm_end(&mut self, app: AppId) {
+        let row = self.parts.store.app(app.clone()).await;
+        if self.or_log(row, None).is_some_and(|row| row.wish == Some(Wish::Register)) {
+            return;
+        }
         let forgotten = self.parts.store.set_reg_id(app.clone(), None).await;
         let wished = self.parts.store.wish(app.clone(), Some(Wish::Deregister)).await;
         self.or_log(wished, ());

@@ -154,9 +154,6 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
     if connection.await.is_err() {
         warn!("the connection did not end in order");
     }
-    // What the link's closing task still has to send gets a moment.
-    tokio::task::yield_now().await;
-    bus.graceful_shutdown().await;
     info!("stopped");
     Ok(())
 }

@@ -7,11 +7,7 @@ use zbus::{Connection, ObjectPath, OwnedVariant, Variant, proxy};
 use crate::daemon::{Exit, Fatal};
 
 /// What apps call.
-#[proxy(
-    interface = "org.bellwire.Push1",
-    default_service = "org.bellwire.Push",
-    default_path = "/org/bellwire/Push"
-)]
+#[proxy(interface = "org.bellwire.Push1", default_service = "org.bellwire.Push", default_path = "/org/bellwire/Push")]
 pub trait Push {
     /// Connects an app.
     fn connect(

@@ -28,6 +28,7 @@ struct Demo {
     apps: [Option<AppProcess>; 2],
     reg_ids: [String; 2],
     requests: u32,
+    seen: u32,
 }
 
 /// One POST, and when it was sent and answered.
@@ -47,9 +48,9 @@ pub async fn demo(output: Output) -> Result<(), Fatal> {
     demo.multicast().await?;
     demo.app_away().await?;
     demo.server_away().await?;
-    let expected = 10;
-    output.print(&json!({ "event": "done", "deliveries": expected }), || {
-        format!("\nAll {expected} expected deliveries were seen, each once. Try it yourself:\n{}", by_hand())
+    let seen = demo.finish().await?;
+    output.print(&json!({ "event": "done", "deliveries": seen }), || {
+        format!("\nAll {seen} expected deliveries were seen, each once. Try it yourself:\n{}", by_hand())
     });
     Ok(())
 }
@@ -79,7 +80,7 @@ impl Demo {
             });
         }
         let http = HttpClient::new(&tls::client(None).map_err(Fatal::of(Exit::Config))?);
-        Ok(Self { output, http, servers, devices, apps: apps.map(Some), reg_ids, requests: 0 })
+        Ok(Self { output, http, servers, devices, apps: apps.map(Some), reg_ids, requests: 0, seen: 0 })
     }
 
     async fn single(&mut self) -> Result<(), Fatal> {
@@ -145,6 +146,16 @@ impl Demo {
         Ok(())
     }
 
+    /// Ends the apps, which must have nothing more to say; returns how many deliveries were seen.
+    async fn finish(mut self) -> Result<u32, Fatal> {
+        for app in self.apps.iter_mut().filter_map(Option::take) {
+            if let Some(more) = app.stop().await? {
+                return Err(Fatal::new(Exit::Failure, format!("an unexpected delivery came: {more}")));
+            }
+        }
+        Ok(self.seen)
+    }
+
     fn title(&self, text: &str) {
         self.output.print(&json!({ "event": "step", "text": text }), || format!("\n{text}"));
     }
@@ -184,6 +195,7 @@ impl Demo {
         if seen["request_id"] != posted.request_ids[message].as_str() {
             return Err(Fatal::new(Exit::Failure, format!("device {name} got another message: {seen}")));
         }
+        self.seen += 1;
         let at = |member: &str| seen[member].as_i64().unwrap_or_default() - posted.sent_ms;
         let hops = json!({ "event": "delivered", "device": name, "id": seen["id"], "request_id": seen["request_id"],
                            "app_data": seen["app_data"], "hops_ms": {

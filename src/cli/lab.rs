@@ -173,9 +173,10 @@ impl AppProcess {
         serde_json::from_str(&line).map_err(Fatal::of(Exit::Software))
     }
 
-    /// Ends it.
-    pub async fn stop(mut self) -> Result<(), Fatal> {
-        terminate(&mut self.child).await
+    /// Ends it; returns what it printed that nobody has read, if there is anything.
+    pub async fn stop(mut self) -> Result<Option<String>, Fatal> {
+        terminate(&mut self.child).await?;
+        self.lines.next_line().await.map_err(Fatal::of(Exit::IoErr))
     }
 }
 

@@ -83,8 +83,11 @@ pub async fn listen(bus_name: &BusName, args: ListenArgs, output: Output) -> Res
             () = stop.wait() => break,
         }
     }
-    // Replies that are still on their way are deliveries.
-    bus.graceful_shutdown().await;
+    // A last reply is a delivery: the bus has it once it has answered what we sent after it. If it
+    // is gone, the message stays unread.
+    if let Ok(dbus) = zbus::fdo::DBusProxy::new(&bus).await {
+        let _ = dbus.get_id().await;
+    }
     match args.count {
         Some(count) if taken < count => Err(Fatal::new(Exit::Failure, format!("{taken} of {count} messages came"))),
         _ => Ok(()),

@@ -2,7 +2,8 @@
 //!
 //! A frame is one JSON text: an object with one member, named after the frame. Members that a
 //! reader does not know are ignored, so that fields can be added; a frame whose name it does not
-//! know ends the session. Nothing outside this file writes or reads a frame's text.
+//! know ends the session. A new frame, or a new value of an enum, is therefore for peers of a higher
+//! [`VERSION`] only. Nothing outside this file writes or reads a frame's text.
 
 use std::time::Duration;
 
