@@ -3,7 +3,7 @@
 //! The store is the only queue. [`Store::accept`] returns when the messages are on disk; a session
 //! reads them with [`Store::backlog`] and [`Store::acked`] removes them. SQL stays in `sql`.
 
-mod sql;
+pub(crate) mod sql;
 
 use std::path::Path;
 use std::sync::Arc;

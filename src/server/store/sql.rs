@@ -56,6 +56,9 @@ pub const MIGRATIONS: &[&str] = &["
 /// Most expired messages that one sweep removes.
 const SWEEP: usize = 2000;
 
+/// Stores a message.
+pub const INSERT: &str = "INSERT INTO messages (seq, device, app, expires_ms, body) VALUES (?1, ?2, ?3, ?4, ?5)";
+
 type Result<T> = rusqlite::Result<T>;
 
 pub fn make_missing_keys(db: &Connection, now: UnixMillis) -> Result<()> {
@@ -216,8 +219,13 @@ pub fn accept(db: &Connection, seq: Seq, incoming: &Incoming, waiting: u32) -> R
         return Ok(Accepted::NotRegistered);
     }
     let body = serde_json::to_string(push).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
-    db.prepare_cached("INSERT INTO messages (seq, device, app, expires_ms, body) VALUES (?1, ?2, ?3, ?4, ?5)")?
-        .execute(params![seq.0, to.device.as_bytes(), push.app.as_str(), push.expires_ms.0, body])?;
+    db.prepare_cached(INSERT)?.execute(params![
+        seq.0,
+        to.device.as_bytes(),
+        push.app.as_str(),
+        push.expires_ms.0,
+        body
+    ])?;
     drop_oldest(db, to.device, &push.app, waiting)?;
     Ok(Accepted::Stored)
 }
