@@ -311,15 +311,7 @@ fn answer(results: Vec<Verdict>) -> Response {
 
 /// A refusal of the whole request: the API's answer with empty ids, and the detail in a header.
 fn refuse(code: Code, detail: &str) -> Response {
-    let status = match code {
-        Code::Uri => StatusCode::NOT_FOUND,
-        Code::Method => StatusCode::METHOD_NOT_ALLOWED,
-        Code::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
-        Code::Authentication | Code::NotRegisteredAppId => StatusCode::UNAUTHORIZED,
-        _ if code.is_passing() => StatusCode::SERVICE_UNAVAILABLE,
-        _ => StatusCode::BAD_REQUEST,
-    };
-    let mut response = (status, Json(Answer { results: vec![Verdict::new("", "", code)] })).into_response();
+    let mut response = (code.status(), Json(Answer { results: vec![Verdict::new("", "", code)] })).into_response();
     let printable: String = detail.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect();
     if let Ok(value) = HeaderValue::from_str(&printable) {
         response.headers_mut().insert(DETAIL, value);
