@@ -67,7 +67,7 @@ impl Fixture {
     async fn generation(&self, device: DeviceId, text: &str) -> u64 {
         match self.store.register(device, app(text)).await.unwrap() {
             Registered::As { generation, .. } => generation,
-            other => panic!("not registered: {other:?}"),
+            refused @ (Registered::UnknownApp | Registered::TooMany) => panic!("not registered: {refused:?}"),
         }
     }
 }
