@@ -27,6 +27,8 @@ const READERS: usize = 2;
 const BACKLOG_BYTES: usize = 256 * 1024;
 /// How often expired messages are removed, at the most: reading passes over them anyway.
 const SWEEP_EVERY_MS: i64 = 60_000;
+/// The pause after a sweep that could not remove them all.
+const SWEEP_AGAIN_MS: i64 = 100;
 
 /// A message for one registration, on its way into the store.
 #[derive(Clone, Debug)]
@@ -114,7 +116,7 @@ pub struct Store {
     turn: Arc<AtomicI64>,
     limits: Limits,
     last_seq: Arc<AtomicI64>,
-    last_sweep: Arc<AtomicI64>,
+    next_sweep: Arc<AtomicI64>,
 }
 
 impl Store {
@@ -135,7 +137,7 @@ impl Store {
             turn: Arc::default(),
             limits,
             last_seq: Arc::new(AtomicI64::new(last_seq)),
-            last_sweep: Arc::default(),
+            next_sweep: Arc::default(),
         })
     }
 
@@ -236,11 +238,11 @@ impl Store {
 
     /// Stores messages; returns when they are on disk, with the fate of each in order.
     pub async fn accept(&self, incoming: Vec<Incoming>) -> Result<Vec<Accepted>, DbError> {
-        let (last_seq, last_sweep) = (Arc::clone(&self.last_seq), Arc::clone(&self.last_sweep));
+        let (last_seq, next_sweep) = (Arc::clone(&self.last_seq), Arc::clone(&self.next_sweep));
         let waiting = self.limits.waiting_per_registration;
         self.writer
             .write(move |db| {
-                sweep_if_due(db, &last_sweep)?;
+                sweep_if_due(db, &next_sweep)?;
                 incoming
                     .into_iter()
                     .map(|incoming| {
@@ -270,13 +272,16 @@ impl Store {
     }
 }
 
-fn sweep_if_due(db: &Connection, last_sweep: &AtomicI64) -> rusqlite::Result<()> {
+fn sweep_if_due(db: &Connection, next_sweep: &AtomicI64) -> rusqlite::Result<()> {
     let now = world::now();
-    if now.0 - last_sweep.load(Ordering::Relaxed) < SWEEP_EVERY_MS {
+    let wait = next_sweep.load(Ordering::Relaxed) - now.0;
+    // A longer wait than any that is set means that the clock was set back.
+    if (1..=SWEEP_EVERY_MS).contains(&wait) {
         return Ok(());
     }
-    last_sweep.store(now.0, Ordering::Relaxed);
-    sql::sweep(db, now)
+    let pause = if sql::sweep(db, now)? { SWEEP_EVERY_MS } else { SWEEP_AGAIN_MS };
+    next_sweep.store(now.0 + pause, Ordering::Relaxed);
+    Ok(())
 }
 
 fn hash(secret: &[u8]) -> [u8; 32] {

@@ -2,7 +2,7 @@
 //! holds; nothing here decides what a sender or device is told.
 
 use rusqlite::types::Type;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use crate::proto::gateway::{Queued, Seq};
 use crate::proto::{AppId, DeviceId, Push, UnixMillis};
@@ -54,7 +54,7 @@ pub const MIGRATIONS: &[&str] = &["
 "];
 
 /// Most expired messages that one sweep removes.
-const SWEEP: usize = 2000;
+pub const SWEEP: usize = 2000;
 
 /// Stores a message.
 pub const INSERT: &str = "INSERT INTO messages (seq, device, app, expires_ms, body) VALUES (?1, ?2, ?3, ?4, ?5)";
@@ -62,6 +62,8 @@ pub const INSERT: &str = "INSERT INTO messages (seq, device, app, expires_ms, bo
 type Result<T> = rusqlite::Result<T>;
 
 pub fn make_missing_keys(db: &Connection, now: UnixMillis) -> Result<()> {
+    // Another process may be looking at the same moment.
+    let step = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
     let missing = |purpose: &str| {
         db.query_row("SELECT NOT EXISTS (SELECT 1 FROM keys WHERE purpose = ?1)", [purpose], |row| {
             row.get::<_, bool>(0)
@@ -73,7 +75,7 @@ pub fn make_missing_keys(db: &Connection, now: UnixMillis) -> Result<()> {
     if missing("shard")? {
         add_key(db, "shard", &world::random_bytes::<32>(), now)?;
     }
-    Ok(())
+    step.commit()
 }
 
 pub fn add_seal_key(db: &Connection, now: UnixMillis) -> Result<i64> {
@@ -85,8 +87,11 @@ fn add_key(db: &Connection, purpose: &str, secret: &[u8], now: UnixMillis) -> Re
     Ok(db.last_insert_rowid())
 }
 
-/// The sealing keys with their numbers, and the shard key.
-pub fn keys(db: &Connection) -> Result<(Vec<(i64, Vec<u8>)>, Vec<u8>)> {
+/// A key's number and bytes.
+type NumberedKey = (i64, Vec<u8>);
+
+/// The sealing keys, and the shard key.
+pub fn keys(db: &Connection) -> Result<(Vec<NumberedKey>, Vec<u8>)> {
     let mut statement = db.prepare_cached("SELECT number, secret FROM keys WHERE purpose = 'seal'")?;
     let seal = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_>>()?;
     let shard = db.query_row("SELECT secret FROM keys WHERE purpose = 'shard'", [], |row| row.get(0))?;
@@ -167,15 +172,15 @@ pub fn register(db: &Connection, device: DeviceId, app: &AppId, limit: u32, now:
         find.query_row(params![device.as_bytes(), app.as_str()], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
     let generation = match found {
         Some((generation, state)) if state == "active" => generation,
+        _ if active_registrations(db, device)? >= i64::from(limit) => return Ok(Registered::TooMany),
         Some((generation, _)) => begin_registration(db, device, app, generation + 1, now)?,
-        None if active_registrations(db, device)? >= i64::from(limit) => return Ok(Registered::TooMany),
         None => begin_registration(db, device, app, 1, now)?,
     };
     Ok(Registered::As { generation: generation.unsigned_abs(), newest_key })
 }
 
 fn active_registrations(db: &Connection, device: DeviceId) -> Result<i64> {
-    db.prepare_cached("SELECT count(*) FROM registrations WHERE device = ?1")?
+    db.prepare_cached("SELECT count(*) FROM registrations WHERE device = ?1 AND state = 'active'")?
         .query_row([device.as_bytes()], |row| row.get(0))
 }
 
@@ -239,18 +244,27 @@ fn drop_oldest(db: &Connection, device: DeviceId, app: &AppId, waiting: u32) -> 
     if count <= i64::from(waiting) {
         return Ok(());
     }
-    let mut oldest = db.prepare_cached(
-        "DELETE FROM messages WHERE seq = (SELECT min(seq) FROM messages INDEXED BY messages_by_device
-                                           WHERE device = ?1 AND app = ?2)
+    // What has expired does not wait any more: it goes first, and is none that was dropped.
+    let mut statement = db.prepare_cached(
+        "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages INDEXED BY messages_by_device
+                                            WHERE device = ?1 AND app = ?2 ORDER BY expires_ms > ?3, seq LIMIT ?4)
          RETURNING dropped + (expires_ms > ?3)",
     )?;
-    // One that has expired is none that was dropped.
-    let dropped: i64 = oldest.query_row(params![device.as_bytes(), app.as_str(), world::now().0], |row| row.get(0))?;
+    let too_many = params![device.as_bytes(), app.as_str(), world::now().0, count - i64::from(waiting)];
+    let dropped: Vec<i64> = statement.query_map(too_many, |row| row.get(0))?.collect::<Result<_>>()?;
+    add_dropped(db, device.as_bytes(), app.as_str(), dropped.iter().sum())
+}
+
+/// Lets the message that is the oldest of its registration say that so many more went before it.
+fn add_dropped(db: &Connection, device: &[u8], app: &str, dropped: i64) -> Result<()> {
+    if dropped == 0 {
+        return Ok(());
+    }
     db.prepare_cached(
         "UPDATE messages SET dropped = dropped + ?3
          WHERE seq = (SELECT min(seq) FROM messages INDEXED BY messages_by_device WHERE device = ?1 AND app = ?2)",
     )?
-    .execute(params![device.as_bytes(), app.as_str(), dropped])?;
+    .execute(params![device, app, dropped])?;
     Ok(())
 }
 
@@ -288,10 +302,26 @@ pub fn remove(db: &Connection, seqs: &[Seq]) -> Result<()> {
     Ok(())
 }
 
-pub fn sweep(db: &Connection, now: UnixMillis) -> Result<()> {
-    db.prepare_cached("DELETE FROM messages WHERE seq IN (SELECT seq FROM messages WHERE expires_ms <= ?1 LIMIT ?2)")?
-        .execute(params![now.0, i64::try_from(SWEEP).unwrap_or(i64::MAX)])?;
-    Ok(())
+/// Removes expired messages, [`SWEEP`] at the most; returns whether these were all. The count of
+/// drops that one of them bore goes to the next of its registration.
+pub fn sweep(db: &Connection, now: UnixMillis) -> Result<bool> {
+    let mut statement = db.prepare_cached(
+        "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages WHERE expires_ms <= ?1 LIMIT ?2)
+         RETURNING device, app, dropped",
+    )?;
+    let mut rows = statement.query(params![now.0, i64::try_from(SWEEP).unwrap_or(i64::MAX)])?;
+    let (mut removed, mut bearers) = (0, Vec::new());
+    while let Some(row) = rows.next()? {
+        removed += 1;
+        let (device, app, dropped): (Vec<u8>, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        if dropped > 0 {
+            bearers.push((device, app, dropped));
+        }
+    }
+    for (device, app, dropped) in bearers {
+        add_dropped(db, &device, &app, dropped)?;
+    }
+    Ok(removed < SWEEP)
 }
 
 fn push_in(body: &str) -> Result<Push> {
