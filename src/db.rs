@@ -222,6 +222,7 @@ fn undo_if_failed<T>(
 }
 
 fn work(connection: &Connection, mut queue: mpsc::Receiver<Job>) {
+    let mut failing = false;
     while let Some(first) = queue.blocking_recv() {
         let started = Instant::now();
         let mut batch = vec![first];
@@ -231,14 +232,30 @@ fn work(connection: &Connection, mut queue: mpsc::Receiver<Job>) {
                 Err(_) => break,
             }
         }
-        serve(connection, batch);
+        let writes = batch.iter().any(|job| matches!(job, Job::Write(_)));
+        let result = serve(connection, batch, writes);
+        if writes {
+            report(&result, &mut failing);
+        }
     }
 }
 
-fn serve(connection: &Connection, batch: Vec<Job>) {
-    let writes = batch.iter().any(|job| matches!(job, Job::Write(_)));
+/// Logs when commits begin to fail and when they work again, however many there are in between.
+fn report(result: &Result<(), DbError>, failing: &mut bool) {
+    match result {
+        Err(error) if !*failing => tracing::error!("nothing can be stored: {error}"),
+        Ok(()) if *failing => tracing::info!("storing works again"),
+        Err(_) | Ok(()) => {}
+    }
+    *failing = result.is_err();
+}
+
+/// Does the work of a batch in one transaction, if it changes anything, and answers.
+fn serve(connection: &Connection, batch: Vec<Job>, writes: bool) -> Result<(), DbError> {
     if writes && let Err(error) = connection.execute_batch("BEGIN IMMEDIATE") {
-        return refuse(connection, batch, &error.into());
+        let error = DbError::from(error);
+        refuse(connection, batch, &error);
+        return Err(error);
     }
     let (mut answers, mut undone) = (Vec::new(), None);
     for job in batch {
@@ -258,12 +275,10 @@ fn serve(connection: &Connection, batch: Vec<Job>) {
         None if writes => commit(connection),
         None => Ok(()),
     };
-    if let Err(error) = &committed {
-        tracing::error!("a commit failed, nothing of it was kept: {error}");
-    }
     for answer in answers {
         answer(committed.clone());
     }
+    committed
 }
 
 fn commit(connection: &Connection) -> Result<(), DbError> {
@@ -278,7 +293,6 @@ fn commit(connection: &Connection) -> Result<(), DbError> {
 
 /// No transaction could be opened: reads are served, writes are told why not.
 fn refuse(connection: &Connection, batch: Vec<Job>, error: &DbError) {
-    tracing::error!("no transaction could be started: {error}");
     for job in batch {
         let done = match job {
             Job::Read(work) => work(Ok(connection)),

@@ -64,7 +64,7 @@ pub enum AppCheck {
 pub enum DeviceCheck {
     /// They fit.
     Known,
-    /// They fit, and are new.
+    /// They fit, and the device has no registration here: it is new, or was forgotten.
     Enrolled,
     /// The device is known by another secret.
     WrongSecret,
@@ -200,19 +200,22 @@ impl Store {
         may_enrol: bool,
     ) -> Result<DeviceCheck, DbError> {
         let given = hash(secret.reveal());
-        let fits = move |stored: Vec<u8>| match bool::from(stored.as_slice().ct_eq(&given)) {
-            true => DeviceCheck::Known,
-            false => DeviceCheck::WrongSecret,
-        };
-        if let Some(stored) = self.reader().read(move |db| sql::device_secret(db, device)).await? {
-            return Ok(fits(stored));
-        }
-        if !may_enrol {
-            return Ok(DeviceCheck::Refused);
+        let fits = |stored: &[u8]| bool::from(stored.ct_eq(&given));
+        let read = move |db: &Connection| Ok((sql::device_secret(db, device)?, sql::has_registrations(db, device)?));
+        match self.reader().read(read).await? {
+            (Some(stored), _) if !fits(&stored) => return Ok(DeviceCheck::WrongSecret),
+            (Some(_), true) => return Ok(DeviceCheck::Known),
+            // Told again until the device has registered something: it may not have heard it.
+            (Some(_), false) => return Ok(DeviceCheck::Enrolled),
+            (None, _) if !may_enrol => return Ok(DeviceCheck::Refused),
+            (None, _) => {}
         }
         // Two connections of one new device may race: the second one is known by then.
         let existing = self.writer.write(move |db| sql::enrol(db, device, &given, &agent, world::now())).await?;
-        Ok(existing.map_or(DeviceCheck::Enrolled, fits))
+        Ok(match existing {
+            Some(stored) if !fits(&stored) => DeviceCheck::WrongSecret,
+            Some(_) | None => DeviceCheck::Enrolled,
+        })
     }
 
     /// Registers an app on a device, or finds it registered.
@@ -260,8 +263,14 @@ impl Store {
         self.reader().read(move |db| sql::backlog(db, device, after, limit, BACKLOG_BYTES)).await
     }
 
-    /// Removes messages that the device has, or that expired. Not waited for: if it is lost, the
-    /// device is sent them again and knows them.
+    /// Removes messages that expired before they could be sent. Not waited for: if it is lost, they
+    /// are found to be expired again.
+    pub async fn expire(&self, seqs: Vec<Seq>) -> Result<(), DbError> {
+        self.writer.write_later(move |db| sql::expire(db, &seqs)).await
+    }
+
+    /// Removes messages that the device has. Not waited for: if it is lost, the device is sent them
+    /// again and knows them.
     pub async fn remove(&self, seqs: Vec<Seq>) -> Result<(), DbError> {
         self.writer.write_later(move |db| sql::remove(db, &seqs)).await
     }

@@ -123,7 +123,12 @@ pub fn set_app_secret(db: &Connection, app: &AppId, hash: &[u8]) -> Result<bool>
 }
 
 pub fn remove_app(db: &Connection, app: &AppId, now: UnixMillis) -> Result<bool> {
-    db.execute("DELETE FROM messages WHERE app = ?1", [app.as_str()])?;
+    // By device, because that is how messages are indexed.
+    db.execute(
+        "DELETE FROM messages WHERE app = ?1
+         AND device IN (SELECT device FROM registrations WHERE app = ?1 AND state = 'active')",
+        [app.as_str()],
+    )?;
     db.execute(
         "UPDATE registrations SET state = 'revoked', changed_ms = ?2 WHERE app = ?1 AND state = 'active'",
         params![app.as_str(), now.0],
@@ -145,6 +150,12 @@ pub fn list_apps(db: &Connection) -> Result<Vec<AppRow>> {
 pub fn app_secret(db: &Connection, app: &AppId) -> Result<Option<Vec<u8>>> {
     let mut statement = db.prepare_cached("SELECT secret_hash FROM apps WHERE app = ?1")?;
     statement.query_row([app.as_str()], |row| row.get(0)).optional()
+}
+
+/// Whether the device has a registration here.
+pub fn has_registrations(db: &Connection, device: DeviceId) -> Result<bool> {
+    db.prepare_cached("SELECT EXISTS (SELECT 1 FROM registrations WHERE device = ?1)")?
+        .query_row([device.as_bytes()], |row| row.get(0))
 }
 
 pub fn device_secret(db: &Connection, device: DeviceId) -> Result<Option<Vec<u8>>> {
@@ -235,7 +246,8 @@ pub fn accept(db: &Connection, seq: Seq, incoming: &Incoming, waiting: u32) -> R
     Ok(Accepted::Stored)
 }
 
-/// Makes room in a registration's queue. The message that is the oldest then says how many went.
+/// Makes room in a registration's queue. The newest message then says how many went: it is the one
+/// that no session has read yet.
 fn drop_oldest(db: &Connection, device: DeviceId, app: &AppId, waiting: u32) -> Result<()> {
     let key = params![device.as_bytes(), app.as_str()];
     let count: i64 = db
@@ -255,14 +267,14 @@ fn drop_oldest(db: &Connection, device: DeviceId, app: &AppId, waiting: u32) -> 
     add_dropped(db, device.as_bytes(), app.as_str(), dropped.iter().sum())
 }
 
-/// Lets the message that is the oldest of its registration say that so many more went before it.
+/// Lets the newest message of a registration say that so many more went before it.
 fn add_dropped(db: &Connection, device: &[u8], app: &str, dropped: i64) -> Result<()> {
     if dropped == 0 {
         return Ok(());
     }
     db.prepare_cached(
         "UPDATE messages SET dropped = dropped + ?3
-         WHERE seq = (SELECT min(seq) FROM messages INDEXED BY messages_by_device WHERE device = ?1 AND app = ?2)",
+         WHERE seq = (SELECT max(seq) FROM messages INDEXED BY messages_by_device WHERE device = ?1 AND app = ?2)",
     )?
     .execute(params![device, app, dropped])?;
     Ok(())
@@ -302,26 +314,42 @@ pub fn remove(db: &Connection, seqs: &[Seq]) -> Result<()> {
     Ok(())
 }
 
-/// Removes expired messages, [`SWEEP`] at the most; returns whether these were all. The count of
-/// drops that one of them bore goes to the next of its registration.
+/// Removes messages that expired before they could be sent.
+pub fn expire(db: &Connection, seqs: &[Seq]) -> Result<()> {
+    let mut statement = db.prepare_cached("DELETE FROM messages WHERE seq = ?1 RETURNING device, app, dropped")?;
+    for seq in seqs {
+        let bearer = statement.query_row([seq.0], bearer).optional()?;
+        bearer.map_or(Ok(()), |bearer| pass_on(db, &bearer))?;
+    }
+    Ok(())
+}
+
+/// Removes expired messages, [`SWEEP`] at the most; returns whether these were all.
 pub fn sweep(db: &Connection, now: UnixMillis) -> Result<bool> {
     let mut statement = db.prepare_cached(
         "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages WHERE expires_ms <= ?1 LIMIT ?2)
          RETURNING device, app, dropped",
     )?;
-    let mut rows = statement.query(params![now.0, i64::try_from(SWEEP).unwrap_or(i64::MAX)])?;
-    let (mut removed, mut bearers) = (0, Vec::new());
-    while let Some(row) = rows.next()? {
-        removed += 1;
-        let (device, app, dropped): (Vec<u8>, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        if dropped > 0 {
-            bearers.push((device, app, dropped));
-        }
-    }
-    for (device, app, dropped) in bearers {
-        add_dropped(db, &device, &app, dropped)?;
-    }
-    Ok(removed < SWEEP)
+    let most = i64::try_from(SWEEP).unwrap_or(i64::MAX);
+    let removed: Vec<Bearer> = statement.query_map(params![now.0, most], bearer)?.collect::<Result<_>>()?;
+    removed.iter().try_for_each(|bearer| pass_on(db, bearer))?;
+    Ok(removed.len() < SWEEP)
+}
+
+/// A message that is gone, with the count of drops that it bore.
+struct Bearer {
+    device: Vec<u8>,
+    app: String,
+    dropped: i64,
+}
+
+fn bearer(row: &Row<'_>) -> Result<Bearer> {
+    Ok(Bearer { device: row.get(0)?, app: row.get(1)?, dropped: row.get(2)? })
+}
+
+/// The count goes to another message of the same registration, if there is one.
+fn pass_on(db: &Connection, gone: &Bearer) -> Result<()> {
+    add_dropped(db, &gone.device, &gone.app, gone.dropped)
 }
 
 fn push_in(body: &str) -> Result<Push> {
