@@ -6,6 +6,8 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
 
+use clap::{CommandFactory, Parser};
+use clap_complete::Shell;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::filter::LevelFilter;
@@ -73,6 +75,27 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// The command line, or the exit code of a program that has shown its help or complained.
+pub fn arguments<A: Parser>() -> Result<A, ExitCode> {
+    A::try_parse().map_err(|error| {
+        // Nothing is left to do if the terminal is gone.
+        let _ = error.print();
+        if error.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS }
+    })
+}
+
+/// Prints the completions of a program for a shell.
+pub fn print_completions<A: CommandFactory>(shell: Shell) {
+    let mut command = A::command();
+    let name = command.get_name().to_owned();
+    clap_complete::generate(shell, &mut command, name, &mut std::io::stdout());
+}
+
+/// Writes the manual pages of a program into a folder.
+pub fn write_manual<A: CommandFactory>(folder: &Path) -> Result<(), Fatal> {
+    clap_mangen::generate_to(A::command(), folder).map_err(Fatal::of(Exit::IoErr))
 }
 
 /// Prints a fatal error as `program: message` and gives its exit code.

@@ -10,7 +10,7 @@
 //! Spurious calls do nothing. It must never acknowledge a push before
 //! [`Device::handle_stored`] has said that the push is on disk.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::backoff::{self, Backoff, Luck};
@@ -19,6 +19,7 @@ use super::frame::{
 };
 use super::ids::{AppId, DeviceId, MessageId, RegId, Region, Secret};
 use super::timers::{Moment, TimerName, Timers};
+use super::wishes::{Wish, Wishes};
 
 /// How long the server may take to answer the greeting.
 pub const GREETING: Duration = Duration::from_secs(30);
@@ -126,19 +127,6 @@ impl TimerName for Timer {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wish {
-    Register,
-    Deregister,
-}
-
-#[derive(Debug)]
-struct Request {
-    wish: Wish,
-    /// Its number and when it was asked, once sent in this session.
-    sent: Option<(u32, Moment)>,
-}
-
 /// The counters of an open session. It exists only while one is open.
 #[derive(Debug)]
 struct Session {
@@ -156,8 +144,7 @@ pub struct Device {
     session: Option<Session>,
     timers: Timers<Timer, 5>,
     backoff: Backoff,
-    requests: BTreeMap<AppId, Request>,
-    next_req: u32,
+    wishes: Wishes,
     pings: u32,
     /// What a server or a dying link last said about the end, until the wait begins.
     farewell: Option<Bye>,
@@ -173,8 +160,7 @@ impl Device {
             session: None,
             timers: Timers::new(),
             backoff: Backoff::default(),
-            requests: BTreeMap::new(),
-            next_req: 1,
+            wishes: Wishes::default(),
             pings: 0,
             farewell: None,
             actions: VecDeque::new(),
@@ -345,11 +331,7 @@ impl Device {
         self.timers.clear(Timer::Greeting);
         self.heard(now);
         self.actions.push_back(DeviceAction::Online(Online { region: welcome.region, enrolled: welcome.enrolled }));
-        let apps: Vec<AppId> = self.requests.keys().cloned().collect();
-        for app in apps {
-            self.request(now, &app);
-        }
-        self.watch_answers();
+        self.ask(now);
     }
 
     fn handle_online(&mut self, now: Moment, frame: ToDevice, luck: Luck) {
@@ -394,42 +376,31 @@ impl Device {
     }
 
     fn wish(&mut self, now: Moment, app: AppId, wish: Wish) {
-        let standing = self.requests.get(&app).is_some_and(|request| request.wish == wish);
-        if standing {
-            return;
-        }
-        self.requests.insert(app.clone(), Request { wish, sent: None });
-        if self.session.is_some() {
-            self.request(now, &app);
-            self.watch_answers();
+        if self.wishes.add(app, wish) && self.session.is_some() {
+            self.ask(now);
         }
     }
 
-    fn request(&mut self, now: Moment, app: &AppId) {
-        let Some(request) = self.requests.get_mut(app) else { return };
-        let req = self.next_req;
-        self.next_req = self.next_req.wrapping_add(1);
-        request.sent = Some((req, now));
-        let frame = match request.wish {
-            Wish::Register => ToServer::Register { req, app: app.clone() },
-            Wish::Deregister => ToServer::Deregister { req, app: app.clone() },
-        };
-        self.send(frame);
+    /// Sends what has not been asked for in this session.
+    fn ask(&mut self, now: Moment) {
+        for request in self.wishes.requests(now) {
+            self.send(request);
+        }
+        self.watch_answers();
     }
 
     /// Waits for the answer to the oldest of the requests that are under way.
     fn watch_answers(&mut self) {
-        match self.requests.values().filter_map(|request| request.sent).map(|(_, asked)| asked).min() {
+        match self.wishes.oldest_sent() {
             Some(asked) => self.timers.set(Timer::Answer, asked.after(ANSWER)),
             None => self.timers.clear(Timer::Answer),
         }
     }
 
-    /// Whether this answers the app's latest request; if so, the request is done.
+    /// Whether this answers the app's latest request; if so, the wish is fulfilled.
     fn answered(&mut self, app: &AppId, req: u32) -> bool {
-        let current = self.requests.get(app).is_some_and(|request| request.sent.is_some_and(|sent| sent.0 == req));
+        let current = self.wishes.answered(app, req);
         if current {
-            self.requests.remove(app);
             self.watch_answers();
         }
         self.prove();
@@ -501,9 +472,7 @@ impl Device {
 
     fn forget_session(&mut self) {
         self.session = None;
-        for request in self.requests.values_mut() {
-            request.sent = None;
-        }
+        self.wishes.forget_requests();
     }
 
     fn wait(&mut self, now: Moment, why: &str, luck: Luck) {

@@ -9,7 +9,8 @@
 //! * [`message`]: one notification, whichever sender API it came through.
 //! * [`field`]: the `message` string of the Tizen API, parsed.
 //! * [`frame`]: everything that crosses the wire, and nothing else does.
-//! * [`device`], [`gateway`]: the two state machines of a session.
+//! * [`device`], [`gateway`]: the two state machines of a session; [`wishes`]: what a device still
+//!   wants.
 //! * [`backoff`], [`timers`]: when to try again, and one table of deadlines.
 #![deny(clippy::disallowed_methods)]
 
@@ -21,6 +22,7 @@ pub mod gateway;
 pub mod ids;
 pub mod message;
 pub mod timers;
+pub mod wishes;
 
 #[cfg(test)]
 mod samples;
