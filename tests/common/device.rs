@@ -285,6 +285,13 @@ impl DeviceApp {
         within(method, call).await?.body().deserialize()
     }
 
+    /// The app without its messages, and its messages.
+    pub fn split(mut self) -> (Self, mpsc::UnboundedReceiver<Message>) {
+        let (_, nothing) = mpsc::unbounded_channel();
+        let inbox = std::mem::replace(&mut self.inbox, nothing);
+        (self, inbox)
+    }
+
     /// From now on the app does this with messages.
     pub fn behave(&self, manners: Manners) {
         *lock(&self.manners) = manners;

@@ -14,7 +14,7 @@ use zbus::{Connection, ObjectPath, OwnedObjectPath, OwnedVariant, Variant, inter
 use super::error::Error;
 use super::message::dictionary;
 use super::{Caller, PATH, Shared, caller, is_there};
-use crate::agent::apps::Line;
+use crate::agent::apps::{Head, Line};
 use crate::agent::connection::{Change, Command, Status};
 use crate::agent::store::{AppRow, Wish};
 use crate::proto::AppId;
@@ -172,19 +172,22 @@ impl Push {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<ResponseDispatchNotifier<HashMap<&'static str, Variant<'static>>>, Error> {
         let line = self.line(bus, &header, app).await?;
-        let turn = self.shared.apps.lane(&line.app).lock_owned().await;
-        let unread = self.shared.store.next_unread(line.app.clone()).await?;
-        let (response, sent) = ResponseDispatchNotifier::new(unread.as_ref().map(dictionary).unwrap_or_default());
-        if let Some(unread) = unread {
-            let (courier, bus) = (self.shared.courier(bus), bus.clone());
+        let mut head = self.shared.apps.lane(&line.app).lock_owned().await;
+        let courier = self.shared.courier(bus);
+        let next = courier.next(&line.app, &mut head).await?;
+        let members = next.as_ref().map(|(unread, again)| dictionary(unread, *again)).unwrap_or_default();
+        let (response, sent) = ResponseDispatchNotifier::new(members);
+        if let Some((unread, _)) = next {
+            let bus = bus.clone();
+            *head = Head::Offered(unread.push.id);
             tokio::spawn(async move {
                 sent.await;
                 // The bus handles our messages in order: a caller that is there after the answer
                 // has been given the answer.
                 if is_there(&bus, &line.name).await {
-                    courier.settle(&unread).await;
+                    // What cannot be noted now is noted with the next message.
+                    let _ = courier.settle(&unread, &mut head).await;
                 }
-                drop(turn);
             });
         }
         Ok(response)
