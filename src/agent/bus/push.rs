@@ -85,7 +85,7 @@ impl Push {
         options: HashMap<String, OwnedVariant>,
         #[zbus(connection)] bus: &Connection,
         #[zbus(header)] header: Header<'_>,
-    ) -> Result<ResponseDispatchNotifier<(String, String)>, Error> {
+    ) -> Result<(String, ResponseDispatchNotifier<String>), Error> {
         let app = parse(app)?;
         let caller = caller(bus, &header).await?;
         let row = self.claim(&app, &caller).await?;
@@ -95,7 +95,9 @@ impl Push {
                 |taken| Error::PermissionDenied(format!("the app {app} is connected by {}", taken.by.as_str())),
             )?;
         debug!(%app, name = line.name.as_str(), "an app connected");
-        let (response, sent) = ResponseDispatchNotifier::new(registration(&row));
+        // A notifier around both would be introspected as one structure.
+        let (state, reg_id) = registration(&row);
+        let (reg_id, sent) = ResponseDispatchNotifier::new(reg_id);
         let (shared, bus) = (Arc::clone(&self.shared), bus.clone());
         tokio::spawn(async move {
             // The app learns its state before its first message.
@@ -103,7 +105,7 @@ impl Push {
             tokio::spawn(shared.courier(&bus).serve(Arc::clone(&line)));
             close_when_gone(&shared, &bus, &line).await;
         });
-        Ok(response)
+        Ok((state, reg_id))
     }
 
     async fn disconnect(
