@@ -142,7 +142,8 @@ where
     let line = server.registry.enter(device);
     let session = Session::open(claim, terms, enrolled, server.clock.now());
     debug!(%device, enrolled, "a session began");
-    tokio::spawn(converse(Conversation { server, socket, session, device, line }));
+    // Boxed, because a future holds what it is given twice: as it came and as it is used.
+    tokio::spawn(converse(Box::new(Conversation { server, socket, session, device, line })));
 }
 
 /// A session with its socket.
@@ -162,13 +163,12 @@ enum Event {
 }
 
 // Whatever takes more than a moment is boxed: the future of an idle conversation stays small.
-async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send>(mut this: Conversation<S>) {
+async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send>(mut this: Box<Conversation<S>>) {
     let mut result = Box::pin(this.announce_revoked()).await;
     while result.is_ok() && !this.session.is_closed() {
         let event = this.next_event().await;
         result = Box::pin(this.handle(event)).await;
     }
-    this.server.registry.leave(this.device, &this.line);
     match result {
         Ok(()) => {
             // The goodbye is on its way or the peer is gone; either way nobody waits for long.
@@ -177,6 +177,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send>(mut this: Conversati
         }
         Err(error) => debug!(device = %this.device, "a session broke: {error}"),
     }
+    this.server.registry.leave(this.device, &this.line);
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
@@ -253,7 +254,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
                 }
                 Err(error) => Err(error),
             },
-            GatewayAction::Acked(seqs) | GatewayAction::Expired(seqs) => store.remove(seqs).await,
+            GatewayAction::Acked(seqs) => store.remove(seqs).await,
+            GatewayAction::Expired(seqs) => store.expire(seqs).await,
             GatewayAction::Register { req, app } => self.register(req, app).await,
             GatewayAction::Deregister { req, app } => {
                 let done = store.deregister(self.device, app.clone()).await;
