@@ -24,6 +24,9 @@ use crate::proto::AppId;
 /// The interface that apps export.
 pub const APP_INTERFACE: &str = "org.bellwire.App1";
 
+/// How long to wait before the store is tried again after it failed.
+const STORE_RETRY: Duration = Duration::from_secs(30);
+
 /// What a courier needs.
 #[derive(Clone)]
 pub struct Courier {
@@ -56,26 +59,31 @@ impl Courier {
         }
         loop {
             line.attention().await;
+            // A store that failed may work again a while later, with nobody to tell us.
+            while !line.is_closed() && self.deliver_all(&line).await.is_err() {
+                let _ = tokio::time::timeout(STORE_RETRY, line.attention()).await;
+            }
             if line.is_closed() {
                 return;
             }
-            self.deliver_all(&line).await;
         }
     }
 
-    async fn deliver_all(&self, line: &Line) {
+    /// Delivers until nothing is unread or the app does not take it. An error is one of the store,
+    /// and has been logged.
+    async fn deliver_all(&self, line: &Line) -> Result<(), DbError> {
         let lane = self.apps.lane(&line.app);
         let mut head = lane.lock().await;
         while !line.is_closed() {
-            let Ok(Some((unread, again))) = self.next(&line.app, &mut head).await else { return };
+            let Some((unread, again)) = self.next(&line.app, &mut head).await? else { break };
             *head = Head::Offered(unread.push.id);
             if let Err(why) = self.hand_over(line, &unread, again).await {
-                return debug!(app = %line.app, id = %unread.push.id, "a message stays unread: {why}");
+                debug!(app = %line.app, id = %unread.push.id, "a message stays unread: {why}");
+                break;
             }
-            if self.settle(&unread, &mut head).await.is_err() {
-                return;
-            }
+            self.settle(&unread, &mut head).await?;
         }
+        Ok(())
     }
 
     /// The app's oldest unread message, and whether it may have been handed over before. One that

@@ -55,6 +55,27 @@ impl Push {
         Ok(row)
     }
 
+    /// Opens the app's line for the caller, unless another connection that is still there has it.
+    async fn open_line(
+        &self,
+        bus: &Connection,
+        app: &AppId,
+        caller: Caller,
+        path: ObjectPath<'_>,
+        hold: bool,
+    ) -> Result<Arc<Line>, Error> {
+        let (apps, path) = (&self.shared.apps, OwnedObjectPath::from(path.to_owned()));
+        // An app that was started anew may be quicker than the news that its old connection has gone.
+        if let Some(older) = apps.line(app)
+            && older.name != caller.name
+            && !is_there(bus, &older.name).await
+        {
+            apps.disconnect(&older);
+        }
+        apps.connect(app.clone(), caller.name, path, hold)
+            .map_err(|taken| Error::PermissionDenied(format!("the app {app} is connected by {}", taken.by.as_str())))
+    }
+
     /// Puts a wish on disk and waits for what becomes of it.
     async fn wish(&self, app: &AppId, wish: Wish) -> Result<Change, Error> {
         let mut changes = self.shared.changes.subscribe();
@@ -90,10 +111,7 @@ impl Push {
         let caller = caller(bus, &header).await?;
         let row = self.claim(&app, &caller).await?;
         let hold = options.get("hold-unread").and_then(|hold| bool::try_from(&**hold).ok()).unwrap_or(false);
-        let line =
-            self.shared.apps.connect(app.clone(), caller.name, OwnedObjectPath::from(path.to_owned()), hold).map_err(
-                |taken| Error::PermissionDenied(format!("the app {app} is connected by {}", taken.by.as_str())),
-            )?;
+        let line = self.open_line(bus, &app, caller, path, hold).await?;
         debug!(%app, name = line.name.as_str(), "an app connected");
         // A notifier around both would be introspected as one structure.
         let (state, reg_id) = registration(&row);
