@@ -64,6 +64,10 @@ impl From<rusqlite::Error> for DbError {
 pub fn open(path: &Path, migrations: &[&str]) -> Result<Connection, DbError> {
     let cannot = |error: rusqlite::Error| DbError::Open(path.to_owned(), error.to_string());
     let mut connection = Connection::open(path).map_err(cannot)?;
+    // SQLite opens what it may not write to for reading; a store that cannot store is none.
+    if connection.is_readonly(rusqlite::MAIN_DB).map_err(cannot)? {
+        return Err(DbError::Open(path.to_owned(), "it or its folder is read-only".into()));
+    }
     configure(&connection).map_err(cannot)?;
     let version = version_of(&connection).map_err(cannot)?;
     let done = usize::try_from(version).unwrap_or(usize::MAX);

@@ -131,7 +131,7 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
         status,
     });
     // The name is on the bus before the network is touched: apps may call while we are offline.
-    let bus = bus::serve(Arc::clone(&shared)).await.map_err(Fatal::of(Exit::Unavailable))?;
+    let bus = bus::serve(Arc::clone(&shared)).await.map_err(no_bus)?;
     info!(device = %shared.device, gateway = %gateway, "ready");
     let parts = Parts {
         identity,
@@ -157,6 +157,15 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
     }
     info!("stopped");
     Ok(())
+}
+
+fn no_bus(error: zbus::Error) -> Fatal {
+    match error {
+        zbus::Error::NameTaken => {
+            Fatal::new(Exit::Unavailable, format!("another bellwired has the name {} on this bus", bus::NAME))
+        }
+        other => Fatal::new(Exit::Unavailable, format!("the bus cannot be used: {}", daemon::chain(&other))),
+    }
 }
 
 fn ended_early(ended: Result<Result<(), DbError>, tokio::task::JoinError>) -> Fatal {

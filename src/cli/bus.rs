@@ -82,15 +82,22 @@ pub async fn open(bus: &BusName) -> Result<Connection, Fatal> {
 
 /// A bus error as the tool ends with it.
 pub fn fatal(error: zbus::Error) -> Fatal {
+    use zbus::fdo::Error as Standard;
+    if let zbus::Error::FDO(standard) = &error {
+        return match **standard {
+            Standard::ServiceUnknown(_) | Standard::NameHasNoOwner(_) => Fatal::new(
+                Exit::Unavailable,
+                "bellwired does not run on this bus; start it, or name another bus with --bus",
+            ),
+            Standard::AccessDenied(ref why) => Fatal::new(Exit::NoPerm, format!("the bus does not allow it: {why}")),
+            ref other => Fatal::new(Exit::Unavailable, format!("the agent cannot be reached: {other}")),
+        };
+    }
     let zbus::Error::MethodError(name, text, _) = &error else {
         return Fatal::new(Exit::Unavailable, format!("the agent cannot be reached: {error}"));
     };
     let text = text.as_deref().unwrap_or("no reason was given");
     match name.as_str() {
-        "org.freedesktop.DBus.Error.ServiceUnknown" => Fatal::new(
-            Exit::Unavailable,
-            "bellwired does not run on this bus; start it, or name another bus with --bus",
-        ),
         "org.bellwire.Error.PermissionDenied" => Fatal::new(Exit::NoPerm, text),
         "org.bellwire.Error.InvalidAppId" => Fatal::new(Exit::DataErr, text),
         "org.bellwire.Error.Timeout" => Fatal::new(Exit::Unavailable, text),
