@@ -1,7 +1,9 @@
 //! What the programs share at their edges: logging, signals, exit codes, descriptor limits.
 
 use std::fmt::Display;
+use std::fs::{File, TryLockError};
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -154,10 +156,33 @@ pub fn raise_file_limit() -> u64 {
 
 /// Makes the folder if it is missing, for its owner alone, and makes every file that the program
 /// creates private.
-pub fn private_folder(path: &std::path::Path) -> Result<(), Fatal> {
+pub fn private_folder(path: &Path) -> Result<(), Fatal> {
     use nix::sys::stat::{Mode, umask};
     umask(Mode::from_bits_truncate(0o077));
     std::fs::create_dir_all(path).map_err(|error| {
         Fatal::new(Exit::IoErr, format!("the state folder {} cannot be made: {error}", path.display()))
     })
+}
+
+/// Takes the state folder for one program of this name; it is free again when the file is dropped.
+pub fn lock_folder(path: &Path, name: &str) -> Result<File, Fatal> {
+    let path = path.join(format!("{name}.lock"));
+    let cannot = |error: std::io::Error| Fatal::new(Exit::IoErr, format!("{} cannot be made: {error}", path.display()));
+    let file = File::create(&path).map_err(cannot)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Fatal::new(
+            Exit::Unavailable,
+            format!("another {name} uses this state folder: {} is locked", path.display()),
+        )),
+        Err(TryLockError::Error(error)) => Err(cannot(error)),
+    }
+}
+
+/// Prints a result. A reader that has gone (`| head -1`) wants no more, and is no error.
+pub fn say(line: &str) {
+    use std::io::Write;
+    if writeln!(std::io::stdout(), "{line}").is_err() {
+        std::process::exit(0);
+    }
 }

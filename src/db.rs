@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
 /// Most jobs that one commit serves.
@@ -17,6 +17,10 @@ pub const BATCH: usize = 256;
 pub const BATCH_TIME: Duration = Duration::from_millis(2);
 /// Most jobs that may wait for the thread; further callers wait for a place.
 const WAITING: usize = 1024;
+/// How long to wait for another process that is writing.
+const BUSY: Duration = Duration::from_secs(10);
+/// The pause between two attempts where SQLite does not wait by itself.
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why the store could not do what it was asked to.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -57,13 +61,17 @@ pub fn open(path: &Path, migrations: &[&str]) -> Result<Connection, DbError> {
     let cannot = |error: rusqlite::Error| DbError::Open(path.to_owned(), error.to_string());
     let mut connection = Connection::open(path).map_err(cannot)?;
     configure(&connection).map_err(cannot)?;
-    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(cannot)?;
+    let version = version_of(&connection).map_err(cannot)?;
     let done = usize::try_from(version).unwrap_or(usize::MAX);
     if done > migrations.len() {
         return Err(DbError::TooNew(path.to_owned(), version, migrations.len()));
     }
     for (number, migration) in migrations.iter().enumerate().skip(done) {
-        let step = connection.transaction()?;
+        let step = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        // Another process may have done it while this one waited for its turn.
+        if version_of(&step)? > i64::try_from(number).unwrap_or(i64::MAX) {
+            continue;
+        }
         step.execute_batch(migration)?;
         step.pragma_update(None, "user_version", i64::try_from(number + 1).unwrap_or(i64::MAX))?;
         step.commit()?;
@@ -71,28 +79,52 @@ pub fn open(path: &Path, migrations: &[&str]) -> Result<Connection, DbError> {
     Ok(connection)
 }
 
+fn version_of(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("PRAGMA user_version", [], |row| row.get(0))
+}
+
 /// Opens an existing database to read from it beside its writer.
 pub fn open_reader(path: &Path) -> Result<Connection, DbError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let cannot = |error: rusqlite::Error| DbError::Open(path.to_owned(), error.to_string());
     let connection = Connection::open_with_flags(path, flags).map_err(cannot)?;
-    connection.busy_timeout(Duration::from_secs(10)).map_err(cannot)?;
+    connection.busy_timeout(BUSY).map_err(cannot)?;
     Ok(connection)
 }
 
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
-    connection.busy_timeout(Duration::from_secs(10))?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.busy_timeout(BUSY)?;
+    log_ahead(connection)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(())
 }
 
+/// Sets the write-ahead log. The first time, SQLite needs the file for itself and does not wait for
+/// another process that does the same.
+fn log_ahead(connection: &Connection) -> rusqlite::Result<()> {
+    let started = Instant::now();
+    loop {
+        match connection.pragma_update(None, "journal_mode", "WAL") {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) && started.elapsed() < BUSY => {
+                std::thread::sleep(BUSY_PAUSE);
+            }
+            done => return done,
+        }
+    }
+}
+
 /// Tells the caller, once it is known whether the batch was committed.
 type Answer = Box<dyn FnOnce(Result<(), DbError>) + Send>;
 /// Does the work, or, given an error instead of a connection, passes that on.
-type Work = Box<dyn FnOnce(Result<&Connection, DbError>) -> Option<Answer> + Send>;
+type Work = Box<dyn FnOnce(Result<&Connection, DbError>) -> Option<Done> + Send>;
+
+/// Work that waits for its commit.
+struct Done {
+    answer: Answer,
+    failed: Option<DbError>,
+}
 
 enum Job {
     Read(Work),
@@ -158,9 +190,12 @@ impl Worker {
                     return None;
                 }
             };
-            Some(Box::new(move |committed: Result<(), DbError>| {
-                let _ = reply.send(committed.and(result));
-            }) as Answer)
+            let failed = result.as_ref().err().cloned();
+            // Its own failure says more than that of the batch.
+            let answer = move |committed: Result<(), DbError>| {
+                let _ = reply.send(result.and_then(|value| committed.map(|()| value)));
+            };
+            Some(Done { answer: Box::new(answer), failed })
         });
         self.jobs.send(kind(work)).await.map_err(|_| DbError::Stopped)?;
         Ok(answer)
@@ -175,13 +210,19 @@ fn undo_if_failed<T>(
     connection.prepare_cached("SAVEPOINT job")?.execute([])?;
     let result = change(connection);
     if result.is_err() {
-        connection.prepare_cached("ROLLBACK TO job")?.execute([])?;
+        // A failing disk makes SQLite undo the whole transaction by itself, savepoints and all.
+        let undone = connection.execute_batch("ROLLBACK TO job; RELEASE job");
+        if undone.is_err() && !connection.is_autocommit() {
+            let _ = connection.execute_batch("ROLLBACK");
+        }
+        return result;
     }
     connection.prepare_cached("RELEASE job")?.execute([])?;
     result
 }
 
 fn work(connection: &Connection, mut queue: mpsc::Receiver<Job>) {
+    let mut failing = false;
     while let Some(first) = queue.blocking_recv() {
         let started = Instant::now();
         let mut batch = vec![first];
@@ -191,32 +232,57 @@ fn work(connection: &Connection, mut queue: mpsc::Receiver<Job>) {
                 Err(_) => break,
             }
         }
-        serve(connection, batch);
+        let writes = batch.iter().any(|job| matches!(job, Job::Write(_)));
+        let result = serve(connection, batch, writes);
+        if writes {
+            report(&result, &mut failing);
+        }
     }
 }
 
-fn serve(connection: &Connection, batch: Vec<Job>) {
-    let writes = batch.iter().any(|job| matches!(job, Job::Write(_)));
-    if writes && let Err(error) = connection.execute_batch("BEGIN IMMEDIATE") {
-        return refuse(connection, batch, &error.into());
+/// Logs when commits begin to fail and when they work again, however many there are in between.
+fn report(result: &Result<(), DbError>, failing: &mut bool) {
+    match result {
+        Err(error) if !*failing => tracing::error!("nothing can be stored: {error}"),
+        Ok(()) if *failing => tracing::info!("storing works again"),
+        Err(_) | Ok(()) => {}
     }
-    let answers: Vec<Answer> = batch
-        .into_iter()
-        .filter_map(|job| match job {
-            Job::Read(work) | Job::Write(work) => work(Ok(connection)),
-        })
-        .collect();
-    let committed = if writes { commit(connection) } else { Ok(()) };
+    *failing = result.is_err();
+}
+
+/// Does the work of a batch in one transaction, if it changes anything, and answers.
+fn serve(connection: &Connection, batch: Vec<Job>, writes: bool) -> Result<(), DbError> {
+    if writes && let Err(error) = connection.execute_batch("BEGIN IMMEDIATE") {
+        let error = DbError::from(error);
+        refuse(connection, batch, &error);
+        return Err(error);
+    }
+    let (mut answers, mut undone) = (Vec::new(), None);
+    for job in batch {
+        let done = match (job, &undone) {
+            (Job::Write(work), Some(error)) => work(Err(DbError::clone(error))),
+            (Job::Read(work) | Job::Write(work), _) => work(Ok(connection)),
+        };
+        let Some(Done { answer, failed }) = done else { continue };
+        answers.push(answer);
+        // What followed outside the transaction would stand although it is called a failure.
+        if writes && undone.is_none() && connection.is_autocommit() {
+            undone = Some(failed.unwrap_or_else(|| DbError::Failed("the transaction was undone".into())));
+        }
+    }
+    let committed = match undone {
+        Some(error) => Err(error),
+        None if writes => commit(connection),
+        None => Ok(()),
+    };
     for answer in answers {
         answer(committed.clone());
     }
+    committed
 }
 
 fn commit(connection: &Connection) -> Result<(), DbError> {
     let result = connection.execute_batch("COMMIT").map_err(DbError::from);
-    if let Err(error) = &result {
-        tracing::error!("a commit failed, nothing of it was kept: {error}");
-    }
     if !connection.is_autocommit()
         && let Err(error) = connection.execute_batch("ROLLBACK")
     {
@@ -227,13 +293,12 @@ fn commit(connection: &Connection) -> Result<(), DbError> {
 
 /// No transaction could be opened: reads are served, writes are told why not.
 fn refuse(connection: &Connection, batch: Vec<Job>, error: &DbError) {
-    tracing::error!("no transaction could be started: {error}");
     for job in batch {
-        let answer = match job {
+        let done = match job {
             Job::Read(work) => work(Ok(connection)),
             Job::Write(work) => work(Err(error.clone())),
         };
-        if let Some(answer) = answer {
+        if let Some(Done { answer, .. }) = done {
             answer(Ok(()));
         }
     }
@@ -285,6 +350,32 @@ mod tests {
             .await;
         assert!(result.is_err());
         assert_eq!(count(&worker).await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_is_named_and_what_was_refused_did_not_happen() {
+        let folder = tempfile::tempdir().unwrap();
+        let schema = &["CREATE TABLE t (x BLOB NOT NULL) STRICT"];
+        let worker = Worker::start("test", open(&folder.path().join("t.db"), schema).unwrap()).unwrap();
+        // SQLite's own limit stands for the disk's.
+        let limit = |db: &Connection| db.query_row("PRAGMA max_page_count = 20", [], |row| row.get::<_, i64>(0));
+        assert_eq!(worker.read(limit).await.unwrap(), 20);
+        let write = |length: usize| worker.write(move |db| db.execute("INSERT INTO t VALUES (?1)", [vec![7; length]]));
+        // While the gate is closed, the others gather.
+        let (started, running) = oneshot::channel();
+        let (open_gate, opened) = std::sync::mpsc::channel::<()>();
+        let gate = worker.read(move |_| Ok((started.send(()), opened.recv())));
+        let gathered = async {
+            running.await.unwrap();
+            tokio::join!(biased; write(1), write(1_000_000), write(2), async { open_gate.send(()).unwrap() })
+        };
+        let (_, (before, large, after, ())) = tokio::join!(gate, gathered);
+        for (name, result) in [("before", before), ("large", large), ("after", after)] {
+            assert!(matches!(result, Err(DbError::Full)), "{name}: {result:?}");
+        }
+        assert_eq!(count(&worker).await, 0);
+        write(3).await.unwrap();
+        assert_eq!(count(&worker).await, 1);
     }
 
     #[test]

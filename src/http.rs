@@ -10,13 +10,16 @@ use hyper::{Request, StatusCode};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::ClientConfig;
 
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(3);
 /// How long a whole exchange may take.
 const EXCHANGE: Duration = Duration::from_secs(15);
+/// How long an idle connection is kept: less than servers keep theirs, so that none is used in the
+/// moment in which its other end closes it.
+const IDLE: Duration = Duration::from_secs(5);
 /// The longest answer that is read, in bytes.
 const ANSWER_MAX: usize = 4 * 1024 * 1024;
 
@@ -52,7 +55,12 @@ impl HttpClient {
             .https_or_http()
             .enable_http1()
             .wrap_connector(connector);
-        Self { client: Client::builder(TokioExecutor::new()).build(connector) }
+        Self {
+            client: Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE)
+                .build(connector),
+        }
     }
 
     /// Posts a JSON text with these further headers; returns status and body.

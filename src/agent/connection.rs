@@ -306,10 +306,12 @@ impl Connection {
 
     async fn come_online(&mut self, online: Online) {
         if online.enrolled {
-            info!(region = %online.region, "enrolled at the push server");
             let renewed = self.parts.store.renew_all().await;
-            let now = self.parts.clock.now();
-            for app in self.or_log(renewed, Vec::new()) {
+            let (now, renewed) = (self.parts.clock.now(), self.or_log(renewed, Vec::new()));
+            if !renewed.is_empty() {
+                warn!(apps = renewed.len(), "the server knows none of the registrations; they are made anew");
+            }
+            for app in renewed {
                 self.device.register(now, app);
             }
         }

@@ -94,6 +94,7 @@ fn start(args: Args) -> Result<(), Fatal> {
     }
     daemon::start_logging(config.log);
     daemon::private_folder(&config.state_folder)?;
+    let _mine = daemon::lock_folder(&config.state_folder, "bellwired")?;
     let dialling = Dialling { tls, plain_text: config.allow_plain_text, from: None };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Fatal::of(Exit::Software))?;

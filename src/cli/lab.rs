@@ -37,7 +37,7 @@ pub struct ServerProcess {
 #[derive(Debug)]
 pub struct DeviceProcess {
     _bus: Child,
-    _agent: Child,
+    agent: Child,
     /// The bus's address.
     pub address: String,
 }
@@ -105,7 +105,7 @@ impl Lab {
         agent.arg("--config").arg(config).env("DBUS_SESSION_BUS_ADDRESS", &address).stderr(Stdio::piped());
         let mut agent = spawn(&mut agent)?;
         wait_for_line(agent.stderr.take(), " ready ").await?;
-        Ok(DeviceProcess { _bus: bus, _agent: agent, address })
+        Ok(DeviceProcess { _bus: bus, agent, address })
     }
 }
 
@@ -149,6 +149,11 @@ impl ServerProcess {
 }
 
 impl DeviceProcess {
+    /// The agent's process id.
+    pub fn agent_pid(&self) -> Option<u32> {
+        self.agent.id()
+    }
+
     /// Starts an app that listens, and waits for its regId.
     pub async fn app(&self, app: &str) -> Result<AppProcess, Fatal> {
         let mut command = Command::new(sibling("bellwire")?);

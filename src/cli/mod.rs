@@ -108,12 +108,8 @@ pub struct Output {
 impl Output {
     /// Prints a result, at once.
     fn print(self, value: &Value, text: impl FnOnce() -> String) {
-        use std::io::Write;
         let line = if self.json { value.to_string() } else { text() };
-        // A reader that has gone (`| head -1`) wants no more.
-        if writeln!(std::io::stdout(), "{line}").is_err() {
-            std::process::exit(0);
-        }
+        daemon::say(&line);
     }
 }
 

@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 use futures_util::{Sink, Stream};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::CapacityError;
 use tokio_tungstenite::tungstenite::handshake::client::Response as ClientResponse;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::http::header::SEC_WEBSOCKET_PROTOCOL;
@@ -47,7 +48,18 @@ impl From<WsError> for LinkError {
         match error {
             WsError::ConnectionClosed | WsError::AlreadyClosed => Self::Closed,
             WsError::Http(response) => Self::NotAGateway(format!("HTTP status {}", response.status())),
-            other => Self::Broken(other.to_string()),
+            WsError::Capacity(CapacityError::MessageTooLong { size, max_size }) => {
+                Self::Frame(FrameError::TooLong { length: size, limit: max_size })
+            }
+            broken @ (WsError::Io(_)
+            | WsError::Tls(_)
+            | WsError::Capacity(CapacityError::TooManyHeaders)
+            | WsError::Protocol(_)
+            | WsError::WriteBufferFull(_)
+            | WsError::Utf8(_)
+            | WsError::AttackAttempt
+            | WsError::Url(_)
+            | WsError::HttpFormat(_)) => Self::Broken(broken.to_string()),
         }
     }
 }
@@ -159,4 +171,25 @@ fn check_response(response: &ClientResponse) -> Result<(), LinkError> {
         return Err(LinkError::NotAGateway(format!("it does not speak the subprotocol {SUBPROTOCOL}")));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::frame::{TO_DEVICE_MAX, TO_SERVER_MAX, ToDevice, ToServer};
+
+    #[tokio::test]
+    async fn a_frame_that_is_too_long_is_the_peer_s_mistake_and_may_be_answered() {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let (server, device) =
+            tokio::join!(Socket::accept(near, TO_SERVER_MAX), Socket::connect(far, "ws://localhost", TO_DEVICE_MAX));
+        let (mut server, mut device) = (server.unwrap(), device.unwrap());
+        device.queue(&ToDevice::Redirect { gateway: "x".repeat(TO_SERVER_MAX) }).unwrap();
+        device.flush().await.unwrap();
+        let error = server.next::<ToServer>().await.unwrap_err();
+        assert!(matches!(error, LinkError::Frame(FrameError::TooLong { limit: TO_SERVER_MAX, .. })), "{error}");
+        server.queue(&ToDevice::Pong { seq: 1 }).unwrap();
+        server.flush().await.unwrap();
+        assert_eq!(device.next::<ToDevice>().await.unwrap(), ToDevice::Pong { seq: 1 });
+    }
 }

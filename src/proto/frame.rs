@@ -153,7 +153,7 @@ pub struct Welcome {
     pub version: u16,
     /// The region of the regIds issued here.
     pub region: Region,
-    /// The server met this device for the first time: it knows none of its registrations.
+    /// The device is new to the server, or forgotten: it knows none of the device's registrations.
     #[serde(default)]
     pub enrolled: bool,
     /// The longest silence that the path to this server survives, in seconds.

@@ -276,11 +276,7 @@ fn print_credentials(json: bool, id: &AppId, secret: &str) {
 }
 
 fn print(json: bool, value: &Value, text: impl FnOnce() -> String) {
-    if json {
-        println!("{value}");
-    } else {
-        println!("{}", text());
-    }
+    daemon::say(&if json { value.to_string() } else { text() });
 }
 
 fn random_app_id() -> Result<AppId, Fatal> {

@@ -1,10 +1,12 @@
 //! The server's configuration: `server.toml`, all defaults in one place.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use hyper::Uri;
 use serde::Deserialize;
+use tokio::sync::Semaphore;
 
 use crate::config::{self, ConfigError, LogLevel, TlsFiles, check_plain_text, loopback};
 use crate::proto::Region;
@@ -39,7 +41,7 @@ pub struct Api {
     pub listen: SocketAddr,
     /// Certificate and key; plain HTTP if absent.
     pub tls: Option<TlsFiles>,
-    /// Allows plain HTTP on an address that others can reach.
+    /// Allows plain HTTP on an address that others can reach, and to other regions.
     pub allow_plain_text: bool,
 }
 
@@ -150,9 +152,7 @@ impl ServerConfig {
             )));
         }
         for (region, url) in &self.regions {
-            if !url.starts_with("http://") && !url.starts_with("https://") {
-                return Err(ConfigError::Unwise(format!("`[regions] {region}` is no http:// or https:// URL: {url}")));
-            }
+            self.check_region(*region, url)?;
         }
         // A frame must hold the largest message: see `proto::frame::TO_DEVICE_MAX`.
         if self.limits.app_data_bytes > 16 * 1024 {
@@ -161,7 +161,39 @@ impl ServerConfig {
         if self.limits.waiting_per_registration == 0 || self.gateway.handshakes == 0 {
             return Err(ConfigError::Unwise("`waiting-per-registration` and `handshakes` are at least 1".into()));
         }
+        if self.gateway.handshakes > Semaphore::MAX_PERMITS {
+            return Err(ConfigError::Unwise(format!("`handshakes` is at most {}", Semaphore::MAX_PERMITS)));
+        }
+        if self.limits.expiry_minutes == 0 {
+            return Err(ConfigError::Unwise("`[limits] expiry-minutes` is at least 1".into()));
+        }
+        if self.gateway.enrolment_key.as_ref().is_some_and(String::is_empty) {
+            return Err(ConfigError::Unwise(
+                "`[gateway] enrolment-key` is empty; leave it out to let anybody enrol".into(),
+            ));
+        }
         Ok(())
+    }
+
+    /// Secrets of apps travel to other regions: in plain text only on this machine.
+    fn check_region(&self, region: Region, url: &str) -> Result<(), ConfigError> {
+        let parsed: Option<Uri> = url.parse().ok();
+        let (Some(scheme), Some(host)) =
+            (parsed.as_ref().and_then(Uri::scheme_str), parsed.as_ref().and_then(Uri::host))
+        else {
+            return Err(ConfigError::Unwise(format!("`[regions] {region}` is no http:// or https:// URL: {url}")));
+        };
+        let address: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
+        let here = host == "localhost" || address.is_some_and(|address| address.is_loopback());
+        match scheme {
+            "https" => Ok(()),
+            "http" if here || self.api.allow_plain_text => Ok(()),
+            "http" => Err(ConfigError::Unwise(format!(
+                "`[regions] {region}` would be sent the secrets of apps unencrypted: use https://, or set \
+                 `allow-plain-text = true` in `[api]` if something in between encrypts: {url}"
+            ))),
+            _ => Err(ConfigError::Unwise(format!("`[regions] {region}` is no http:// or https:// URL: {url}"))),
+        }
     }
 
     /// The database file.
@@ -196,5 +228,37 @@ mod tests {
         assert!(parse("[api]\nlisten = \"0.0.0.0:8090\"").is_err());
         assert!(parse("[gateway]\nlisten = \"[::]:5223\"").is_err());
         assert!(parse("[gateway]\nlisten = \"[::]:5223\"\nallow-plain-text = true").is_ok());
+    }
+
+    #[test]
+    fn secrets_are_never_sent_to_a_region_in_plain_text_by_accident() {
+        let parse = |url: &str, api: &str| {
+            let text = format!("[api]\n{api}\n[regions]\n03 = \"{url}\"");
+            config::parse::<ServerConfig>(Path::new("t"), &text).unwrap().check()
+        };
+        for url in ["https://eu.example.org:8090", "http://127.0.0.1:1/", "http://[::1]:1", "http://localhost:1"] {
+            assert!(parse(url, "").is_ok(), "{url}");
+        }
+        for url in ["http://eu.example.org", "http://192.0.2.1:8090", "http://localhost.example.org"] {
+            assert!(parse(url, "").is_err(), "{url}");
+            assert!(parse(url, "allow-plain-text = true").is_ok(), "{url}");
+        }
+        for url in ["eu.example.org", "ftp://eu.example.org", "http://", "https://a b", ""] {
+            assert!(parse(url, "allow-plain-text = true").is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn settings_that_would_lose_or_stop_everything_are_refused() {
+        for text in [
+            "[limits]\nexpiry-minutes = 0",
+            "[limits]\nwaiting-per-registration = 0",
+            "[gateway]\nhandshakes = 0",
+            "[gateway]\nhandshakes = 9223372036854775807",
+            "[gateway]\nenrolment-key = \"\"",
+        ] {
+            let config: ServerConfig = config::parse(Path::new("t"), text).unwrap();
+            assert!(config.check().is_err(), "{text}");
+        }
     }
 }

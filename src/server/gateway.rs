@@ -168,7 +168,6 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send>(mut this: Conversati
         let event = this.next_event().await;
         result = Box::pin(this.handle(event)).await;
     }
-    this.server.registry.leave(this.device, &this.line);
     match result {
         Ok(()) => {
             // The goodbye is on its way or the peer is gone; either way nobody waits for long.
@@ -177,6 +176,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send>(mut this: Conversati
         }
         Err(error) => debug!(device = %this.device, "a session broke: {error}"),
     }
+    this.server.registry.leave(this.device, &this.line);
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
@@ -253,7 +253,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
                 }
                 Err(error) => Err(error),
             },
-            GatewayAction::Acked(seqs) | GatewayAction::Expired(seqs) => store.remove(seqs).await,
+            GatewayAction::Acked(seqs) => store.remove(seqs).await,
+            GatewayAction::Expired(seqs) => store.expire(seqs).await,
             GatewayAction::Register { req, app } => self.register(req, app).await,
             GatewayAction::Deregister { req, app } => {
                 let done = store.deregister(self.device, app.clone()).await;

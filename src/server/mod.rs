@@ -130,6 +130,8 @@ pub async fn run(config: ServerConfig, listeners: Listeners, mut stop: Stop) -> 
     let mut devices =
         tokio::spawn(gateway::serve(Arc::clone(&server), gateway, gateway_tls.map(TlsAcceptor::from), stop.clone()));
     let early = tokio::select! {
+        // The gateway ends with the stop: that is not early.
+        biased;
         () = stop.wait() => None,
         ended = &mut api => Some(format!("the API ended: {ended:?}")),
         ended = &mut devices => Some(format!("the gateway ended: {ended:?}")),

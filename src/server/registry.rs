@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -56,12 +57,13 @@ impl Line {
 pub struct Registry {
     parts: [Mutex<HashMap<DeviceId, Arc<Line>>>; PARTS],
     hasher: RandomState,
+    draining: AtomicBool,
 }
 
 impl Registry {
     /// A registry in which nobody is connected.
     pub fn new() -> Self {
-        Self { parts: Default::default(), hasher: RandomState::new() }
+        Self { parts: Default::default(), hasher: RandomState::new(), draining: AtomicBool::new(false) }
     }
 
     /// Enters a new session of the device, and tells the one it replaces.
@@ -70,6 +72,10 @@ impl Registry {
         let replaced = lock(self.part(device)).insert(device, Arc::clone(&line));
         if let Some(older) = replaced {
             older.signal(|signals| signals.replaced = true);
+        }
+        // Whoever enters behind the back of `drain` has taken the lock after it, and sees this.
+        if self.draining.load(Ordering::Acquire) {
+            line.signal(|signals| signals.drain = true);
         }
         line
     }
@@ -100,8 +106,9 @@ impl Registry {
         }
     }
 
-    /// Tells every session to end.
+    /// Tells every session to end, those that have yet to begin as well.
     pub fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
         for part in &self.parts {
             for line in lock(part).values() {
                 line.signal(|signals| signals.drain = true);
@@ -161,5 +168,17 @@ mod tests {
         registry.wake(device);
         registry.wake(device);
         assert!(line.signals().await.wake);
+    }
+
+    #[tokio::test]
+    async fn a_session_that_begins_during_the_drain_is_told_to_end() {
+        let registry = Registry::new();
+        let early = registry.enter(world::device_id());
+        registry.drain();
+        let late = registry.enter(world::device_id());
+        for line in [early, late] {
+            let signals = tokio::time::timeout(std::time::Duration::from_secs(10), line.signals()).await;
+            assert!(signals.unwrap().drain);
+        }
     }
 }

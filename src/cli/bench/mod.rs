@@ -1,11 +1,202 @@
-//! bench
+//! `bellwire bench`: what the server costs, measured with the real programs on this machine.
+//!
+//! Everything absolute is printed beside a limit measured in the same run: the same rows committed
+//! in batches by SQLite alone, and an HTTP handler that does nothing. Nothing is asserted.
+
 pub mod devices;
+mod load;
+mod memory;
+mod quantiles;
+mod raw;
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
 use super::Output;
-use crate::daemon::Fatal;
-/// args
+use super::lab::{self, Lab, ServerProcess, free_port};
+use crate::daemon::{Exit, Fatal};
+use devices::{Ready, Report};
+
+const APP: &str = "benchbenchbench1";
+const SECRET: &str = "bench-secret-of-20-bytes";
+/// User memory of an idle connection that should not be exceeded, in bytes.
+const PLAIN_LIMIT: f64 = 4000.0;
+const TLS_LIMIT: f64 = 12_500.0;
+
+/// What `bench` is told on the command line.
 #[derive(Debug, clap::Args)]
-pub struct BenchArgs {}
-/// run
-pub async fn bench(_args: BenchArgs, _output: Output) -> Result<(), Fatal> {
+pub struct BenchArgs {
+    /// Idle connections whose memory is measured
+    #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(500..=15_000))]
+    connections: u32,
+    /// Devices that are sent to
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(100..=5000))]
+    devices: u32,
+    /// Senders that post at the same time
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=512))]
+    senders: u32,
+    /// Seconds of each load
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=60))]
+    seconds: u64,
+}
+
+/// Runs all measurements and prints the table.
+pub async fn bench(args: BenchArgs, output: Output) -> Result<(), Fatal> {
+    let lab = Lab::new()?;
+    note(output, "memory of idle connections, plain");
+    let plain = memory::idle(&lab, args.connections, None).await?;
+    note(output, "memory of idle connections, TLS");
+    let certificate = certificate(&lab).await?;
+    let tls = memory::idle(&lab, args.connections, Some(&certificate)).await?;
+    note(output, "memory of an agent");
+    let agent = memory::agent(&lab).await?;
+    note(output, "raw limits");
+    let raw = raw::measure(&lab, &args).await?;
+    note(output, "load");
+    let load = load::measure(&lab, &args).await?;
+    let table = json!({ "connections": args.connections, "plain": plain, "tls": tls, "agent": agent, "raw": raw, "load": load });
+    output.print(&table, || text(&table));
     Ok(())
+}
+
+/// Progress, for people who wait.
+fn note(output: Output, what: &str) {
+    if !output.json {
+        eprintln!("measuring {what} ...");
+    }
+}
+
+/// A throw-away certificate for localhost.
+struct Certificate {
+    certificate: PathBuf,
+    key: PathBuf,
+}
+
+async fn certificate(lab: &Lab) -> Result<Certificate, Fatal> {
+    let files = Certificate { certificate: lab.path("cert.pem"), key: lab.path("key.pem") };
+    let mut openssl = Command::new("openssl");
+    openssl.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "30",
+    ]);
+    openssl.args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]);
+    openssl.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
+    openssl.arg("-keyout").arg(&files.key).arg("-out").arg(&files.certificate);
+    let made = lab::spawn(openssl.stderr(Stdio::null()).stdout(Stdio::null()))
+        .map_err(|fatal| Fatal::new(fatal.exit, format!("{} (`apt-get install openssl` provides it)", fatal.message)))?
+        .wait()
+        .await;
+    match made {
+        Ok(status) if status.success() => Ok(files),
+        _ => Err(Fatal::new(Exit::Unavailable, "openssl could not make a certificate")),
+    }
+}
+
+/// The second process.
+struct Devices {
+    _child: Child,
+    input: ChildStdin,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Devices {
+    /// Starts it and waits until all devices are connected.
+    async fn start(
+        lab: &Lab,
+        server: &ServerProcess,
+        count: u32,
+        ca: Option<&Path>,
+        app: Option<&str>,
+    ) -> Result<(Self, Ready), Fatal> {
+        let folder = lab.path(&format!("devices-{}", free_port()?));
+        std::fs::create_dir(&folder).map_err(Fatal::of(Exit::IoErr))?;
+        let mut command = Command::new(lab::sibling("bellwire")?);
+        command.args(["bench-devices", "--gateway", &server.gateway, "--count", &count.to_string()]);
+        command.arg("--folder").arg(folder);
+        for (name, value) in [("--ca", ca.map(Path::as_os_str)), ("--app", app.map(AsRef::as_ref))] {
+            if let Some(value) = value {
+                command.arg(name).arg(value);
+            }
+        }
+        let mut child = lab::spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()))?;
+        let (Some(input), Some(output)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(Fatal::new(Exit::Software, "the devices have no pipes"));
+        };
+        let mut devices = Self { _child: child, input, lines: BufReader::new(output).lines() };
+        let ready = devices.line().await?;
+        Ok((devices, ready))
+    }
+
+    /// What came since the last report.
+    async fn report(&mut self) -> Result<Report, Fatal> {
+        self.input.write_all(b"\n").await.map_err(Fatal::of(Exit::IoErr))?;
+        self.line().await
+    }
+
+    async fn line<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, Fatal> {
+        let line = self.lines.next_line().await.map_err(Fatal::of(Exit::IoErr))?;
+        let line = line.ok_or_else(|| Fatal::new(Exit::Software, "the simulated devices have ended"))?;
+        serde_json::from_str(&line).map_err(Fatal::of(Exit::Software))
+    }
+}
+
+fn text(table: &Value) -> String {
+    let number = |path: &str| table.pointer(path).and_then(Value::as_f64).unwrap_or(0.0);
+    let mut lines = vec![format!("{:<46} {:>10} {:>10}", "user memory of an idle connection", "bytes", "limit")];
+    for (name, at, limit) in [("plain", "/plain", PLAIN_LIMIT), ("TLS", "/tls", TLS_LIMIT)] {
+        let bytes = number(&format!("{at}/bytes_per_connection"));
+        let verdict = if bytes <= limit { "" } else { "   over" };
+        lines.push(format!("  {name:<44} {bytes:>10.0} {limit:>10.0}{verdict}"));
+    }
+    lines.push(format!(
+        "  connects a second: plain {:.0}, TLS {:.0}",
+        number("/plain/connects_per_s"),
+        number("/tls/connects_per_s")
+    ));
+    lines.push(format!(
+        "idle agent: RSS {:.0} kB, PSS {:.0} kB, private dirty {:.0} kB, {:.0} threads",
+        number("/agent/rss_kb"),
+        number("/agent/pss_kb"),
+        number("/agent/private_dirty_kb"),
+        number("/agent/threads")
+    ));
+    lines.push(format!(
+        "\n{:<46} {:>10} {:>10}",
+        "a second, end to end (post, fsync, device, fsync)", "messages", "of raw"
+    ));
+    for (name, at, raw) in
+        [("single, 64 senders", "single", "commits_64"), ("multicast to 100", "multicast", "commits_256")]
+    {
+        let (rate, limit) = (number(&format!("/load/{at}/per_s")), number(&format!("/raw/{raw}_per_s")));
+        lines.push(format!("  {name:<44} {rate:>10.0} {:>10.2}", rate / limit.max(1.0)));
+    }
+    for (name, at) in [
+        ("raw: SQLite alone, 64 rows a commit", "commits_64"),
+        ("raw: SQLite alone, 256 rows a commit", "commits_256"),
+        ("raw: HTTP handler that does nothing", "http"),
+    ] {
+        lines.push(format!("  {name:<44} {:>10.0}", number(&format!("/raw/{at}_per_s"))));
+    }
+    lines
+        .push(format!("\n{:<46} {:>8} {:>8} {:>8} {:>8}", "latency at half that load, ms", "p50", "p90", "p99", "max"));
+    for (name, at) in [
+        ("posted -> answered (server's disk)", "answered_us"),
+        ("posted -> at the device", "arrived_us"),
+        ("posted -> on the device's disk", "stored_us"),
+    ] {
+        let ms = |quantile: &str| number(&format!("/load/half/{at}/{quantile}")) / 1000.0;
+        lines.push(format!("  {name:<44} {:>8.2} {:>8.2} {:>8.2} {:>8.2}", ms("p50"), ms("p90"), ms("p99"), ms("max")));
+    }
+    lines.join("\n")
 }

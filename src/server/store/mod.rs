@@ -3,7 +3,7 @@
 //! The store is the only queue. [`Store::accept`] returns when the messages are on disk; a session
 //! reads them with [`Store::backlog`] and [`Store::acked`] removes them. SQL stays in `sql`.
 
-mod sql;
+pub(crate) mod sql;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,6 +27,8 @@ const READERS: usize = 2;
 const BACKLOG_BYTES: usize = 256 * 1024;
 /// How often expired messages are removed, at the most: reading passes over them anyway.
 const SWEEP_EVERY_MS: i64 = 60_000;
+/// The pause after a sweep that could not remove them all.
+const SWEEP_AGAIN_MS: i64 = 100;
 
 /// A message for one registration, on its way into the store.
 #[derive(Clone, Debug)]
@@ -62,7 +64,7 @@ pub enum AppCheck {
 pub enum DeviceCheck {
     /// They fit.
     Known,
-    /// They fit, and are new.
+    /// They fit, and the device has no registration here: it is new, or was forgotten.
     Enrolled,
     /// The device is known by another secret.
     WrongSecret,
@@ -114,7 +116,7 @@ pub struct Store {
     turn: Arc<AtomicI64>,
     limits: Limits,
     last_seq: Arc<AtomicI64>,
-    last_sweep: Arc<AtomicI64>,
+    next_sweep: Arc<AtomicI64>,
 }
 
 impl Store {
@@ -135,7 +137,7 @@ impl Store {
             turn: Arc::default(),
             limits,
             last_seq: Arc::new(AtomicI64::new(last_seq)),
-            last_sweep: Arc::default(),
+            next_sweep: Arc::default(),
         })
     }
 
@@ -198,19 +200,22 @@ impl Store {
         may_enrol: bool,
     ) -> Result<DeviceCheck, DbError> {
         let given = hash(secret.reveal());
-        let fits = move |stored: Vec<u8>| match bool::from(stored.as_slice().ct_eq(&given)) {
-            true => DeviceCheck::Known,
-            false => DeviceCheck::WrongSecret,
-        };
-        if let Some(stored) = self.reader().read(move |db| sql::device_secret(db, device)).await? {
-            return Ok(fits(stored));
-        }
-        if !may_enrol {
-            return Ok(DeviceCheck::Refused);
+        let fits = |stored: &[u8]| bool::from(stored.ct_eq(&given));
+        let read = move |db: &Connection| Ok((sql::device_secret(db, device)?, sql::has_registrations(db, device)?));
+        match self.reader().read(read).await? {
+            (Some(stored), _) if !fits(&stored) => return Ok(DeviceCheck::WrongSecret),
+            (Some(_), true) => return Ok(DeviceCheck::Known),
+            // Told again until the device has registered something: it may not have heard it.
+            (Some(_), false) => return Ok(DeviceCheck::Enrolled),
+            (None, _) if !may_enrol => return Ok(DeviceCheck::Refused),
+            (None, _) => {}
         }
         // Two connections of one new device may race: the second one is known by then.
         let existing = self.writer.write(move |db| sql::enrol(db, device, &given, &agent, world::now())).await?;
-        Ok(existing.map_or(DeviceCheck::Enrolled, fits))
+        Ok(match existing {
+            Some(stored) if !fits(&stored) => DeviceCheck::WrongSecret,
+            Some(_) | None => DeviceCheck::Enrolled,
+        })
     }
 
     /// Registers an app on a device, or finds it registered.
@@ -236,11 +241,11 @@ impl Store {
 
     /// Stores messages; returns when they are on disk, with the fate of each in order.
     pub async fn accept(&self, incoming: Vec<Incoming>) -> Result<Vec<Accepted>, DbError> {
-        let (last_seq, last_sweep) = (Arc::clone(&self.last_seq), Arc::clone(&self.last_sweep));
+        let (last_seq, next_sweep) = (Arc::clone(&self.last_seq), Arc::clone(&self.next_sweep));
         let waiting = self.limits.waiting_per_registration;
         self.writer
             .write(move |db| {
-                sweep_if_due(db, &last_sweep)?;
+                sweep_if_due(db, &next_sweep)?;
                 incoming
                     .into_iter()
                     .map(|incoming| {
@@ -258,8 +263,14 @@ impl Store {
         self.reader().read(move |db| sql::backlog(db, device, after, limit, BACKLOG_BYTES)).await
     }
 
-    /// Removes messages that the device has, or that expired. Not waited for: if it is lost, the
-    /// device is sent them again and knows them.
+    /// Removes messages that expired before they could be sent. Not waited for: if it is lost, they
+    /// are found to be expired again.
+    pub async fn expire(&self, seqs: Vec<Seq>) -> Result<(), DbError> {
+        self.writer.write_later(move |db| sql::expire(db, &seqs)).await
+    }
+
+    /// Removes messages that the device has. Not waited for: if it is lost, the device is sent them
+    /// again and knows them.
     pub async fn remove(&self, seqs: Vec<Seq>) -> Result<(), DbError> {
         self.writer.write_later(move |db| sql::remove(db, &seqs)).await
     }
@@ -270,13 +281,16 @@ impl Store {
     }
 }
 
-fn sweep_if_due(db: &Connection, last_sweep: &AtomicI64) -> rusqlite::Result<()> {
+fn sweep_if_due(db: &Connection, next_sweep: &AtomicI64) -> rusqlite::Result<()> {
     let now = world::now();
-    if now.0 - last_sweep.load(Ordering::Relaxed) < SWEEP_EVERY_MS {
+    let wait = next_sweep.load(Ordering::Relaxed) - now.0;
+    // A longer wait than any that is set means that the clock was set back.
+    if (1..=SWEEP_EVERY_MS).contains(&wait) {
         return Ok(());
     }
-    last_sweep.store(now.0, Ordering::Relaxed);
-    sql::sweep(db, now)
+    let pause = if sql::sweep(db, now)? { SWEEP_EVERY_MS } else { SWEEP_AGAIN_MS };
+    next_sweep.store(now.0 + pause, Ordering::Relaxed);
+    Ok(())
 }
 
 fn hash(secret: &[u8]) -> [u8; 32] {

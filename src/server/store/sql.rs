@@ -2,7 +2,7 @@
 //! holds; nothing here decides what a sender or device is told.
 
 use rusqlite::types::Type;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
 use crate::proto::gateway::{Queued, Seq};
 use crate::proto::{AppId, DeviceId, Push, UnixMillis};
@@ -54,11 +54,16 @@ pub const MIGRATIONS: &[&str] = &["
 "];
 
 /// Most expired messages that one sweep removes.
-const SWEEP: usize = 2000;
+pub const SWEEP: usize = 2000;
+
+/// Stores a message.
+pub const INSERT: &str = "INSERT INTO messages (seq, device, app, expires_ms, body) VALUES (?1, ?2, ?3, ?4, ?5)";
 
 type Result<T> = rusqlite::Result<T>;
 
 pub fn make_missing_keys(db: &Connection, now: UnixMillis) -> Result<()> {
+    // Another process may be looking at the same moment.
+    let step = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
     let missing = |purpose: &str| {
         db.query_row("SELECT NOT EXISTS (SELECT 1 FROM keys WHERE purpose = ?1)", [purpose], |row| {
             row.get::<_, bool>(0)
@@ -70,7 +75,7 @@ pub fn make_missing_keys(db: &Connection, now: UnixMillis) -> Result<()> {
     if missing("shard")? {
         add_key(db, "shard", &world::random_bytes::<32>(), now)?;
     }
-    Ok(())
+    step.commit()
 }
 
 pub fn add_seal_key(db: &Connection, now: UnixMillis) -> Result<i64> {
@@ -82,8 +87,11 @@ fn add_key(db: &Connection, purpose: &str, secret: &[u8], now: UnixMillis) -> Re
     Ok(db.last_insert_rowid())
 }
 
-/// The sealing keys with their numbers, and the shard key.
-pub fn keys(db: &Connection) -> Result<(Vec<(i64, Vec<u8>)>, Vec<u8>)> {
+/// A key's number and bytes.
+type NumberedKey = (i64, Vec<u8>);
+
+/// The sealing keys, and the shard key.
+pub fn keys(db: &Connection) -> Result<(Vec<NumberedKey>, Vec<u8>)> {
     let mut statement = db.prepare_cached("SELECT number, secret FROM keys WHERE purpose = 'seal'")?;
     let seal = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_>>()?;
     let shard = db.query_row("SELECT secret FROM keys WHERE purpose = 'shard'", [], |row| row.get(0))?;
@@ -115,7 +123,12 @@ pub fn set_app_secret(db: &Connection, app: &AppId, hash: &[u8]) -> Result<bool>
 }
 
 pub fn remove_app(db: &Connection, app: &AppId, now: UnixMillis) -> Result<bool> {
-    db.execute("DELETE FROM messages WHERE app = ?1", [app.as_str()])?;
+    // By device, because that is how messages are indexed.
+    db.execute(
+        "DELETE FROM messages WHERE app = ?1
+         AND device IN (SELECT device FROM registrations WHERE app = ?1 AND state = 'active')",
+        [app.as_str()],
+    )?;
     db.execute(
         "UPDATE registrations SET state = 'revoked', changed_ms = ?2 WHERE app = ?1 AND state = 'active'",
         params![app.as_str(), now.0],
@@ -137,6 +150,12 @@ pub fn list_apps(db: &Connection) -> Result<Vec<AppRow>> {
 pub fn app_secret(db: &Connection, app: &AppId) -> Result<Option<Vec<u8>>> {
     let mut statement = db.prepare_cached("SELECT secret_hash FROM apps WHERE app = ?1")?;
     statement.query_row([app.as_str()], |row| row.get(0)).optional()
+}
+
+/// Whether the device has a registration here.
+pub fn has_registrations(db: &Connection, device: DeviceId) -> Result<bool> {
+    db.prepare_cached("SELECT EXISTS (SELECT 1 FROM registrations WHERE device = ?1)")?
+        .query_row([device.as_bytes()], |row| row.get(0))
 }
 
 pub fn device_secret(db: &Connection, device: DeviceId) -> Result<Option<Vec<u8>>> {
@@ -164,15 +183,15 @@ pub fn register(db: &Connection, device: DeviceId, app: &AppId, limit: u32, now:
         find.query_row(params![device.as_bytes(), app.as_str()], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
     let generation = match found {
         Some((generation, state)) if state == "active" => generation,
+        _ if active_registrations(db, device)? >= i64::from(limit) => return Ok(Registered::TooMany),
         Some((generation, _)) => begin_registration(db, device, app, generation + 1, now)?,
-        None if active_registrations(db, device)? >= i64::from(limit) => return Ok(Registered::TooMany),
         None => begin_registration(db, device, app, 1, now)?,
     };
     Ok(Registered::As { generation: generation.unsigned_abs(), newest_key })
 }
 
 fn active_registrations(db: &Connection, device: DeviceId) -> Result<i64> {
-    db.prepare_cached("SELECT count(*) FROM registrations WHERE device = ?1")?
+    db.prepare_cached("SELECT count(*) FROM registrations WHERE device = ?1 AND state = 'active'")?
         .query_row([device.as_bytes()], |row| row.get(0))
 }
 
@@ -216,13 +235,19 @@ pub fn accept(db: &Connection, seq: Seq, incoming: &Incoming, waiting: u32) -> R
         return Ok(Accepted::NotRegistered);
     }
     let body = serde_json::to_string(push).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
-    db.prepare_cached("INSERT INTO messages (seq, device, app, expires_ms, body) VALUES (?1, ?2, ?3, ?4, ?5)")?
-        .execute(params![seq.0, to.device.as_bytes(), push.app.as_str(), push.expires_ms.0, body])?;
+    db.prepare_cached(INSERT)?.execute(params![
+        seq.0,
+        to.device.as_bytes(),
+        push.app.as_str(),
+        push.expires_ms.0,
+        body
+    ])?;
     drop_oldest(db, to.device, &push.app, waiting)?;
     Ok(Accepted::Stored)
 }
 
-/// Makes room in a registration's queue. The message that is the oldest then says how many went.
+/// Makes room in a registration's queue. The newest message then says how many went: it is the one
+/// that no session has read yet.
 fn drop_oldest(db: &Connection, device: DeviceId, app: &AppId, waiting: u32) -> Result<()> {
     let key = params![device.as_bytes(), app.as_str()];
     let count: i64 = db
@@ -231,18 +256,27 @@ fn drop_oldest(db: &Connection, device: DeviceId, app: &AppId, waiting: u32) -> 
     if count <= i64::from(waiting) {
         return Ok(());
     }
-    let mut oldest = db.prepare_cached(
-        "DELETE FROM messages WHERE seq = (SELECT min(seq) FROM messages INDEXED BY messages_by_device
-                                           WHERE device = ?1 AND app = ?2)
+    // What has expired does not wait any more: it goes first, and is none that was dropped.
+    let mut statement = db.prepare_cached(
+        "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages INDEXED BY messages_by_device
+                                            WHERE device = ?1 AND app = ?2 ORDER BY expires_ms > ?3, seq LIMIT ?4)
          RETURNING dropped + (expires_ms > ?3)",
     )?;
-    // One that has expired is none that was dropped.
-    let dropped: i64 = oldest.query_row(params![device.as_bytes(), app.as_str(), world::now().0], |row| row.get(0))?;
+    let too_many = params![device.as_bytes(), app.as_str(), world::now().0, count - i64::from(waiting)];
+    let dropped: Vec<i64> = statement.query_map(too_many, |row| row.get(0))?.collect::<Result<_>>()?;
+    add_dropped(db, device.as_bytes(), app.as_str(), dropped.iter().sum())
+}
+
+/// Lets the newest message of a registration say that so many more went before it.
+fn add_dropped(db: &Connection, device: &[u8], app: &str, dropped: i64) -> Result<()> {
+    if dropped == 0 {
+        return Ok(());
+    }
     db.prepare_cached(
         "UPDATE messages SET dropped = dropped + ?3
-         WHERE seq = (SELECT min(seq) FROM messages INDEXED BY messages_by_device WHERE device = ?1 AND app = ?2)",
+         WHERE seq = (SELECT max(seq) FROM messages INDEXED BY messages_by_device WHERE device = ?1 AND app = ?2)",
     )?
-    .execute(params![device.as_bytes(), app.as_str(), dropped])?;
+    .execute(params![device, app, dropped])?;
     Ok(())
 }
 
@@ -280,10 +314,42 @@ pub fn remove(db: &Connection, seqs: &[Seq]) -> Result<()> {
     Ok(())
 }
 
-pub fn sweep(db: &Connection, now: UnixMillis) -> Result<()> {
-    db.prepare_cached("DELETE FROM messages WHERE seq IN (SELECT seq FROM messages WHERE expires_ms <= ?1 LIMIT ?2)")?
-        .execute(params![now.0, i64::try_from(SWEEP).unwrap_or(i64::MAX)])?;
+/// Removes messages that expired before they could be sent.
+pub fn expire(db: &Connection, seqs: &[Seq]) -> Result<()> {
+    let mut statement = db.prepare_cached("DELETE FROM messages WHERE seq = ?1 RETURNING device, app, dropped")?;
+    for seq in seqs {
+        let bearer = statement.query_row([seq.0], bearer).optional()?;
+        bearer.map_or(Ok(()), |bearer| pass_on(db, &bearer))?;
+    }
     Ok(())
+}
+
+/// Removes expired messages, [`SWEEP`] at the most; returns whether these were all.
+pub fn sweep(db: &Connection, now: UnixMillis) -> Result<bool> {
+    let mut statement = db.prepare_cached(
+        "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages WHERE expires_ms <= ?1 LIMIT ?2)
+         RETURNING device, app, dropped",
+    )?;
+    let most = i64::try_from(SWEEP).unwrap_or(i64::MAX);
+    let removed: Vec<Bearer> = statement.query_map(params![now.0, most], bearer)?.collect::<Result<_>>()?;
+    removed.iter().try_for_each(|bearer| pass_on(db, bearer))?;
+    Ok(removed.len() < SWEEP)
+}
+
+/// A message that is gone, with the count of drops that it bore.
+struct Bearer {
+    device: Vec<u8>,
+    app: String,
+    dropped: i64,
+}
+
+fn bearer(row: &Row<'_>) -> Result<Bearer> {
+    Ok(Bearer { device: row.get(0)?, app: row.get(1)?, dropped: row.get(2)? })
+}
+
+/// The count goes to another message of the same registration, if there is one.
+fn pass_on(db: &Connection, gone: &Bearer) -> Result<()> {
+    add_dropped(db, &gone.device, &gone.app, gone.dropped)
 }
 
 fn push_in(body: &str) -> Result<Push> {

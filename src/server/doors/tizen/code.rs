@@ -1,5 +1,7 @@
 //! The status codes of the Tizen push server, with their texts.
 
+use axum::http::StatusCode;
+
 /// A status code. Texts are those of the push server guide: its example answers where it has one,
 /// else its table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,6 +93,34 @@ impl Code {
             Self::TimeStamp => "error of invalid timeStamp",
             Self::Type => "error of invalid type",
             Self::Authentication => "error of application authentication failed",
+        }
+    }
+
+    /// The HTTP status of a refusal with this code.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Success => StatusCode::OK,
+            Self::Uri => StatusCode::NOT_FOUND,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Authentication | Self::NotRegisteredAppId => StatusCode::UNAUTHORIZED,
+            Self::Internal | Self::ImpossibleToEnqueue | Self::Io => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoRegId
+            | Self::NoRequestId
+            | Self::NoContent
+            | Self::NotRegisteredRegId
+            | Self::Unreadable
+            | Self::Abnormal
+            | Self::Reliability
+            | Self::JsonParse
+            | Self::JsonMapping
+            | Self::RegIdEncoding
+            | Self::Encoding
+            | Self::MessageLength
+            | Self::ExpiryDate
+            | Self::EmptyMultiple
+            | Self::TimeStamp
+            | Self::Type => StatusCode::BAD_REQUEST,
         }
     }
 

@@ -19,6 +19,7 @@ use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use http_body_util::LengthLimitError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -92,15 +93,25 @@ async fn push(State(server): State<Arc<Server>>, headers: HeaderMap, body: Body)
     let limits = server.config.limits;
     let body = match tokio::time::timeout(BODY, axum::body::to_bytes(body, limits.body_bytes)).await {
         Ok(Ok(body)) => body,
+        Ok(Err(error)) if !is_over_limit(&error) => return refuse(Code::Io, "the body broke off or is badly chunked"),
         Ok(Err(_)) => {
             return refuse(Code::TooLong, &format!("the body is over the limit of {} bytes", limits.body_bytes));
         }
         Err(_) => return refuse(Code::Io, "the body did not arrive in time"),
     };
     match request::parse(&body, limits.app_data_bytes) {
-        Ok(entries) => deliver(&server, &sender, entries).await,
+        // In a task of its own: a sender that hangs up must not keep what it had stored from
+        // waking the device.
+        Ok(entries) => match tokio::spawn(async move { deliver(&server, &sender, entries).await }).await {
+            Ok(answer) => answer,
+            Err(_) => refuse(Code::Internal, "the notification could not be processed"),
+        },
         Err(Malformed { code, detail }) => refuse(code, &detail),
     }
+}
+
+fn is_over_limit(error: &axum::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|cause| cause.is::<LengthLimitError>())
 }
 
 /// An authenticated application server.
@@ -289,11 +300,16 @@ fn forwarded_body(entries: &[Entry], places: &[Place]) -> String {
 /// their "I/O" verdict.
 fn merge(verdicts: &mut [Verdict], places: &[Place], answer: Option<&[u8]>) {
     let Some(theirs) = answer.and_then(|body| serde_json::from_slice::<Answer>(body).ok()) else { return };
-    if theirs.results.len() != places.len() {
-        return;
-    }
-    for (place, theirs) in places.iter().zip(theirs.results) {
-        verdicts[place.answer] = theirs;
+    let results: Vec<&Verdict> = match theirs.results.as_slice() {
+        // A refusal of the whole request is one result that names nobody.
+        [refusal] if refusal.reg_id.is_empty() => vec![refusal; places.len()],
+        all if all.len() == places.len() => all.iter().collect(),
+        _ => return,
+    };
+    for (place, theirs) in places.iter().zip(results) {
+        let ours = &mut verdicts[place.answer];
+        ours.status_code = theirs.status_code;
+        ours.status_msg.clone_from(&theirs.status_msg);
     }
 }
 
@@ -311,15 +327,7 @@ fn answer(results: Vec<Verdict>) -> Response {
 
 /// A refusal of the whole request: the API's answer with empty ids, and the detail in a header.
 fn refuse(code: Code, detail: &str) -> Response {
-    let status = match code {
-        Code::Uri => StatusCode::NOT_FOUND,
-        Code::Method => StatusCode::METHOD_NOT_ALLOWED,
-        Code::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
-        Code::Authentication | Code::NotRegisteredAppId => StatusCode::UNAUTHORIZED,
-        _ if code.is_passing() => StatusCode::SERVICE_UNAVAILABLE,
-        _ => StatusCode::BAD_REQUEST,
-    };
-    let mut response = (status, Json(Answer { results: vec![Verdict::new("", "", code)] })).into_response();
+    let mut response = (code.status(), Json(Answer { results: vec![Verdict::new("", "", code)] })).into_response();
     let printable: String = detail.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect();
     if let Ok(value) = HeaderValue::from_str(&printable) {
         response.headers_mut().insert(DETAIL, value);
@@ -328,4 +336,79 @@ fn refuse(code: Code, detail: &str) -> Response {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_S));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::HttpClient;
+    use crate::proto::DeviceId;
+    use crate::proto::gateway::Seq;
+    use crate::server::config::ServerConfig;
+    use crate::server::regions::Regions;
+    use crate::server::registry::Registry;
+    use crate::server::store::{Registered, Store};
+    use crate::tls;
+    use crate::world::Clock;
+    use std::sync::RwLock;
+
+    /// A server without listeners, whose app "chat" has the secret "secret".
+    async fn server(folder: &std::path::Path) -> Arc<Server> {
+        let config = ServerConfig { state_folder: folder.to_owned(), ..ServerConfig::default() };
+        let store = Store::open(&config.database(), config.limits).unwrap();
+        store.add_app("chat".parse().unwrap(), "secret").await.unwrap();
+        let keys = store.key_ring(config.region).await.unwrap();
+        Arc::new(Server {
+            store,
+            registry: Registry::new(),
+            regions: Regions::new(HttpClient::new(&tls::client(None).unwrap()), config.regions.clone()),
+            clock: Clock::start(),
+            keys: RwLock::new(Arc::new(keys)),
+            config,
+        })
+    }
+
+    async fn registration(server: &Server, device: DeviceId) -> RegId {
+        let app: AppId = "chat".parse().unwrap();
+        let Registered::As { generation, newest_key } = server.store.register(device, app.clone()).await.unwrap()
+        else {
+            panic!("not registered")
+        };
+        server.issue(device, &app, generation, newest_key).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_sender_that_hangs_up_keeps_nobody_from_being_woken() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = server(folder.path()).await;
+        let device = world::device_id();
+        let body = json!({ "regID": registration(&server, device).await, "requestID": "1", "message": "m" });
+        let line = server.registry.enter(device);
+        let headers = [("appid", "chat"), ("appsecret", "secret")]
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+
+        // The disk is busy while the request comes in and is given up.
+        let disk = rusqlite::Connection::open(server.config.database()).unwrap();
+        disk.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let mut request =
+            Box::pin(push(State(Arc::clone(&server)), headers.into_iter().collect(), Body::from(body.to_string())));
+        for _ in 0..20 {
+            // Each reader works in order: what was asked before these is answered by now.
+            let progress = async {
+                server.store.backlog(device, Seq(0), 1).await.unwrap();
+                server.store.backlog(device, Seq(0), 1).await.unwrap();
+            };
+            tokio::select! {
+                biased;
+                _ = &mut request => panic!("it was answered before it was on disk"),
+                () = progress => {}
+            }
+        }
+        drop(request);
+        disk.execute_batch("COMMIT").unwrap();
+
+        let signals = tokio::time::timeout(Duration::from_secs(10), line.signals()).await.unwrap();
+        assert!(signals.wake);
+        assert_eq!(server.store.backlog(device, Seq(0), 1).await.unwrap().0.len(), 1);
+    }
 }

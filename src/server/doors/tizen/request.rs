@@ -99,7 +99,9 @@ pub fn parse(body: &[u8], app_data_bytes: usize) -> Result<Vec<Entry>, Malformed
             .enumerate()
             .map(|(number, message)| match message {
                 Value::Object(message) => entry(&format!("messages[{number}]."), message, launch, app_data_bytes),
-                _ => Err(mapping(format!("messages[{number}] is not an object"))),
+                Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+                    Err(mapping(format!("messages[{number}] is not an object")))
+                }
             })
             .collect(),
         Some(_) => Err(mapping("messages is not a list")),

@@ -1,0 +1,65 @@
+//! Memory of idle connections and of an idle agent, from /proc.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{Certificate, Devices};
+use crate::cli::lab::{Lab, free_port};
+use crate::daemon::{Exit, Fatal};
+
+/// Connections that are made first, so that what the server takes once is not counted.
+const WARM_UP: u32 = 250;
+/// What the server gets to come to rest.
+const REST: Duration = Duration::from_secs(3);
+
+/// Resident memory of the server for each further idle connection.
+pub async fn idle(lab: &Lab, connections: u32, tls: Option<&Certificate>) -> Result<Value, Fatal> {
+    let region = if tls.is_some() { "11" } else { "10" };
+    let files = tls.map(|files| (files.certificate.as_path(), files.key.as_path()));
+    let mut server = lab.server(region, free_port()?, free_port()?, files, "")?;
+    server.start().await?;
+    let pid = server.pid().ok_or_else(|| Fatal::new(Exit::Software, "the server has ended"))?;
+    let ca = tls.map(|files| files.certificate.as_path());
+    let (_first, _) = Devices::start(lab, &server, WARM_UP, ca, None).await?;
+    tokio::time::sleep(REST).await;
+    let before = status_kb(pid, "RssAnon:")?;
+    let (_second, ready) = Devices::start(lab, &server, connections, ca, None).await?;
+    tokio::time::sleep(REST).await;
+    let after = status_kb(pid, "RssAnon:")?;
+    Ok(json!({
+        "bytes_per_connection": (after - before) * 1024.0 / f64::from(connections),
+        "rss_anon_kb": after,
+        "connects_per_s": f64::from(connections) / ready.seconds,
+    }))
+}
+
+/// Memory of an agent that is connected and idle.
+pub async fn agent(lab: &Lab) -> Result<Value, Fatal> {
+    let mut server = lab.server("12", free_port()?, free_port()?, None, "")?;
+    server.start().await?;
+    let device = lab.device("bench", &server.gateway).await?;
+    tokio::time::sleep(REST).await;
+    let pid = device.agent_pid().ok_or_else(|| Fatal::new(Exit::Software, "the agent has ended"))?;
+    let rollup = read(&format!("/proc/{pid}/smaps_rollup"))?;
+    Ok(json!({
+        "rss_kb": field(&rollup, "Rss:"),
+        "pss_kb": field(&rollup, "Pss:"),
+        "private_dirty_kb": field(&rollup, "Private_Dirty:"),
+        "threads": status_kb(pid, "Threads:")?,
+    }))
+}
+
+fn status_kb(pid: u32, name: &str) -> Result<f64, Fatal> {
+    Ok(field(&read(&format!("/proc/{pid}/status"))?, name))
+}
+
+fn read(path: &str) -> Result<String, Fatal> {
+    std::fs::read_to_string(path).map_err(|error| Fatal::new(Exit::IoErr, format!("{path}: {error}")))
+}
+
+/// The number after a name in one of the kernel's tables.
+fn field(text: &str, name: &str) -> f64 {
+    let line = text.lines().find(|line| line.starts_with(name));
+    line.and_then(|line| line.split_whitespace().nth(1)).and_then(|number| number.parse().ok()).unwrap_or(0.0)
+}

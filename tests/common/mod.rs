@@ -1,0 +1,222 @@
+//! What the tests of whole programs share: a server in a folder of its own, and curl.
+//!
+//! Ports are chosen by the kernel and kept over a restart. Nothing here sleeps for a fixed time: it
+//! waits for what the program says, with a deadline.
+
+// Each test file is a program of its own and uses a part of this.
+#![allow(dead_code)]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long a program may take to do what is asked of it.
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A running `bellwire-server`. Dropping it stops it.
+pub struct Server {
+    /// The process.
+    pub child: Child,
+    /// The base URL of its API.
+    pub api: String,
+    /// The URL of its gateway.
+    pub gateway: String,
+    /// Its configuration and state.
+    pub folder: TempDir,
+    region: String,
+    settings: String,
+    log: Arc<Mutex<String>>,
+}
+
+/// An application's credentials.
+pub struct App {
+    /// `appID`.
+    pub id: String,
+    /// `appSecret`.
+    pub secret: String,
+}
+
+impl Server {
+    /// Starts a server of this region with these further settings, in TOML.
+    pub fn start(region: &str, settings: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (region, settings) = (region.to_owned(), settings.to_owned());
+        write_config(&folder, &region, &settings, ["127.0.0.1:0", "127.0.0.1:0"]);
+        let (child, log, [api, gateway]) = launch(&folder);
+        Self { child, api, gateway, folder, region, settings, log }
+    }
+
+    /// Ends the process as a power cut would, as far as it can tell.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("the server is ours");
+        self.child.wait().expect("the server is ours");
+    }
+
+    /// Starts it again in the same folder, with the same ports.
+    pub fn restart(&mut self) {
+        self.stop();
+        let address = |url: &str| url.split_once("://").expect("a URL").1.to_owned();
+        let (api, gateway) = (address(&self.api), address(&self.gateway));
+        write_config(&self.folder, &self.region, &self.settings, [&api, &gateway]);
+        (self.child, self.log, [self.api, self.gateway]) = launch(&self.folder);
+    }
+
+    /// Stops it in order, if it runs, and says how it ended.
+    pub fn stop(&mut self) -> ExitStatus {
+        stop(&mut self.child)
+    }
+
+    /// Runs `bellwire-server` with the same configuration and these arguments.
+    pub fn admin(&self, arguments: &[&str]) -> Output {
+        let config = config_file(&self.folder);
+        let output = program().arg("--config").arg(config).args(arguments).stdin(Stdio::null()).output();
+        output.expect("the built program runs")
+    }
+
+    /// Adds an app, as an operator does.
+    pub fn app_add(&self, id: &str) -> App {
+        let output = self.admin(&["--json", "app", "add", id]);
+        assert!(output.status.success(), "{output:?}");
+        let answer: Value = serde_json::from_slice(&output.stdout).expect("--json prints JSON");
+        let text = |name: &str| answer[name].as_str().expect("both are texts").to_owned();
+        App { id: text("appID"), secret: text("appSecret") }
+    }
+
+    /// What it has logged since it was last started.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Stops a process by SIGTERM, or by force after the deadline.
+pub fn stop(child: &mut Child) -> ExitStatus {
+    let pid = Pid::from_raw(i32::try_from(child.id()).expect("process ids are small"));
+    if let Ok(Some(status)) = child.try_wait() {
+        return status;
+    }
+    // The process was not waited for, so its id is still its own.
+    kill(pid, Signal::SIGTERM).expect("the process is ours");
+    let started = Instant::now();
+    loop {
+        match child.try_wait().expect("the process is ours") {
+            Some(status) => return status,
+            None if started.elapsed() > DEADLINE => child.kill().expect("the process is ours"),
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+fn program() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_bellwire-server"))
+}
+
+fn config_file(folder: &TempDir) -> PathBuf {
+    folder.path().join("server.toml")
+}
+
+fn write_config(folder: &TempDir, region: &str, settings: &str, [api, gateway]: [&str; 2]) {
+    let state = folder.path().join("state");
+    let mut text = format!("region = {region:?}\nstate-folder = {state:?}\n{settings}\n");
+    for (section, address) in [("[api]", api), ("[gateway]", gateway)] {
+        let listen = format!("{section}\nlisten = {address:?}\n");
+        match text.contains(section) {
+            true => text = text.replace(section, &listen),
+            false => text.push_str(&listen),
+        }
+    }
+    std::fs::write(config_file(folder), text).expect("the folder is ours");
+}
+
+/// Starts the program and waits until it says where it listens: API and gateway.
+fn launch(folder: &TempDir) -> (Child, Arc<Mutex<String>>, [String; 2]) {
+    let mut command = program();
+    command.arg("--config").arg(config_file(folder)).stdin(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the built program runs");
+    let stderr = child.stderr.take().expect("it is piped");
+    let log = Arc::<Mutex<String>>::default();
+    let lines = follow(stderr, Arc::clone(&log));
+    let started = Instant::now();
+    while let Ok(line) = lines.recv_timeout(DEADLINE.saturating_sub(started.elapsed())) {
+        let value = |name: &str| line.split_whitespace().find_map(|word| word.strip_prefix(name)).map(str::to_owned);
+        if let (true, Some(api), Some(gateway)) = (line.contains(" ready "), value("api="), value("gateway=")) {
+            return (child, log, [api, gateway]);
+        }
+    }
+    stop(&mut child);
+    panic!("the server did not start:\n{}", log.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+/// Keeps what is logged, and passes each line on for as long as somebody listens.
+fn follow(stderr: impl Read + Send + 'static, log: Arc<Mutex<String>>) -> Receiver<String> {
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+            let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+            log.push_str(&line);
+            log.push('\n');
+            let _ = sender.send(line);
+        }
+    });
+    lines
+}
+
+/// What curl was answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The headers, as sent.
+    pub headers: String,
+    /// The body.
+    pub body: String,
+}
+
+impl Answer {
+    /// The body as JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// A header's value, if it is there.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let named = |line: &&str| line.split(':').next().is_some_and(|given| given.eq_ignore_ascii_case(name));
+        self.headers.lines().find(named).and_then(|line| line.split_once(':')).map(|(_, value)| value.trim())
+    }
+}
+
+/// Runs the stock curl with these arguments and this body.
+pub fn curl(arguments: &[&str], body: &[u8]) -> Answer {
+    let mut child = Command::new("curl")
+        .args(["-q", "--silent", "--show-error", "--noproxy", "*", "--max-time", "30", "--dump-header", "-"])
+        .args(["--header", "Expect:"])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("curl is missing: apt-get install curl");
+    let mut stdin = child.stdin.take().expect("it is piped");
+    // A server may answer before it has read everything.
+    let _ = stdin.write_all(body);
+    drop(stdin);
+    let output = child.wait_with_output().expect("curl is ours");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (headers, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {output:?}"));
+    let status = headers.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let status = status.unwrap_or_else(|| panic!("no status: {output:?}"));
+    Answer { status, headers: headers.to_owned(), body: body.to_owned() }
+}
