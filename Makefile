@@ -59,8 +59,8 @@ install: build ## Install programs, manual, completions and samples below DESTDI
 	done
 
 bench: ## Measure throughput, latency and memory on this machine
-	@$(SETUP) demo $(BUILD) --release
-	@$(SETUP) demo cargo run --locked --release --quiet --bin bellwire -- bench
+	@$(SETUP) test $(BUILD) --profile speed
+	@$(SETUP) test cargo run --locked --profile speed --quiet --bin bellwire -- bench
 
 setup: ## Only install what is missing for all of these
 	@$(SETUP) all

@@ -9,6 +9,7 @@ import sys
 
 from jeepney import DBusAddress, DBusErrorResponse, MatchRule, new_method_call, new_method_return
 from jeepney.io.blocking import open_dbus_connection
+from jeepney.wrappers import unwrap_msg
 
 AGENT = DBusAddress("/org/bellwire/Push", "org.bellwire.Push", "org.bellwire.Push1")
 
@@ -17,7 +18,7 @@ def main(app):
     bus = open_dbus_connection("SESSION")
 
     def call(method, signature, *arguments):
-        return bus.send_and_get_reply(new_method_call(AGENT, method, signature, arguments), unwrap=True)
+        return unwrap_msg(bus.send_and_get_reply(new_method_call(AGENT, method, signature, arguments)))
 
     # Messages may come while we wait for an answer: the filter keeps them.
     with bus.filter(MatchRule(type="method_call", interface="org.bellwire.App1"), bufsize=16) as messages:

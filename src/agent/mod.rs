@@ -148,6 +148,8 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
     };
     let mut connection = tokio::spawn(connection::run(parts, stop.clone()));
     tokio::select! {
+        // The connection ends with the stop: that is not early.
+        biased;
         () = stop.wait() => {}
         ended = &mut connection => return Err(ended_early(ended)),
         () = bus_lost(&bus) => return Err(Fatal::new(Exit::Unavailable, "the connection to the bus is lost")),
