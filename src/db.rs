@@ -22,6 +22,9 @@ const BUSY: Duration = Duration::from_secs(10);
 /// The pause between two attempts where SQLite does not wait by itself.
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
+/// What a reader keeps of the database, in SQLite's way of saying KiB; the system caches the rest.
+const READER_CACHE_KIB: i32 = -256;
+
 /// Why the store could not do what it was asked to.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum DbError {

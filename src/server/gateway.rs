@@ -142,7 +142,8 @@ where
     let line = server.registry.enter(device);
     let session = Session::open(claim, terms, enrolled, server.clock.now());
     debug!(%device, enrolled, "a session began");
-    tokio::spawn(converse(Conversation { server, socket, session, device, line }));
+    // Boxed, because a future holds what it is given twice: as it came and as it is used.
+    tokio::spawn(converse(Box::new(Conversation { server, socket, session, device, line })));
 }
 
 /// A session with its socket.
@@ -162,7 +163,7 @@ enum Event {
 }
 
 // Whatever takes more than a moment is boxed: the future of an idle conversation stays small.
-async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send>(mut this: Conversation<S>) {
+async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send>(mut this: Box<Conversation<S>>) {
     let mut result = Box::pin(this.announce_revoked()).await;
     while result.is_ok() && !this.session.is_closed() {
         let event = this.next_event().await;
