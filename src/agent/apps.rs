@@ -11,7 +11,7 @@ use tokio::sync::{Mutex as AsyncMutex, Notify};
 use zbus::OwnedObjectPath;
 use zbus::names::OwnedUniqueName;
 
-use crate::proto::AppId;
+use crate::proto::{AppId, MessageId};
 
 /// One app's connection.
 #[derive(Debug)]
@@ -50,8 +50,22 @@ impl Line {
     }
 }
 
+/// What this run of the daemon knows about the app's oldest unread message.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub enum Head {
+    /// Nothing: an earlier run may have handed it over and ended before it could note that.
+    #[default]
+    Unknown,
+    /// It was not handed over.
+    Fresh,
+    /// It was handed over, and the app did not say that it has it.
+    Offered(MessageId),
+    /// The app has it; only the note of that is missing.
+    Taken(MessageId),
+}
+
 /// The right to deliver to one app.
-pub type Lane = Arc<AsyncMutex<()>>;
+pub type Lane = Arc<AsyncMutex<Head>>;
 
 /// The connected apps.
 #[derive(Debug, Default)]

@@ -2,6 +2,10 @@
 //!
 //! The app's reply to `App1.Message` is the delivery. An error, a silence or a vanished app leaves
 //! the message unread; it is tried again when the app asks, connects anew, or something new comes.
+//!
+//! Between the app's reply and the note of it on disk lie a few milliseconds. A message that an
+//! earlier run may have handed over in them, or that this run has handed over without success, is
+//! marked `again`: the app compares its id.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,10 +14,12 @@ use tokio::sync::mpsc;
 use tracing::{debug, error};
 use zbus::names::UniqueName;
 
-use super::apps::{Apps, Line};
+use super::apps::{Apps, Head, Line};
 use super::bus::message::dictionary;
 use super::connection::Command;
 use super::store::{Store, Unread};
+use crate::db::DbError;
+use crate::proto::AppId;
 
 /// The interface that apps export.
 pub const APP_INTERFACE: &str = "org.bellwire.App1";
@@ -59,24 +65,46 @@ impl Courier {
 
     async fn deliver_all(&self, line: &Line) {
         let lane = self.apps.lane(&line.app);
-        let _turn = lane.lock().await;
+        let mut head = lane.lock().await;
         while !line.is_closed() {
-            let unread = match self.store.next_unread(line.app.clone()).await {
-                Ok(Some(unread)) => unread,
-                Ok(None) => return,
-                Err(error) => return error!("unread messages cannot be read: {error}"),
-            };
-            if let Err(why) = self.hand_over(line, &unread).await {
+            let Ok(Some((unread, again))) = self.next(&line.app, &mut head).await else { return };
+            *head = Head::Offered(unread.push.id);
+            if let Err(why) = self.hand_over(line, &unread, again).await {
                 return debug!(app = %line.app, id = %unread.push.id, "a message stays unread: {why}");
             }
-            if !self.settle(&unread).await {
+            if self.settle(&unread, &mut head).await.is_err() {
                 return;
             }
         }
     }
 
-    async fn hand_over(&self, line: &Line, unread: &Unread) -> Result<(), Undelivered> {
-        let arguments = (line.app.as_str(), unread.push.id.to_string(), dictionary(unread));
+    /// The app's oldest unread message, and whether it may have been handed over before. One that
+    /// the app is known to have is only settled. An error has been logged.
+    pub async fn next(&self, app: &AppId, head: &mut Head) -> Result<Option<(Unread, bool)>, DbError> {
+        loop {
+            let unread = match self.store.next_unread(app.clone()).await {
+                Ok(Some(unread)) => unread,
+                Ok(None) => return Ok(None),
+                Err(error) => {
+                    error!("unread messages cannot be read: {error}");
+                    return Err(error);
+                }
+            };
+            let again = match *head {
+                Head::Taken(id) if id == unread.push.id => {
+                    self.settle(&unread, head).await?;
+                    continue;
+                }
+                Head::Offered(id) => id == unread.push.id,
+                Head::Unknown => self.store.is_from_earlier_run(&unread),
+                Head::Fresh | Head::Taken(_) => false,
+            };
+            return Ok(Some((unread, again)));
+        }
+    }
+
+    async fn hand_over(&self, line: &Line, unread: &Unread, again: bool) -> Result<(), Undelivered> {
+        let arguments = (line.app.as_str(), unread.push.id.to_string(), dictionary(unread, again));
         let name: UniqueName<'_> = line.name.as_ref();
         let call = self.bus.call_method(Some(name), &line.path, Some(APP_INTERFACE), "Message", &arguments);
         match tokio::time::timeout(self.answer, call).await {
@@ -86,14 +114,17 @@ impl Courier {
         }
     }
 
-    /// Removes a message that the app has taken; `false` if that failed, so that it will come again.
-    pub async fn settle(&self, unread: &Unread) -> bool {
+    /// Removes a message that the app has taken. If that fails it is tried again, without handing
+    /// the message over once more, as long as this daemon runs; the error has been logged.
+    pub async fn settle(&self, unread: &Unread, head: &mut Head) -> Result<(), DbError> {
+        *head = Head::Taken(unread.push.id);
         if let Err(error) = self.store.delivered(unread).await {
-            error!("a delivery could not be noted, the app will get the message again: {error}");
-            return false;
+            error!("a delivery could not be noted: {error}");
+            return Err(error);
         }
+        *head = Head::Fresh;
         // A full queue of commands has a report in it, or will have one with the next session.
         let _ = self.commands.try_send(Command::Report);
-        true
+        Ok(())
     }
 }

@@ -118,6 +118,8 @@ pub struct Credentials {
 pub struct Store {
     worker: Worker,
     limits: Limits,
+    /// The last place that an earlier run of the daemon gave to a message.
+    last_place: i64,
 }
 
 impl Store {
@@ -126,8 +128,9 @@ impl Store {
     pub fn open(path: &Path, limits: Limits) -> Result<(Self, Credentials), DbError> {
         let connection = db::open(path, MIGRATIONS)?;
         let credentials = credentials(&connection)?;
+        let last_place = connection.query_row("SELECT coalesce(max(place), 0) FROM unread", [], |row| row.get(0))?;
         let worker = Worker::start("store", connection).map_err(|error| DbError::Failed(error.to_string()))?;
-        Ok((Self { worker, limits }, credentials))
+        Ok((Self { worker, limits, last_place }, credentials))
     }
 
     /// The gateway that the server at the `configured` one told the device to use.
@@ -217,6 +220,11 @@ impl Store {
             return self.worker.write(move |db| skip_expired(db, &app, world::now())).await;
         }
         self.worker.read(move |db| oldest(db, &app)).await
+    }
+
+    /// Whether the message was there when the daemon started.
+    pub fn is_from_earlier_run(&self, unread: &Unread) -> bool {
+        unread.place <= self.last_place
     }
 
     /// How many unread messages the app has.

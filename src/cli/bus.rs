@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use zbus::{Connection, DBusError, ObjectPath, OwnedVariant, Variant, proxy};
+use zbus::{Connection, ObjectPath, OwnedVariant, Variant, proxy};
 
 use crate::daemon::{Exit, Fatal};
 
@@ -82,21 +82,23 @@ pub async fn open(bus: &BusName) -> Result<Connection, Fatal> {
 
 /// A bus error as the tool ends with it.
 pub fn fatal(error: zbus::Error) -> Fatal {
-    // The bus's own errors come in a form of their own.
-    let (name, text) = match &error {
-        zbus::Error::FDO(standard) => (standard.name().to_string(), standard.description()),
-        zbus::Error::MethodError(name, text, _) => (name.to_string(), text.as_deref()),
-        error => return Fatal::new(Exit::Unavailable, format!("the agent cannot be reached: {error}")),
+    use zbus::fdo::Error as Standard;
+    if let zbus::Error::FDO(standard) = &error {
+        return match **standard {
+            Standard::ServiceUnknown(_) | Standard::NameHasNoOwner(_) => Fatal::new(
+                Exit::Unavailable,
+                "bellwired does not run on this bus; start it, or name another bus with --bus",
+            ),
+            Standard::AccessDenied(ref why) => Fatal::new(Exit::NoPerm, format!("the bus does not allow it: {why}")),
+            ref other => Fatal::new(Exit::Unavailable, format!("the agent cannot be reached: {other}")),
+        };
+    }
+    let zbus::Error::MethodError(name, text, _) = &error else {
+        return Fatal::new(Exit::Unavailable, format!("the agent cannot be reached: {error}"));
     };
-    let text = text.unwrap_or("no reason was given");
+    let text = text.as_deref().unwrap_or("no reason was given");
     match name.as_str() {
-        "org.freedesktop.DBus.Error.ServiceUnknown" => Fatal::new(
-            Exit::Unavailable,
-            "bellwired does not run on this bus; start it, or name another bus with --bus",
-        ),
-        "org.freedesktop.DBus.Error.AccessDenied" | "org.bellwire.Error.PermissionDenied" => {
-            Fatal::new(Exit::NoPerm, text)
-        }
+        "org.bellwire.Error.PermissionDenied" => Fatal::new(Exit::NoPerm, text),
         "org.bellwire.Error.InvalidAppId" => Fatal::new(Exit::DataErr, text),
         "org.bellwire.Error.Timeout" => Fatal::new(Exit::Unavailable, text),
         name if name.starts_with("org.bellwire.Error.") => Fatal::new(Exit::Failure, text),

@@ -8,7 +8,8 @@ use crate::agent::store::Unread;
 
 /// The dictionary of `App1.Message` and `Push1.TakeUnread`. Members that the sender left out are
 /// absent. The payload is `app_data` (s) if it is text that D-Bus can hold, else `payload` (ay).
-pub fn dictionary(unread: &Unread) -> HashMap<&'static str, Variant<'static>> {
+/// `again`: it may have been handed over before.
+pub fn dictionary(unread: &Unread, again: bool) -> HashMap<&'static str, Variant<'static>> {
     let push = &unread.push;
     let mut members: HashMap<&'static str, Variant<'static>> = HashMap::new();
     let mut text = |name: &'static str, value: Option<&String>| {
@@ -42,6 +43,9 @@ pub fn dictionary(unread: &Unread) -> HashMap<&'static str, Variant<'static>> {
     number("expires_ms", Some(push.expires_ms.0));
     if unread.dropped > 0 {
         members.insert("dropped", Variant::from(unread.dropped));
+    }
+    if again {
+        members.insert("again", Variant::from(true));
     }
     members
 }

@@ -14,7 +14,7 @@ use zbus::{Connection, ObjectPath, OwnedObjectPath, OwnedVariant, Variant, inter
 use super::error::Error;
 use super::message::dictionary;
 use super::{Caller, PATH, Shared, caller, is_there};
-use crate::agent::apps::Line;
+use crate::agent::apps::{Head, Line};
 use crate::agent::connection::{Change, Command, Status};
 use crate::agent::store::{AppRow, Wish};
 use crate::proto::AppId;
@@ -85,7 +85,7 @@ impl Push {
         options: HashMap<String, OwnedVariant>,
         #[zbus(connection)] bus: &Connection,
         #[zbus(header)] header: Header<'_>,
-    ) -> Result<ResponseDispatchNotifier<(String, String)>, Error> {
+    ) -> Result<(String, ResponseDispatchNotifier<String>), Error> {
         let app = parse(app)?;
         let caller = caller(bus, &header).await?;
         let row = self.claim(&app, &caller).await?;
@@ -95,7 +95,9 @@ impl Push {
                 |taken| Error::PermissionDenied(format!("the app {app} is connected by {}", taken.by.as_str())),
             )?;
         debug!(%app, name = line.name.as_str(), "an app connected");
-        let (response, sent) = ResponseDispatchNotifier::new(registration(&row));
+        // A notifier around both would be introspected as one structure.
+        let (state, reg_id) = registration(&row);
+        let (reg_id, sent) = ResponseDispatchNotifier::new(reg_id);
         let (shared, bus) = (Arc::clone(&self.shared), bus.clone());
         tokio::spawn(async move {
             // The app learns its state before its first message.
@@ -103,7 +105,7 @@ impl Push {
             tokio::spawn(shared.courier(&bus).serve(Arc::clone(&line)));
             close_when_gone(&shared, &bus, &line).await;
         });
-        Ok(response)
+        Ok((state, reg_id))
     }
 
     async fn disconnect(
@@ -172,19 +174,22 @@ impl Push {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<ResponseDispatchNotifier<HashMap<&'static str, Variant<'static>>>, Error> {
         let line = self.line(bus, &header, app).await?;
-        let turn = self.shared.apps.lane(&line.app).lock_owned().await;
-        let unread = self.shared.store.next_unread(line.app.clone()).await?;
-        let (response, sent) = ResponseDispatchNotifier::new(unread.as_ref().map(dictionary).unwrap_or_default());
-        if let Some(unread) = unread {
-            let (courier, bus) = (self.shared.courier(bus), bus.clone());
+        let mut head = self.shared.apps.lane(&line.app).lock_owned().await;
+        let courier = self.shared.courier(bus);
+        let next = courier.next(&line.app, &mut head).await?;
+        let members = next.as_ref().map(|(unread, again)| dictionary(unread, *again)).unwrap_or_default();
+        let (response, sent) = ResponseDispatchNotifier::new(members);
+        if let Some((unread, _)) = next {
+            let bus = bus.clone();
+            *head = Head::Offered(unread.push.id);
             tokio::spawn(async move {
                 sent.await;
                 // The bus handles our messages in order: a caller that is there after the answer
                 // has been given the answer.
                 if is_there(&bus, &line.name).await {
-                    courier.settle(&unread).await;
+                    // What cannot be noted now is noted with the next message.
+                    let _ = courier.settle(&unread, &mut head).await;
                 }
-                drop(turn);
             });
         }
         Ok(response)
