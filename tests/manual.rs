@@ -1,6 +1,8 @@
 //! The manual: every name that people may use has its place in it, its samples are true, and it can
 //! be shown. The pages are `man/*`, and those that the programs write of their command lines.
 
+#![cfg(all(feature = "agent", feature = "server"))]
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -221,4 +223,17 @@ fn the_pages_that_the_programs_write_can_be_shown() {
         assert!(pages.iter().any(|page| page.ends_with(name)), "{name} is not among {pages:?}");
     }
     pages.iter().for_each(|page| assert_can_be_shown(page));
+}
+
+#[test]
+fn the_readme_names_no_file_that_is_not_there() {
+    let readme = file("README.md");
+    let of_ours =
+        |word: &&str| ["src/", "tests/", "man/", "examples/", "dbus/"].iter().any(|room| word.starts_with(room));
+    let words = readme.split(|c: char| c.is_whitespace() || "`()[]".contains(c)).filter(of_ours);
+    let words: BTreeSet<&str> = words.map(|word| word.trim_end_matches([',', '.', ';', ':'])).collect();
+    assert!(words.contains("src/lib.rs"), "{words:?}");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let missing: Vec<_> = words.iter().filter(|word| !root.join(word).exists()).collect();
+    assert!(missing.is_empty(), "{missing:?}");
 }
