@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
@@ -92,6 +93,8 @@ pub fn open_reader(path: &Path) -> Result<Connection, DbError> {
     let cannot = |error: rusqlite::Error| DbError::Open(path.to_owned(), error.to_string());
     let connection = Connection::open_with_flags(path, flags).map_err(cannot)?;
     connection.busy_timeout(BUSY).map_err(cannot)?;
+    connection.pragma_update(None, "cache_size", READER_CACHE_KIB).map_err(cannot)?;
+    plan_once(&connection).map_err(cannot)?;
     Ok(connection)
 }
 
@@ -101,7 +104,13 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", "ON")?;
     connection.set_prepared_statement_cache_capacity(64);
-    Ok(())
+    plan_once(connection)
+}
+
+/// Keeps SQLite from preparing a statement anew for every value that is bound to it, as it does
+/// when it is built with STAT4: half of a reader's time, for plans that are always the same.
+fn plan_once(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
 }
 
 /// Sets the write-ahead log. The first time, SQLite needs the file for itself and does not wait for

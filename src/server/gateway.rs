@@ -1,15 +1,16 @@
 //! Where devices connect: accepts links, proves who is there, and carries out what a session's
 //! state machine decides.
 //!
-//! The handshake runs in a task of its own that ends with it, so that the task which lives as long
-//! as the connection holds little memory. Nothing a device does is logged above debug.
+//! The handshake runs in a task of its own, so that the one which lives as long as the connection
+//! holds little memory. Nothing a device does is logged above debug.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tracing::debug;
 
@@ -34,23 +35,27 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Accepts devices until the stop comes.
 pub async fn serve(server: Arc<Server>, listener: TcpListener, tls: Option<TlsAcceptor>, mut stop: Stop) {
-    let handshakes = Arc::new(Semaphore::new(server.config.gateway.handshakes));
+    let door = Arc::new(Mutex::new(listener));
+    let mut greeters = JoinSet::new();
+    for _ in 0..server.config.gateway.handshakes {
+        greeters.spawn(greeter(Arc::clone(&server), Arc::clone(&door), tls.clone()));
+    }
+    stop.wait().await;
+    // Dropping the set ends the handshakes that are under way; their devices come back.
+}
+
+/// Takes one connection after the other through its handshake. While all greeters are at work,
+/// further connections wait in the kernel's queue. A handshake needs much memory for a moment: as
+/// greeters live on, it is not taken from between the memory of sessions, which would leave holes.
+async fn greeter(server: Arc<Server>, door: Arc<Mutex<TcpListener>>, tls: Option<TlsAcceptor>) {
     loop {
-        // Waiting for a place leaves further connections in the kernel's queue.
-        let Ok(place) = Arc::clone(&handshakes).acquire_owned().await else { return };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stop.wait() => return,
-        };
+        let accepted = door.lock().await.accept().await;
         match accepted {
             Ok((stream, _)) => {
-                let (server, tls) = (Arc::clone(&server), tls.clone());
-                tokio::spawn(async move {
-                    if tokio::time::timeout(HELLO, welcome(server, stream, tls)).await.is_err() {
-                        debug!("a connection did not greet in time");
-                    }
-                    drop(place);
-                });
+                let handshake = welcome(Arc::clone(&server), stream, tls.clone());
+                if tokio::time::timeout(HELLO, handshake).await.is_err() {
+                    debug!("a connection did not greet in time");
+                }
             }
             Err(error) => {
                 debug!("a connection could not be accepted: {error}");

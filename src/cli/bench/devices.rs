@@ -28,7 +28,11 @@ use crate::world::{self, Clock};
 const DIALLING: usize = 64;
 /// Devices on one source address, well below what slows connecting down.
 const PER_ADDRESS: u32 = 4000;
-const SCHEMA: &[&str] = &["CREATE TABLE received (id BLOB PRIMARY KEY, body TEXT NOT NULL) STRICT, WITHOUT ROWID"];
+/// What the devices keep.
+pub const SCHEMA: &[&str] = &["CREATE TABLE received (id BLOB PRIMARY KEY, body TEXT NOT NULL) STRICT, WITHOUT ROWID"];
+
+/// Keeps one message.
+pub const INSERT: &str = "INSERT INTO received VALUES (?1, ?2) ON CONFLICT DO NOTHING";
 
 /// What the process is told on its command line.
 #[derive(Debug, clap::Args)]
@@ -221,7 +225,7 @@ impl Simulated {
         let ids: Vec<_> = batch.iter().map(|delivery| delivery.push.id).collect();
         let stamps: Vec<u64> = batch.iter().filter_map(stamp).collect();
         let stored = self.world.store.write(move |db| {
-            let mut insert = db.prepare_cached("INSERT INTO received VALUES (?1, ?2) ON CONFLICT DO NOTHING")?;
+            let mut insert = db.prepare_cached(INSERT)?;
             let mut new = 0;
             for delivery in &batch {
                 let body = serde_json::to_string(&delivery.push).unwrap_or_default();

@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::routing::post;
-use rusqlite::params;
+use rusqlite::Connection;
 use serde_json::{Value, json};
 
-use super::BenchArgs;
 use super::load::{self, Senders, body};
+use super::{BenchArgs, devices};
 use crate::cli::lab::Lab;
 use crate::daemon::{Exit, Fatal};
 use crate::db;
@@ -22,32 +22,55 @@ const TIME: Duration = Duration::from_secs(3);
 /// Rows a second in batched commits, and posts a second to a handler that does nothing.
 pub async fn measure(lab: &Lab, args: &BenchArgs) -> Result<Value, Fatal> {
     Ok(json!({
-        "commits_64_per_s": commits(lab, 64)?,
-        "commits_256_per_s": commits(lab, 256)?,
+        "inserts_64_per_s": rows(lab, 64, false)?,
+        "inserts_256_per_s": rows(lab, 256, false)?,
+        "lives_64_per_s": rows(lab, 64, true)?,
+        "lives_256_per_s": rows(lab, 256, true)?,
         "http_per_s": http(args).await?,
     }))
 }
 
-/// The server's rows through the server's schema, `batch` of them a commit.
-fn commits(lab: &Lab, batch: i64) -> Result<f64, Fatal> {
-    let fatal = |error: rusqlite::Error| Fatal::new(Exit::IoErr, error);
-    let path = lab.path(&format!("raw-{batch}.db"));
-    let database = db::open(&path, sql::MIGRATIONS).map_err(Fatal::of(Exit::IoErr))?;
-    let devices: Vec<_> = (0..200).map(|_| world::device_id()).collect();
+/// The server's rows through the server's schema, `batch` of them a commit. With `whole_life` each
+/// row is also put into a device's database and then deleted, in commits as large: what a message
+/// that arrives costs the disk altogether.
+fn rows(lab: &Lab, batch: i64, whole_life: bool) -> Result<f64, Fatal> {
+    let open = |name: &str, schema| {
+        let path = lab.path(&format!("raw-{name}-{batch}-{whole_life}.db"));
+        db::open(&path, schema).map_err(Fatal::of(Exit::IoErr))
+    };
+    let (server, device) = (open("server", sql::MIGRATIONS)?, open("device", devices::SCHEMA)?);
+    let owners: Vec<_> = (0..200).map(|_| world::device_id()).collect();
     let row = body("00".repeat(50).as_str()).to_string().repeat(2);
-    let started = Instant::now();
-    let mut seq = 0_i64;
+    let (started, mut seq) = (Instant::now(), 0_i64);
     while started.elapsed() < TIME {
-        database.execute_batch("BEGIN IMMEDIATE").map_err(fatal)?;
-        for _ in 0..batch {
-            seq += 1;
-            let device = devices[usize::try_from(seq).unwrap_or(0) % devices.len()];
-            let mut insert = database.prepare_cached(sql::INSERT).map_err(fatal)?;
-            insert.execute(params![seq, device.as_bytes(), super::APP, i64::MAX, row]).map_err(fatal)?;
+        let these = seq + 1..=seq + batch;
+        in_one_commit(&server, these.clone(), sql::INSERT, |seq| {
+            let owner = owners[usize::try_from(seq).unwrap_or(0) % owners.len()];
+            (seq, *owner.as_bytes(), super::APP, i64::MAX, &row)
+        })?;
+        if whole_life {
+            in_one_commit(&device, these.clone(), devices::INSERT, |_| (*world::message_id().as_bytes(), &row))?;
+            in_one_commit(&server, these, "DELETE FROM messages WHERE seq = ?1", |seq| (seq,))?;
         }
-        database.execute_batch("COMMIT").map_err(fatal)?;
+        seq += batch;
     }
     Ok(seq as f64 / started.elapsed().as_secs_f64())
+}
+
+fn in_one_commit<P: rusqlite::Params>(
+    database: &Connection,
+    seqs: std::ops::RangeInclusive<i64>,
+    statement: &str,
+    values: impl Fn(i64) -> P,
+) -> Result<(), Fatal> {
+    let write = || {
+        database.execute_batch("BEGIN IMMEDIATE")?;
+        for seq in seqs {
+            database.prepare_cached(statement)?.execute(values(seq))?;
+        }
+        database.execute_batch("COMMIT")
+    };
+    write().map_err(|error: rusqlite::Error| Fatal::new(Exit::IoErr, error))
 }
 
 async fn http(args: &BenchArgs) -> Result<f64, Fatal> {
