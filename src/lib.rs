@@ -1,4 +1,100 @@
-//! Bellwire: push for devices.
+//! Bellwire: push for devices. One daemon on the device holds one connection for every app; one
+//! server takes notifications from application servers and gets them there, stored until they
+//! expire. This page is the map of the code.
+//!
+//! # Rooms
+//!
+//! Imports point one way: `bin` → [`agent`] | [`server`] | [`cli`] → [`link`], [`db`], [`daemon`],
+//! [`config`], … → [`proto`]. The two halves never import each other; the tool may use both.
+//!
+//! | room | what it is for |
+//! |---|---|
+//! | [`proto`] | what is said between device and server, and when. Pure: time and luck are arguments |
+//! | [`link`] | frames over a WebSocket, from either end; how a device dials |
+//! | [`agent`] | the device half, `bellwired`: connection, store, D-Bus, delivery |
+//! | [`server`] | the server half, `bellwire-server`: sender APIs, store, gateway, regions, administration |
+//! | [`cli`] | the tool, `bellwire`: one file a command |
+//! | [`db`] | SQLite as both halves use it: one writing thread, commits shared by all who wait |
+//! | [`config`] | how configuration files are read and refused; each half has its keys in a `config` of its own |
+//! | [`daemon`] | logging, signals, exit codes |
+//! | [`tls`], [`http`] | TLS settings for both directions; a client for POST |
+//! | [`world`] | the only place where the clock is read and dice are rolled |
+//!
+//! # The way of a message
+//!
+//! From the POST of an application server to the app, with the functions that it passes:
+//!
+//! 1. **The door.** `push` in [`server::doors::tizen`] checks the sender
+//!    ([`check_app`](server::store::Store::check_app)), and `request::parse` makes the body into
+//!    validated contents. For each recipient `route` opens the regId with
+//!    [`KeyRing::open`](server::regid::KeyRing::open), which reads no database; a recipient of
+//!    another region goes there with [`Regions::post`](server::regions::Regions::post).
+//! 2. **The server's disk.** `accept` makes each a [`Push`](proto::Push) and calls
+//!    [`Store::accept`](server::store::Store::accept), which returns after the fsync that
+//!    [`Worker::write`](db::Worker::write) shares among all who wait. Only then does it wake the
+//!    device's session ([`Registry::wake`](server::registry::Registry::wake)) and answer 1000.
+//! 3. **The session.** `converse` in [`server::gateway`] has the socket of one device and its
+//!    [`Session`](proto::gateway::Session), which decides. A wake-up makes it ask for a
+//!    [`Fetch`](proto::gateway::GatewayAction::Fetch); what
+//!    [`Store::backlog`](server::store::Store::backlog) then reads becomes frames
+//!    ([`handle_backlog`](proto::gateway::Session::handle_backlog)), as many as fit the window.
+//! 4. **The wire.** A [`ToDevice::Push`](proto::frame::ToDevice::Push), as JSON, over a
+//!    [`Socket`](link::Socket).
+//! 5. **The device's disk.** [`agent::connection::run`] has the other end and a
+//!    [`Device`](proto::device::Device), which decides. What it wants
+//!    [stored](proto::device::DeviceAction::Store) goes in batches to
+//!    [`Store::receive`](agent::store::Store::receive), where duplicates end; after the fsync
+//!    [`handle_stored`](proto::device::Device::handle_stored) sends the
+//!    [`Ack`](proto::frame::ToServer::Ack), and [`Apps::ring`](agent::apps::Apps::ring) rings at
+//!    the app. The server drops its copy ([`Store::remove`](server::store::Store::remove)).
+//! 6. **The app.** [`Courier::serve`](agent::deliver::Courier::serve) takes the oldest
+//!    [unread](agent::store::Store::next_unread) message and calls `org.bellwire.App1.Message`. The
+//!    app's reply is the delivery: [`settle`](agent::deliver::Courier::settle) removes the message
+//!    and notes its [outcome](proto::frame::Outcome), which the server is told.
+//!
+//! # What always holds
+//!
+//! * **Disk before wire, both ways.** No 1000 and no `Ack` before the fsync: [`db`] answers a write
+//!   after its commit, and a `Device` cannot acknowledge what was not `handle_stored`.
+//! * **At least once on every hop, once to the app.** The server sends again what was not
+//!   acknowledged; the device's store knows the ids it has seen.
+//! * **In order, and never after its expiry.** Both stores number what they take; the expiry travels
+//!   with the message and is looked at on reading, on storing and before the app.
+//! * **The store is the only queue.** A wake-up is a hint, never the message. Whoever commits wakes
+//!   afterwards; whoever begins a session enters the registry first and reads afterwards. One of
+//!   the two sees the other.
+//! * **Everything that can grow has a named limit.** Over it the oldest message goes and the app is
+//!   told how many; a connection's queues are bounded channels and windows.
+//! * **A dead peer holds nobody up.** A task for each connection, a lane for each app, a deadline
+//!   for each wait. No lock is held over an await but an app's lane.
+//! * **Nobody reads or sends what is not theirs.** A regId is sealed and grants only sending; D-Bus
+//!   callers are who the bus says they are; the server stores secrets
+//!   hashed, and nothing prints one.
+//! * **Plain text on loopback only**, unless a setting says otherwise
+//!   ([`check_plain_text`](config::check_plain_text), [`dial`](link::dial())).
+//! * **A newer session replaces the older**, and a late goodbye cannot remove the newer
+//!   ([`server::registry`], [`agent::apps`]).
+//! * **A peer's bytes never panic us**, and make us neither log nor hold more than the limits say.
+//!
+//! # Where to start reading
+//!
+//! | to change | start at | and mind |
+//! |---|---|---|
+//! | a frame or its members | [`proto::frame`] | its frozen samples, [`VERSION`](proto::frame::VERSION), `man/bellwire-protocol.7` |
+//! | when a device connects, pings, gives up | [`proto::device`], [`proto::backoff`] | the simulation of both halves in `proto/simulation.rs` |
+//! | what a session sends and when it ends | [`proto::gateway`] | the same |
+//! | a sender API | [`server::doors`]; a new one beside [`tizen`](server::doors::tizen) | it has no queue and no model of its own |
+//! | what the server remembers | [`server::store`] | SQL stays in its `sql.rs`; a migration is only ever added |
+//! | what a device remembers | [`agent::store`] | the same |
+//! | what apps see | [`agent::bus`] and `dbus/*.xml` | the XML is the contract, `man/org.bellwire.Push.7` its explanation |
+//! | how a message gets to an app | [`agent::deliver`], [`agent::apps`] | one at a time, in order, no app waits for another |
+//! | a configuration key | `config.rs` of the [`server`](server::config) or [`agent`](agent::config) | `examples/*.toml` and the page in `man/` are tested against it |
+//! | a command of the tool | [`cli`] | `--json`, exit codes in [`daemon::Exit`] |
+//! | administration | [`server::admin`] | |
+//!
+//! The pure rooms are the place to begin: [`proto::device`] and [`proto::gateway`] say all there is
+//! to say about a session, and nothing in them needs a socket to be tried.
+
 #[cfg(feature = "agent")]
 pub mod agent;
 #[cfg(all(feature = "agent", feature = "server"))]

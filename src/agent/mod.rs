@@ -44,10 +44,11 @@ const CHANGES: usize = 256;
 #[command(
     name = "bellwired",
     version,
-    about,
     after_help = "\
 It serves org.bellwire.Push on D-Bus until SIGTERM. Exit status: 0 stopped, 64 wrong usage, 69 no bus
-or the name is taken, 74 the store cannot be used, 78 wrong configuration."
+or the name is taken, 74 the store cannot be used, 78 wrong configuration.
+
+See also bellwired.toml(5), org.bellwire.Push(7), bellwire-protocol(7)."
 )]
 struct Args {
     /// Configuration file [default: ~/.config/bellwire/agent.toml or /etc/bellwire/agent.toml, if there is one]
@@ -147,6 +148,8 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
     };
     let mut connection = tokio::spawn(connection::run(parts, stop.clone()));
     tokio::select! {
+        // The connection ends with the stop: that is not early.
+        biased;
         () = stop.wait() => {}
         ended = &mut connection => return Err(ended_early(ended)),
         () = bus_lost(&bus) => return Err(Fatal::new(Exit::Unavailable, "the connection to the bus is lost")),

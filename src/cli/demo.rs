@@ -223,11 +223,11 @@ fn by_hand() -> String {
     let folder = folder.unwrap_or_else(|| ".".into());
     format!(
         "  export PATH=\"{folder}:$PATH\"\n\
-         \x20 bellwire-server &                                   # API on 8090, gateway on 5223\n\
-         \x20 bellwire-server app add {APP}          # prints the secret, once\n\
-         \x20 eval \"$(dbus-launch --sh-syntax)\"                   # only where there is no session bus\n\
-         \x20 bellwired &\n\
-         \x20 bellwire listen {APP} &                # prints the regId, then messages\n\
+         \x20 dbus-run-session -- bash                    # only where there is no session bus\n\
+         \x20 bellwire-server & sleep 1                   # API on 8090, gateway on 5223\n\
+         \x20 bellwire-server app add {APP}    # prints the secret, once\n\
+         \x20 bellwired & sleep 1\n\
+         \x20 bellwire listen {APP} &          # prints the regId, then messages\n\
          \x20 bellwire status\n\
          \x20 curl http://127.0.0.1:8090{PATH} -H 'appID: {APP}' -H 'appSecret: SECRET' \\\n\
          \x20      -d '{{\"regID\": \"REGID\", \"requestID\": \"1\", \"appData\": \"hello\"}}'"

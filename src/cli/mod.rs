@@ -24,10 +24,11 @@ use bus::BusName;
 #[command(
     name = "bellwire",
     version,
-    about,
     after_help = "\
 Exit status: 0 done, 1 the answer is no, 64 wrong usage, 65 wrong input, 69 agent or server not
-reached, 74 a file cannot be used, 77 not allowed."
+reached, 74 a file cannot be used, 77 not allowed, 78 wrong certificates.
+
+See also org.bellwire.Push(7), bellwire-tizen(7)."
 )]
 struct Args {
     /// Print JSON, for scripts

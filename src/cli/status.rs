@@ -43,8 +43,11 @@ pub async fn device(bus_name: &BusName, output: Output) -> Result<(), Fatal> {
 
 /// Lets the agent connect without further waiting.
 pub async fn reconnect(bus_name: &BusName, output: Output) -> Result<(), Fatal> {
-    manager(bus_name).await?.try_now().await.map_err(fatal)?;
-    output.print(&json!({ "reconnecting": true }), || "the agent tries to connect now".to_owned());
+    let manager = manager(bus_name).await?;
+    let online = text(&to_json(&manager.get_status().await.map_err(fatal)?), "state") == "online";
+    manager.try_now().await.map_err(fatal)?;
+    let said = if online { "the agent is online already" } else { "the agent tries to connect now" };
+    output.print(&json!({ "reconnecting": !online }), || said.to_owned());
     Ok(())
 }
 

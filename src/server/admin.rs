@@ -29,10 +29,11 @@ const SECRET_MIN: usize = 16;
 #[command(
     name = "bellwire-server",
     version,
-    about,
     after_help = "\
 Without a command it serves until SIGTERM. Exit status: 0 done, 1 the answer is no, 64 wrong usage,
-69 address in use, 74 the store cannot be used, 78 wrong configuration."
+65 wrong input, 69 address in use, 74 the store or a file cannot be used, 78 wrong configuration.
+
+See also bellwire-server.toml(5), bellwire-tizen(7), bellwire-protocol(7)."
 )]
 pub struct Args {
     /// Configuration file [default: /etc/bellwire/server.toml, if there is one]

@@ -1,0 +1,69 @@
+# Bellwire. `make help` lists the targets. Each first installs what it needs and lacks (Debian 12,
+# as root or with sudo); see tests/setup.sh.
+
+PREFIX = /usr/local
+DESTDIR =
+BIN = $(DESTDIR)$(PREFIX)/bin
+SHARE = $(DESTDIR)$(PREFIX)/share
+OUT = $(or $(CARGO_TARGET_DIR),target)
+SETUP = tests/setup.sh
+# For all builds but the quick ones of `make check`: the lock file is what was tested.
+BUILD = cargo build --locked --bins
+
+.PHONY: help demo test check build install bench setup clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1#\2/p' Makefile | column -t -s '#' 2>/dev/null || \
+	    sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1: \2/p' Makefile
+
+demo: ## Show the main job: two servers, two devices, an app on each
+	@$(SETUP) demo $(BUILD)
+	@$(SETUP) demo cargo run --locked --quiet --bin bellwire -- demo
+
+test: ## Run all tests
+	@$(SETUP) test $(BUILD)
+	@$(SETUP) test sh -c 'if cargo nextest --version >/dev/null 2>&1; \
+	    then exec cargo nextest run --locked; else exec cargo test --locked; fi'
+
+check: ## Formatting, lints, documentation, and the smaller builds
+	@$(SETUP) check cargo fmt --check
+	@$(SETUP) check cargo clippy --locked --all-targets -- -D warnings
+	@RUSTDOCFLAGS='-D warnings' $(SETUP) check cargo doc --locked --no-deps
+	@$(SETUP) check cargo check --locked --no-default-features --features agent,ws
+	@$(SETUP) check cargo check --locked --no-default-features --features server,ws
+
+build: ## Build the programs for use: small and optimized, takes minutes
+	@$(SETUP) build $(BUILD) --release
+
+install: build ## Install programs, manual, completions and samples below DESTDIR and PREFIX
+	install -d '$(BIN)' '$(SHARE)/dbus-1/interfaces' '$(SHARE)/doc/bellwire/examples' \
+	    $(foreach n,1 5 7,'$(SHARE)/man/man$(n)') '$(SHARE)/bash-completion/completions' \
+	    '$(SHARE)/zsh/site-functions' '$(SHARE)/fish/vendor_completions.d'
+	install -m 755 $(foreach p,bellwired bellwire-server bellwire,'$(OUT)/release/$(p)') '$(BIN)'
+	install -m 644 dbus/*.xml '$(SHARE)/dbus-1/interfaces'
+	install -m 644 README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE '$(SHARE)/doc/bellwire'
+	install -m 644 examples/*.toml '$(SHARE)/doc/bellwire/examples'
+	install -m 755 examples/*.py examples/*.sh '$(SHARE)/doc/bellwire/examples'
+	rm -rf '$(OUT)/man' && mkdir -p '$(OUT)/man'
+	'$(OUT)/release/bellwire' man '$(OUT)/man'
+	'$(OUT)/release/bellwire-server' man '$(OUT)/man'
+	'$(OUT)/release/bellwired' --man '$(OUT)/man'
+	install -m 644 '$(OUT)'/man/*.1 '$(SHARE)/man/man1'
+	install -m 644 man/*.5 '$(SHARE)/man/man5'
+	install -m 644 man/*.7 '$(SHARE)/man/man7'
+	for p in 'bellwire completions' 'bellwire-server completions' 'bellwired --completions'; do \
+	    name=$${p%% *}; run="$(OUT)/release/$$p"; \
+	    $$run bash > "$(SHARE)/bash-completion/completions/$$name" && \
+	    $$run zsh > "$(SHARE)/zsh/site-functions/_$$name" && \
+	    $$run fish > "$(SHARE)/fish/vendor_completions.d/$$name.fish" || exit 1; \
+	done
+
+bench: ## Measure throughput, latency and memory on this machine
+	@$(SETUP) test $(BUILD) --profile speed
+	@$(SETUP) test cargo run --locked --profile speed --quiet --bin bellwire -- bench
+
+setup: ## Only install what is missing for all of these
+	@$(SETUP) all
+
+clean: ## Remove what was built
+	rm -rf target

@@ -1,0 +1,239 @@
+//! The manual: every name that people may use has its place in it, its samples are true, and it can
+//! be shown. The pages are `man/*`, and those that the programs write of their command lines.
+
+#![cfg(all(feature = "agent", feature = "server"))]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use bellwire::proto::frame::{self, Frame, ToDevice, ToServer};
+
+/// A file of this package.
+fn file(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// A page as its reader sees it, near enough: requests and font changes stay, escaped characters do
+/// not.
+fn page(name: &str) -> String {
+    let text = file(&format!("man/{name}"));
+    [("\\-", "-"), ("\\(dq", "\""), ("\\(aq", "'"), ("\\e", "\\")]
+        .iter()
+        .fold(text, |text, (from, to)| text.replace(from, to))
+}
+
+/// Whether `name` stands in `text` with nothing beside it that could be part of a name.
+fn mentions(text: &str, name: &str) -> bool {
+    let part = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    text.match_indices(name).any(|(at, _)| !text[..at].ends_with(part) && !text[at + name.len()..].starts_with(part))
+}
+
+#[track_caller]
+fn assert_mentions(page_name: &str, names: impl IntoIterator<Item = String>) {
+    let (text, names) = (page(page_name), Vec::from_iter(names));
+    assert!(names.len() > 1, "no names were found to look for in {page_name}");
+    let missing: Vec<_> = names.iter().filter(|name| !mentions(&text, name)).collect();
+    assert!(missing.is_empty(), "man/{page_name} does not mention {missing:?}");
+}
+
+/// The keys of a sample configuration, those in comments as well, and its tables.
+fn keys(sample: &str) -> BTreeSet<String> {
+    let key = |text: &str| {
+        let key = text.trim_start_matches(['#', '{', ' ']).split(" = ").next().map(str::to_owned);
+        key.filter(|key| !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'))
+    };
+    let pairs = sample.lines().flat_map(|line| line.split([',', '{'])).filter(|part| part.contains(" = "));
+    let tables = sample.lines().filter(|line| line.starts_with('[')).map(str::to_owned);
+    pairs.filter_map(key).chain(tables).collect()
+}
+
+#[test]
+fn every_key_of_a_configuration_has_its_place() {
+    let server = keys(&file("examples/server.toml"));
+    assert!(
+        server.contains("certificate") && server.contains("regions-ca") && server.contains("[limits]"),
+        "{server:?}"
+    );
+    assert_mentions("bellwire-server.toml.5", server);
+    let agent = keys(&file("examples/agent.toml"));
+    assert!(agent.contains("enrolment-key") && agent.contains("unread-bytes"), "{agent:?}");
+    assert_mentions("bellwired.toml.5", agent);
+}
+
+#[test]
+fn every_status_code_has_its_place_and_no_other() {
+    let source = file("src/server/doors/tizen/code.rs");
+    let codes: BTreeSet<String> = source
+        .lines()
+        .filter_map(|line| Some(line.trim().strip_suffix(',')?.split_once(" = ")?.1.to_owned()))
+        .filter(|code| code.len() == 4 && code.parse::<u16>().is_ok())
+        .collect();
+    let text = page("bellwire-tizen.7");
+    let (_, section) = text.split_once(".SH STATUS CODES").expect("the page has the section");
+    let told: BTreeSet<String> = section
+        .lines()
+        .filter_map(|line| line.strip_prefix(".B "))
+        .filter(|word| word.parse::<u16>().is_ok())
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(codes, told);
+}
+
+#[test]
+fn every_member_on_d_bus_has_its_place() {
+    let mut names = Vec::new();
+    for interface in ["Push1", "Manager1", "App1"] {
+        let xml = file(&format!("dbus/org.bellwire.{interface}.xml"));
+        names.extend(xml.split('<').filter_map(|tag| {
+            let (kind, rest) = tag.split_once(" name=\"")?;
+            ["interface", "method", "signal", "property"]
+                .contains(&kind)
+                .then(|| rest.split('"').next().map(str::to_owned))?
+        }));
+    }
+    let errors = file("src/agent/bus/error.rs");
+    names.extend(errors.lines().filter_map(|line| line.trim().strip_suffix("(String),").map(str::to_owned)));
+    assert!(names.iter().any(|name| name == "Message") && names.iter().any(|name| name == "StoreFailed"), "{names:?}");
+    assert_mentions("org.bellwire.Push.7", names);
+}
+
+#[test]
+fn every_member_of_a_message_on_d_bus_has_its_place() {
+    let source = file("src/agent/bus/message.rs");
+    let quoted = source.split('"').skip(1).step_by(2);
+    let names =
+        quoted.filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'));
+    assert_mentions("org.bellwire.Push.7", names.map(str::to_owned));
+}
+
+/// The variants of an enum in `src/proto/frame.rs`, as they are on the wire.
+fn variants(name: &str) -> Vec<String> {
+    let source = file("src/proto/frame.rs");
+    let (_, rest) = source.split_once(&format!("pub enum {name} {{\n")).expect("the enum is there");
+    let body = rest.split("\n}").next().unwrap_or_default();
+    let variant = |line: &str| {
+        let name: String = line.strip_prefix("    ")?.chars().take_while(char::is_ascii_alphanumeric).collect();
+        name.starts_with(|first: char| first.is_ascii_uppercase()).then_some(name)
+    };
+    body.lines().filter_map(variant).map(|name| kebab(&name)).collect()
+}
+
+fn kebab(name: &str) -> String {
+    let mut text = String::new();
+    for (at, letter) in name.char_indices() {
+        if letter.is_ascii_uppercase() && at > 0 {
+            text.push('-');
+        }
+        text.push(letter.to_ascii_lowercase());
+    }
+    text
+}
+
+/// The part of the protocol's page from one heading to the next.
+fn protocol(heading: &str) -> String {
+    let text = page("bellwire-protocol.7");
+    let (_, rest) = text.split_once(&format!(".SH {heading}\n")).expect("the page has the section");
+    rest.split("\n.SH ").next().unwrap_or_default().to_owned()
+}
+
+/// Each frame's heading, with its sample in full.
+fn samples(section: &str) -> Vec<(String, String)> {
+    let frames = section.split(".SS ").skip(1);
+    frames
+        .map(|frame| {
+            let (name, rest) = frame.split_once('\n').expect("a heading is a line");
+            let sample = rest.split(".EX\n").nth(1).and_then(|rest| rest.split("\n.EE").next()).expect("a sample");
+            let sample =
+                sample.replace("7f7f...7f", &"7f".repeat(32)).replace("03a7...5c", &format!("03a7{}", "5c".repeat(48)));
+            (name.to_owned(), sample.replace('\n', ""))
+        })
+        .collect()
+}
+
+#[test]
+fn every_frame_has_a_sample_that_is_one() {
+    fn check<F: Frame>(heading: &str, of: &str) {
+        let samples = samples(&protocol(heading));
+        let names: Vec<String> = samples.iter().map(|(name, _)| name.clone()).collect();
+        assert_eq!(names, variants(of));
+        for (name, sample) in samples {
+            let frame = F::decode(&sample).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let (sent, shown): (serde_json::Value, serde_json::Value) =
+                (frame.encode().parse().expect("a frame is JSON"), sample.parse().expect("it was decoded"));
+            assert_eq!(
+                sent, shown,
+                "{name} has members in the manual that it does not have on the wire, or lacks some"
+            );
+        }
+    }
+    check::<ToServer>("FRAMES TO THE SERVER", "ToServer");
+    check::<ToDevice>("FRAMES TO THE DEVICE", "ToDevice");
+}
+
+#[test]
+fn the_protocol_s_words_and_limits_have_their_place() {
+    for name in ["Reason", "Fate", "Refusal"] {
+        assert_mentions("bellwire-protocol.7", variants(name));
+    }
+    let limits =
+        [frame::TO_SERVER_MAX, frame::TO_DEVICE_MAX, frame::LIST_MAX, frame::WINDOW].map(|limit| limit.to_string());
+    assert_mentions("bellwire-protocol.7", limits);
+    assert_mentions("bellwire-protocol.7", [frame::SUBPROTOCOL.to_owned(), format!("version {}", frame::VERSION)]);
+}
+
+/// The pages in a folder.
+fn pages_in(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut pages: Vec<PathBuf> = entries.map(|entry| entry.expect("the folder can be read").path()).collect();
+    pages.sort();
+    pages
+}
+
+#[track_caller]
+fn assert_can_be_shown(page: &Path) {
+    let checked = Command::new("groff").args(["-man", "-t", "-ww", "-z", "-Tutf8", "-Kutf8"]).arg(page).output();
+    let output = checked.unwrap_or_else(|error| panic!("groff: {error}; `apt-get install groff-base` provides it"));
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && complaints.is_empty(), "{}: {complaints}", page.display());
+}
+
+#[test]
+fn every_page_can_be_shown() {
+    let pages = pages_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join("man"));
+    assert!(pages.len() >= 5, "{pages:?}");
+    pages.iter().for_each(|page| assert_can_be_shown(page));
+}
+
+#[test]
+fn the_pages_that_the_programs_write_can_be_shown() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let programs = [
+        (env!("CARGO_BIN_EXE_bellwire"), "man"),
+        (env!("CARGO_BIN_EXE_bellwire-server"), "man"),
+        (env!("CARGO_BIN_EXE_bellwired"), "--man"),
+    ];
+    for (program, option) in programs {
+        let status = Command::new(program).arg(option).arg(folder.path()).status().expect("the program starts");
+        assert!(status.success(), "{program} {option}");
+    }
+    let pages = pages_in(folder.path());
+    for name in ["bellwire.1", "bellwire-send.1", "bellwire-server.1", "bellwire-server-app-add.1", "bellwired.1"] {
+        assert!(pages.iter().any(|page| page.ends_with(name)), "{name} is not among {pages:?}");
+    }
+    pages.iter().for_each(|page| assert_can_be_shown(page));
+}
+
+#[test]
+fn the_readme_names_no_file_that_is_not_there() {
+    let readme = file("README.md");
+    let of_ours =
+        |word: &&str| ["src/", "tests/", "man/", "examples/", "dbus/"].iter().any(|room| word.starts_with(room));
+    let words = readme.split(|c: char| c.is_whitespace() || "`()[]".contains(c)).filter(of_ours);
+    let words: BTreeSet<&str> = words.map(|word| word.trim_end_matches([',', '.', ';', ':'])).collect();
+    assert!(words.contains("src/lib.rs"), "{words:?}");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let missing: Vec<_> = words.iter().filter(|word| !root.join(word).exists()).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}

@@ -1,0 +1,93 @@
+#!/bin/sh
+# Installs what is missing on this machine, says so, and runs a command with a fit Rust toolchain:
+#
+#     tests/setup.sh build|demo|test|check|all [COMMAND [ARGUMENT...]]
+#
+# Packages come from Debian; as Rust serves the toolchain that is there, if it is new enough, else
+# Debian's rustc-web and cargo-web. Nothing is removed and nothing that is there is replaced.
+set -eu
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+minimum=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$root/Cargo.toml")
+
+say() { echo "setup: $*" >&2; }
+fail() { say "$*"; exit 69; }
+
+# Whether version $1 is at least $2.
+at_least() { [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$2" ]; }
+
+# Whether the folder $1 has a cargo and a rustc that are new enough. A shim without a toolchain
+# prints no version.
+fit() {
+    for program in cargo rustc; do
+        version=$("$1/$program" --version 2>/dev/null | cut -d ' ' -f 2) || return 1
+        [ -n "$version" ] && at_least "$version" "$minimum" || return 1
+    done
+}
+
+# Prints the folder of the first fit toolchain.
+find_rust() {
+    first=$(command -v cargo) || first=/usr/bin/cargo
+    for folder in "$(dirname "$first")" "${CARGO_HOME:-$HOME/.cargo}/bin" /usr/local/bin /usr/bin; do
+        if fit "$folder"; then echo "$folder"; return; fi
+    done
+}
+
+# Puts the folder $1 first in PATH. Cargo looks for its subcommands in its own home before PATH,
+# where an older toolchain may have left some, unless PATH names that home too: last will do.
+use_rust() {
+    [ "$(command -v cargo)" = "$1/cargo" ] || PATH="$1:$PATH:${CARGO_HOME:-$HOME/.cargo}/bin"
+    export PATH
+}
+
+installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+install_packages() {
+    if [ "$(id -u)" = 0 ]; then as_root=; else as_root=sudo; fi
+    [ -z "$as_root" ] || command -v sudo >/dev/null || fail "not root and no sudo; as root: apt-get install $*"
+    say "installing Debian packages: $*"
+    $as_root apt-get -qq -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 update
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends --no-remove \
+        -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3 -o Dpkg::Use-Pty=0 install "$@" >/dev/null ||
+        fail "apt-get could not install: $*"
+}
+
+for_build="gcc libc6-dev ca-certificates"
+for_demo="$for_build dbus"
+for_test="$for_demo curl openssl python3-venv groff-base"
+case ${1-} in
+    build) packages=$for_build lints= ;;
+    demo) packages=$for_demo lints= ;;
+    test) packages=$for_test lints= ;;
+    check) packages=$for_build lints=1 ;;
+    all) packages=$for_test lints=1 ;;
+    *) echo "usage: tests/setup.sh build|demo|test|check|all [COMMAND [ARGUMENT...]]" >&2; exit 64 ;;
+esac
+shift
+
+rust=$(find_rust)
+if [ -z "$rust" ]; then
+    say "no Rust toolchain of version $minimum or later here"
+    packages="$packages rustc-web cargo-web"
+fi
+if [ -n "$lints" ] && { [ -z "$rust" ] || { [ "$rust" = /usr/bin ] && installed rustc-web; }; }; then
+    packages="$packages rust-web-clippy rustfmt-web"
+fi
+
+if command -v dpkg-query >/dev/null; then
+    missing=
+    for package in $packages; do installed "$package" || missing="$missing $package"; done
+    # shellcheck disable=SC2086  # a list of words
+    [ -z "$missing" ] || install_packages $missing
+else
+    say "not a Debian system; needed is what Debian has in: $packages"
+fi
+
+[ -n "$rust" ] || rust=$(find_rust)
+[ -n "$rust" ] || fail "Rust $minimum or later is needed, from https://rustup.rs or Debian 12's security updates"
+use_rust "$rust"
+if [ -n "$lints" ] && ! { cargo clippy --version && cargo fmt --version; } >/dev/null 2>&1; then
+    say "adding clippy and rustfmt to the toolchain"
+    rustup component add clippy rustfmt || fail "clippy and rustfmt are missing from the toolchain in $rust"
+fi
+[ $# = 0 ] || exec "$@"
