@@ -11,6 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::db::{self, DbError, Worker};
 use crate::proto::frame::{Delivery, Fate, LIST_MAX, Outcome, WINDOW};
+use crate::proto::wishes::Wish;
 use crate::proto::{AppId, DeviceId, MessageId, Push, RegId, Secret, UnixMillis};
 use crate::world;
 
@@ -55,15 +56,6 @@ const SEEN_MAX: i64 = 20_000;
 const HOUSEKEEPING_EVERY: i64 = 64;
 /// Most outcomes that wait for the server; the oldest go, they are only history.
 const OUTCOMES_MAX: i64 = 1000;
-
-/// What the server has still to be asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
-    /// A regId.
-    Register,
-    /// The end of the registration.
-    Deregister,
-}
 
 /// An app as the device knows it.
 #[derive(Clone, Debug, PartialEq)]

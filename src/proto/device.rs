@@ -212,6 +212,13 @@ impl Device {
         self.state = LinkState::Stopped;
     }
 
+    /// Asks for what is wanted for `app`, now or as soon as there is a session.
+    pub fn wish(&mut self, now: Moment, app: AppId, wish: Wish) {
+        if self.wishes.add(app, wish) && self.session.is_some() {
+            self.ask(now);
+        }
+    }
+
     /// Asks for a regId for `app`, now or as soon as there is a session.
     pub fn register(&mut self, now: Moment, app: AppId) {
         self.wish(now, app, Wish::Register);
@@ -373,12 +380,6 @@ impl Device {
         session.last_push = session.last_push.max(delivery.n);
         session.proven = true;
         self.actions.push_back(DeviceAction::Store(delivery));
-    }
-
-    fn wish(&mut self, now: Moment, app: AppId, wish: Wish) {
-        if self.wishes.add(app, wish) && self.session.is_some() {
-            self.ask(now);
-        }
     }
 
     /// Sends what has not been asked for in this session.
