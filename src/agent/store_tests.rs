@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::proto::Region;
-use crate::proto::message::{Door, Payload, Reliability, Urgency};
+use crate::proto::message::Payload;
+use crate::proto::samples::{self, app};
 
 const FAR: i64 = i64::MAX / 2;
 
@@ -58,34 +59,17 @@ impl Fixture {
     }
 }
 
-fn app(name: &str) -> AppId {
-    name.parse().unwrap()
-}
-
 fn reg_id(byte: u8) -> RegId {
     RegId::new(Region(0), 0, &[byte; 48])
 }
 
 fn delivery(name: &str, text: &str, expires_ms: i64) -> Delivery {
     let push = Push {
-        id: world::message_id(),
         reg_id: reg_id(1),
         app: app(name),
-        door: Door::Tizen,
         payload: Some(Payload::text(text)),
-        message: None,
-        sender: None,
-        request_id: None,
-        session_info: None,
-        kind: None,
-        time_stamp: None,
-        accepted_ms: UnixMillis(0),
         expires_ms: UnixMillis(expires_ms),
-        reliability: Reliability::Transport,
-        urgency: Urgency::Normal,
-        collapse_key: None,
-        receipt: false,
-        background_launch: false,
+        ..samples::push(world::message_id())
     };
     Delivery { n: 1, dropped: 0, push }
 }
