@@ -105,6 +105,7 @@ struct Connection {
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What woke the task.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is handled at once")]
 enum Event {
     Frame(Result<ToDevice, LinkError>),
     Dialled(Result<(Link, Vec<MessageId>), String>),

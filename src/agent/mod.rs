@@ -160,12 +160,10 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
 // The enum is another crate's: all but one of its variants are one case to us.
 #[allow(clippy::wildcard_enum_match_arm)]
 fn no_bus(error: zbus::Error) -> Fatal {
-    match error {
-        zbus::Error::NameTaken => {
-            Fatal::new(Exit::Unavailable, format!("another bellwired has the name {} on this bus", bus::NAME))
-        }
-        other => Fatal::new(Exit::Unavailable, format!("the bus cannot be used: {}", daemon::chain(&other))),
+    if matches!(error, zbus::Error::NameTaken) {
+        return Fatal::new(Exit::Unavailable, format!("another bellwired has the name {} on this bus", bus::NAME));
     }
+    Fatal::new(Exit::Unavailable, format!("the bus cannot be used: {}", daemon::chain(&error)))
 }
 
 fn ended_early(ended: Result<Result<(), DbError>, tokio::task::JoinError>) -> Fatal {

@@ -86,14 +86,15 @@ pub async fn open(bus: &BusName) -> Result<Connection, Fatal> {
 pub fn fatal(error: zbus::Error) -> Fatal {
     use zbus::fdo::Error as Standard;
     if let zbus::Error::FDO(standard) = &error {
-        return match **standard {
-            Standard::ServiceUnknown(_) | Standard::NameHasNoOwner(_) => Fatal::new(
+        if matches!(**standard, Standard::ServiceUnknown(_) | Standard::NameHasNoOwner(_)) {
+            return Fatal::new(
                 Exit::Unavailable,
                 "bellwired does not run on this bus; start it, or name another bus with --bus",
-            ),
-            Standard::AccessDenied(ref why) => Fatal::new(Exit::NoPerm, format!("the bus does not allow it: {why}")),
-            ref other => Fatal::new(Exit::Unavailable, format!("the agent cannot be reached: {other}")),
-        };
+            );
+        }
+        if let Standard::AccessDenied(why) = &**standard {
+            return Fatal::new(Exit::NoPerm, format!("the bus does not allow it: {why}"));
+        }
     }
     let zbus::Error::MethodError(name, text, _) = &error else {
         return Fatal::new(Exit::Unavailable, format!("the agent cannot be reached: {error}"));
@@ -127,6 +128,16 @@ fn value_to_json(value: &Variant<'_>) -> serde_json::Value {
             let bytes: Vec<u8> = array.iter().filter_map(|item| u8::try_from(item).ok()).collect();
             serde_json::json!({ "base64": base64::engine::general_purpose::STANDARD.encode(bytes) })
         }
-        other => other.to_string().into(),
+        other @ (Variant::U8(_)
+        | Variant::I16(_)
+        | Variant::U16(_)
+        | Variant::I32(_)
+        | Variant::F64(_)
+        | Variant::Signature(_)
+        | Variant::ObjectPath(_)
+        | Variant::Variant(_)
+        | Variant::Dict(_)
+        | Variant::Structure(_)
+        | Variant::Fd(_)) => other.to_string().into(),
     }
 }
