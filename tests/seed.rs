@@ -148,7 +148,7 @@ impl World {
             apps.push(device.app(APP).await);
             devices.push(device);
         }
-        Self { near, far, apps, devices: devices }
+        Self { near, far, apps, devices }
     }
 
     fn reg_ids(&self) -> [String; 3] {

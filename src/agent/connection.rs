@@ -104,7 +104,8 @@ struct Connection {
 /// How long a goodbye may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// What woke the task.
+/// What woke the task. There is one at a time, and not for long.
+#[allow(clippy::large_enum_variant)]
 enum Event {
     Frame(Result<ToDevice, LinkError>),
     Dialled(Result<(Link, Vec<MessageId>), String>),
