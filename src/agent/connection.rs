@@ -105,7 +105,6 @@ struct Connection {
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What woke the task.
-#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is handled at once")]
 enum Event {
     Frame(Result<ToDevice, LinkError>),
     Dialled(Result<(Link, Vec<MessageId>), String>),
@@ -246,7 +245,7 @@ impl Connection {
             DeviceAction::UseGateway(gateway) => self.use_gateway(gateway).await,
             DeviceAction::Online(online) => self.come_online(online).await,
             DeviceAction::Registered(app, reg_id) => {
-                let done = self.parts.store.set_reg_id(app.clone(), Some(reg_id)).await;
+                let done = self.parts.store.registered(app.clone(), reg_id).await;
                 self.settle(done, Change::Registered(app, reg_id));
             }
             DeviceAction::Refused(app, refusal) => {
@@ -254,7 +253,7 @@ impl Connection {
                 self.settle(done, Change::Refused(app, refusal));
             }
             DeviceAction::Deregistered(app) => {
-                let done = self.parts.store.set_reg_id(app.clone(), None).await;
+                let done = self.parts.store.deregistered(app.clone()).await;
                 self.settle(done, Change::Unregistered(app));
             }
             DeviceAction::Unregistered(app) => self.confirm_end(app).await,
@@ -323,7 +322,8 @@ impl Connection {
         if self.or_log(row, None).is_some_and(|row| row.wish == Some(Wish::Register)) {
             return;
         }
-        let forgotten = self.parts.store.set_reg_id(app.clone(), None).await;
+        // The wish after the end, which would fulfil it.
+        let forgotten = self.parts.store.deregistered(app.clone()).await;
         let wished = self.parts.store.wish(app.clone(), Some(Wish::Deregister)).await;
         self.or_log(wished, ());
         self.settle(forgotten, Change::Unregistered(app.clone()));
