@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use zbus::connection::Builder;
+use zbus::object_server::Interface;
 use zbus::{Connection, ObjectPath, OwnedVariant, Variant, proxy};
 
 use crate::daemon::{Exit, Fatal};
@@ -65,11 +67,23 @@ impl std::str::FromStr for BusName {
 
 /// Connects to a bus.
 pub async fn open(bus: &BusName) -> Result<Connection, Fatal> {
-    let builder = match bus {
-        BusName::Session => zbus::connection::Builder::session(),
-        BusName::System => zbus::connection::Builder::system(),
-        BusName::Address(address) => zbus::connection::Builder::address(address.as_str()),
-    };
+    connect(builder(bus)).await
+}
+
+/// Connects to a bus with an object on it, which is there before anybody can call it.
+pub async fn open_with(bus: &BusName, path: ObjectPath<'static>, object: impl Interface) -> Result<Connection, Fatal> {
+    connect(builder(bus).serve_at(path, object)).await
+}
+
+fn builder(bus: &BusName) -> Builder<'_> {
+    match bus {
+        BusName::Session => Builder::session(),
+        BusName::System => Builder::system(),
+        BusName::Address(address) => Builder::address(address.as_str()),
+    }
+}
+
+async fn connect(builder: Builder<'_>) -> Result<Connection, Fatal> {
     builder.build().await.map_err(|error| {
         Fatal::new(
             Exit::Unavailable,

@@ -54,10 +54,9 @@ pub async fn deregister(bus_name: &BusName, app: &AppId, output: Output) -> Resu
 /// Connects an app, registers it, and prints its messages as they come.
 pub async fn listen(bus_name: &BusName, args: ListenArgs, output: Output) -> Result<(), Fatal> {
     let mut stop = Stop::on_signals().map_err(Fatal::of(Exit::Software))?;
-    let bus = bus::open(bus_name).await?;
     // One message at a time: the agent sends the next one after our reply.
     let (messages, mut inbox) = mpsc::channel(1);
-    bus.object_server().at(PATH, Listener { messages }).await.map_err(fatal)?;
+    let bus = bus::open_with(bus_name, path(), Listener { messages }).await?;
     let push = PushProxy::new(&bus).await.map_err(fatal)?;
     push.connect(args.app.as_str(), &path(), HashMap::new()).await.map_err(fatal)?;
     let reg_id = push.register(args.app.as_str()).await.map_err(fatal)?;
