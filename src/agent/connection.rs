@@ -19,19 +19,18 @@ use crate::link::dial::{Dialling, Stream};
 use crate::link::{Gateway, LinkError, Socket, dial};
 use crate::proto::device::{Device, DeviceAction, Identity, LinkState, Online};
 use crate::proto::frame::{Delivery, Outcome, Refusal, ToDevice, WINDOW};
+use crate::proto::wishes::Wish;
 use crate::proto::{AppId, MessageId, Moment, RegId};
 use crate::world::{self, Clock};
 
 use super::apps::Apps;
-use super::store::{Received, Store, Wish};
+use super::store::{Received, Store};
 
 /// What others ask of the connection.
 #[derive(Clone, Debug)]
 pub enum Command {
-    /// Ask the server for a regId. The wish is in the store already.
-    Register(AppId),
-    /// End the registration at the server. The wish is in the store already.
-    Deregister(AppId),
+    /// Ask the server for this. The wish is in the store already.
+    Wish(AppId, Wish),
     /// There are new outcomes in the store.
     Report,
     /// Skip the wait before the next attempt.
@@ -87,7 +86,8 @@ pub struct Parts {
 }
 
 type Later<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
-type Link = Socket<Box<dyn Stream>>;
+/// Boxed, because an event carries it.
+type Link = Box<Socket<Box<dyn Stream>>>;
 
 struct Connection {
     parts: Parts,
@@ -105,7 +105,6 @@ struct Connection {
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What woke the task.
-#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is handled at once")]
 enum Event {
     Frame(Result<ToDevice, LinkError>),
     Dialled(Result<(Link, Vec<MessageId>), String>),
@@ -143,10 +142,8 @@ impl Connection {
     async fn load_wishes(&mut self) -> Result<(), DbError> {
         let now = self.parts.clock.now();
         for row in self.parts.store.apps().await? {
-            match row.wish {
-                Some(Wish::Register) => self.device.register(now, row.app),
-                Some(Wish::Deregister) => self.device.deregister(now, row.app),
-                None => {}
+            if let Some(wish) = row.wish {
+                self.device.wish(now, row.app, wish);
             }
         }
         Ok(())
@@ -198,8 +195,7 @@ impl Connection {
     async fn handle_command(&mut self, command: Command) {
         let now = self.parts.clock.now();
         match command {
-            Command::Register(app) => self.device.register(now, app),
-            Command::Deregister(app) => self.device.deregister(now, app),
+            Command::Wish(app, wish) => self.device.wish(now, app, wish),
             Command::Report => self.report().await,
             Command::TryNow => self.device.try_now(),
         }
@@ -249,7 +245,7 @@ impl Connection {
             DeviceAction::UseGateway(gateway) => self.use_gateway(gateway).await,
             DeviceAction::Online(online) => self.come_online(online).await,
             DeviceAction::Registered(app, reg_id) => {
-                let done = self.parts.store.set_reg_id(app.clone(), Some(reg_id)).await;
+                let done = self.parts.store.registered(app.clone(), reg_id).await;
                 self.settle(done, Change::Registered(app, reg_id));
             }
             DeviceAction::Refused(app, refusal) => {
@@ -257,7 +253,7 @@ impl Connection {
                 self.settle(done, Change::Refused(app, refusal));
             }
             DeviceAction::Deregistered(app) => {
-                let done = self.parts.store.set_reg_id(app.clone(), None).await;
+                let done = self.parts.store.deregistered(app.clone()).await;
                 self.settle(done, Change::Unregistered(app));
             }
             DeviceAction::Unregistered(app) => self.confirm_end(app).await,
@@ -279,7 +275,7 @@ impl Connection {
         self.dialled = Some(Box::pin(async move {
             let link = dial(&gateway, &dialling).await.map_err(|error| error.to_string())?;
             let resume = store.resume_point().await.map_err(|error| error.to_string())?;
-            Ok((link, resume))
+            Ok((Box::new(link), resume))
         }));
     }
 
@@ -326,7 +322,8 @@ impl Connection {
         if self.or_log(row, None).is_some_and(|row| row.wish == Some(Wish::Register)) {
             return;
         }
-        let forgotten = self.parts.store.set_reg_id(app.clone(), None).await;
+        // The wish after the end, which would fulfil it.
+        let forgotten = self.parts.store.deregistered(app.clone()).await;
         let wished = self.parts.store.wish(app.clone(), Some(Wish::Deregister)).await;
         self.or_log(wished, ());
         self.settle(forgotten, Change::Unregistered(app.clone()));

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{CommandFactory, Parser};
+use clap::Parser;
 use tokio::sync::{broadcast, mpsc, watch};
 use tracing::{info, warn};
 
@@ -67,24 +67,19 @@ struct Args {
 
 /// The program.
 pub fn main() -> ExitCode {
-    let args = match Args::try_parse() {
-        Ok(args) => args,
-        Err(error) => {
-            // Nothing is left to do if the terminal is gone.
-            let _ = error.print();
-            return if error.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS };
-        }
-    };
-    daemon::finish("bellwired", start(args))
+    match daemon::arguments::<Args>() {
+        Ok(args) => daemon::finish("bellwired", start(args)),
+        Err(code) => code,
+    }
 }
 
 fn start(args: Args) -> Result<(), Fatal> {
     if let Some(shell) = args.completions {
-        clap_complete::generate(shell, &mut Args::command(), "bellwired", &mut std::io::stdout());
+        daemon::print_completions::<Args>(shell);
         return Ok(());
     }
     if let Some(folder) = args.man {
-        return clap_mangen::generate_to(Args::command(), folder).map_err(Fatal::of(Exit::IoErr));
+        return daemon::write_manual::<Args>(&folder);
     }
     let config = AgentConfig::load(args.config.as_deref()).map_err(Fatal::of(Exit::Config))?;
     let tls = tls::client(config.ca.as_deref()).map_err(Fatal::of(Exit::Config))?;
@@ -162,6 +157,8 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
     Ok(())
 }
 
+// The enum is another crate's: all but one of its variants are one case to us.
+#[allow(clippy::wildcard_enum_match_arm)]
 fn no_bus(error: zbus::Error) -> Fatal {
     if matches!(error, zbus::Error::NameTaken) {
         return Fatal::new(Exit::Unavailable, format!("another bellwired has the name {} on this bus", bus::NAME));

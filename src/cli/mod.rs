@@ -12,7 +12,7 @@ mod status;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use serde_json::Value;
 
 use crate::daemon::{self, Exit, Fatal};
@@ -115,13 +115,9 @@ impl Output {
 
 /// The program.
 pub fn main() -> ExitCode {
-    match Args::try_parse() {
+    match daemon::arguments::<Args>() {
         Ok(args) => daemon::finish("bellwire", run(args)),
-        Err(error) => {
-            // Nothing is left to do if the terminal is gone.
-            let _ = error.print();
-            if error.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS }
-        }
+        Err(code) => code,
     }
 }
 
@@ -143,12 +139,10 @@ fn run(args: Args) -> Result<(), Fatal> {
             Command::Bench(args) => bench::bench(args, output).await,
             Command::BenchDevices(args) => bench::devices::run(args).await,
             Command::Completions { shell } => {
-                clap_complete::generate(shell, &mut Args::command(), "bellwire", &mut std::io::stdout());
+                daemon::print_completions::<Args>(shell);
                 Ok(())
             }
-            Command::Man { folder } => {
-                clap_mangen::generate_to(Args::command(), folder).map_err(Fatal::of(Exit::IoErr))
-            }
+            Command::Man { folder } => daemon::write_manual::<Args>(&folder),
         }
     })
 }

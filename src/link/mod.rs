@@ -1,7 +1,7 @@
 //! Links carry frames between device and server. Nothing here looks into a frame.
 //!
 //! * [`ws`]: a WebSocket, over TLS or plain, from either end.
-//! * [`dial`]: how a device opens one.
+//! * [`mod@dial`]: how a device opens one.
 
 pub mod dial;
 pub mod ws;

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use super::frame::{Bye, Reason};
+
 /// A random number that the caller drew: 0 is the lowest draw, `u32::MAX` the highest.
 #[derive(Clone, Copy, Debug)]
 pub struct Luck(pub u32);
@@ -23,6 +25,11 @@ pub const FIRST: Duration = Duration::from_secs(2);
 pub const LONGEST: Duration = Duration::from_secs(600);
 /// A session must last this long, with at least one exchange, to count as a recovery.
 pub const PROVEN_AFTER: Duration = Duration::from_secs(60);
+
+/// What to wait after an end that only an operator can mend.
+pub const HOPELESS: Duration = Duration::from_secs(600);
+/// The least time between two attempts, whatever was asked.
+pub const SHORTEST_GAP: Duration = Duration::from_secs(1);
 
 /// The delays of one device, in order.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +60,18 @@ impl Backoff {
 /// back in one moment.
 pub fn spread(asked: Duration, luck: Luck) -> Duration {
     asked + luck.share_of(asked.mul_f64(0.3))
+}
+
+/// The wait after a goodbye: what the server asked for, and never less than its reason deserves.
+pub fn after_goodbye(bye: &Bye, own: Duration, luck: Luck) -> Duration {
+    let asked = bye.retry_after().map(|asked| spread(asked, luck));
+    let deserved = match bye.reason {
+        Reason::Shutdown | Reason::Silent | Reason::Unacknowledged | Reason::Busy | Reason::Protocol => Duration::ZERO,
+        // Two agents with one identity would otherwise throw each other out for ever.
+        Reason::Replaced => Duration::from_secs(60),
+        Reason::BadSecret | Reason::EnrolmentRefused | Reason::Version => HOPELESS,
+    };
+    asked.unwrap_or(own).max(deserved)
 }
 
 #[cfg(test)]

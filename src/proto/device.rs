@@ -31,11 +31,6 @@ pub const PONG: Duration = Duration::from_secs(20);
 pub const KEEPALIVE: Duration = Duration::from_secs(240);
 /// The shortest such silence, whatever the server says.
 pub const KEEPALIVE_MIN: Duration = Duration::from_secs(10);
-/// What to wait after an end that only an operator can mend.
-pub const HOPELESS: Duration = Duration::from_secs(600);
-/// The last attempt failed right away: do not come back sooner than this, whatever was asked.
-const SHORTEST_GAP: Duration = Duration::from_secs(1);
-
 /// Who the device is.
 #[derive(Clone, Debug)]
 pub struct Identity {
@@ -212,6 +207,13 @@ impl Device {
         self.state = LinkState::Stopped;
     }
 
+    /// Asks for what is wanted for `app`, now or as soon as there is a session.
+    pub fn wish(&mut self, now: Moment, app: AppId, wish: Wish) {
+        if self.wishes.add(app, wish) && self.session.is_some() {
+            self.ask(now);
+        }
+    }
+
     /// Asks for a regId for `app`, now or as soon as there is a session.
     pub fn register(&mut self, now: Moment, app: AppId) {
         self.wish(now, app, Wish::Register);
@@ -375,12 +377,6 @@ impl Device {
         self.actions.push_back(DeviceAction::Store(delivery));
     }
 
-    fn wish(&mut self, now: Moment, app: AppId, wish: Wish) {
-        if self.wishes.add(app, wish) && self.session.is_some() {
-            self.ask(now);
-        }
-    }
-
     /// Sends what has not been asked for in this session.
     fn ask(&mut self, now: Moment) {
         for request in self.wishes.requests(now) {
@@ -481,10 +477,10 @@ impl Device {
         self.timers.clear_all();
         let own = self.backoff.next(luck);
         let delay = match self.farewell.take() {
-            Some(bye) => after_goodbye(&bye, own, luck),
+            Some(bye) => backoff::after_goodbye(&bye, own, luck),
             None => own,
         };
-        let until = now.after(delay.max(SHORTEST_GAP));
+        let until = now.after(delay.max(backoff::SHORTEST_GAP));
         self.timers.set(Timer::Retry, until);
         self.state = LinkState::Waiting { until, why: why.to_owned() };
     }
@@ -498,18 +494,6 @@ impl Device {
     fn send(&mut self, frame: ToServer) {
         self.actions.push_back(DeviceAction::Send(frame));
     }
-}
-
-/// The wait after a goodbye: what the server asked for, and never less than its reason deserves.
-fn after_goodbye(bye: &Bye, own: Duration, luck: Luck) -> Duration {
-    let asked = bye.retry_after().map(|asked| backoff::spread(asked, luck));
-    let deserved = match bye.reason {
-        Reason::Shutdown | Reason::Silent | Reason::Unacknowledged | Reason::Busy | Reason::Protocol => Duration::ZERO,
-        // Two agents with one identity would otherwise throw each other out for ever.
-        Reason::Replaced => Duration::from_secs(60),
-        Reason::BadSecret | Reason::EnrolmentRefused | Reason::Version => HOPELESS,
-    };
-    asked.unwrap_or(own).max(deserved)
 }
 
 fn seconds(duration: Duration) -> u32 {

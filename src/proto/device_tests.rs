@@ -406,8 +406,8 @@ fn a_wait_that_the_server_asked_for_is_obeyed_and_spread_upwards() {
 #[test]
 fn what_only_an_operator_can_mend_waits_long() {
     for reason in [Reason::BadSecret, Reason::EnrolmentRefused, Reason::Version] {
-        assert_eq!(wait_after(Bye::because(reason), LOW), HOPELESS);
-        assert_eq!(wait_after(Bye { reason, retry_after_s: Some(5) }, LOW), HOPELESS);
+        assert_eq!(wait_after(Bye::because(reason), LOW), backoff::HOPELESS);
+        assert_eq!(wait_after(Bye { reason, retry_after_s: Some(5) }, LOW), backoff::HOPELESS);
         assert_eq!(wait_after(Bye { reason, retry_after_s: Some(1000) }, LOW), Duration::from_secs(1000));
     }
 }
@@ -587,7 +587,7 @@ fn a_goodbye_in_place_of_the_welcome_is_heeded() {
     let mut device = greeting();
     device.handle_frame(START, ToDevice::Bye(Bye::because(Reason::BadSecret)), LOW);
     assert_eq!(actions(&mut device), [DeviceAction::Hangup]);
-    assert_eq!(waits(&device, START), HOPELESS);
+    assert_eq!(waits(&device, START), backoff::HOPELESS);
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub mod timers;
 pub mod wishes;
 
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 #[cfg(test)]
 mod simulation;
 

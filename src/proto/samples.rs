@@ -6,20 +6,20 @@ use super::message::{Door, Reliability, Urgency};
 use super::{AppId, MessageId, Push, RegId, Region, UnixMillis};
 
 /// When sample pushes are accepted.
-pub(super) const WALL: UnixMillis = UnixMillis(1_760_000_000_000);
+pub(crate) const WALL: UnixMillis = UnixMillis(1_760_000_000_000);
 
 /// The message id of this number; ids sort as their numbers do.
-pub(super) fn message_id(number: u64) -> MessageId {
+pub(crate) fn message_id(number: u64) -> MessageId {
     MessageId::from_uuid(Uuid::from_u128(number.into()))
 }
 
 /// The app id in this text.
-pub(super) fn app(text: &str) -> AppId {
+pub(crate) fn app(text: &str) -> AppId {
     text.parse().unwrap()
 }
 
 /// A push with this id and no optional member, which lives for an hour.
-pub(super) fn push(id: MessageId) -> Push {
+pub(crate) fn push(id: MessageId) -> Push {
     Push {
         id,
         reg_id: RegId::new(Region(3), 0xa7, &[0x5c; 48]),

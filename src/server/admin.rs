@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use serde_json::{Value, json};
 
 use crate::daemon::{self, Exit, Fatal, Stop};
@@ -108,29 +108,19 @@ enum KeyCommand {
 
 /// The program.
 pub fn main() -> ExitCode {
-    let args = match Args::try_parse() {
-        Ok(args) => args,
-        Err(error) => return usage(&error),
-    };
-    daemon::finish("bellwire-server", dispatch(args))
-}
-
-/// Prints clap's own words; help and version are no mistake.
-fn usage(error: &clap::Error) -> ExitCode {
-    // Nothing is left to do if the terminal is gone.
-    let _ = error.print();
-    if error.use_stderr() { Exit::Usage.into() } else { ExitCode::SUCCESS }
+    match daemon::arguments::<Args>() {
+        Ok(args) => daemon::finish("bellwire-server", dispatch(args)),
+        Err(code) => code,
+    }
 }
 
 fn dispatch(args: Args) -> Result<(), Fatal> {
     match args.command {
         Some(Command::Completions { shell }) => {
-            clap_complete::generate(shell, &mut Args::command(), "bellwire-server", &mut std::io::stdout());
+            daemon::print_completions::<Args>(shell);
             return Ok(());
         }
-        Some(Command::Man { folder }) => {
-            return clap_mangen::generate_to(Args::command(), folder).map_err(Fatal::of(Exit::IoErr));
-        }
+        Some(Command::Man { folder }) => return daemon::write_manual::<Args>(&folder),
         _ => {}
     }
     let config = ServerConfig::load(args.config.as_deref()).map_err(Fatal::of(Exit::Config))?;

@@ -16,9 +16,10 @@ use super::message::dictionary;
 use super::{Caller, PATH, Shared, caller, is_there};
 use crate::agent::apps::{Head, Line};
 use crate::agent::connection::{Change, Command, Status};
-use crate::agent::store::{AppRow, Wish};
+use crate::agent::store::AppRow;
 use crate::proto::AppId;
 use crate::proto::device::LinkState;
+use crate::proto::wishes::Wish;
 
 /// How long `Register` waits for the server; less than the 25 s after which callers give up.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -80,12 +81,8 @@ impl Push {
     async fn wish(&self, app: &AppId, wish: Wish) -> Result<Change, Error> {
         let mut changes = self.shared.changes.subscribe();
         self.shared.store.wish(app.clone(), Some(wish)).await?;
-        let command = match wish {
-            Wish::Register => Command::Register(app.clone()),
-            Wish::Deregister => Command::Deregister(app.clone()),
-        };
         let stopping = |_| Error::Timeout("the daemon is stopping; the request stands".into());
-        self.shared.commands.send(command).await.map_err(stopping)?;
+        self.shared.commands.send(Command::Wish(app.clone(), wish)).await.map_err(stopping)?;
         match tokio::time::timeout(ANSWER, next_change(&mut changes, app)).await {
             Ok(Some(change)) => Ok(change),
             Ok(None) | Err(_) => Err(Error::Timeout(format!(

@@ -41,6 +41,8 @@ pub async fn agent(lab: &Lab) -> Result<Value, Fatal> {
     let device = lab.device("bench", &server.gateway).await?;
     tokio::time::sleep(REST).await;
     let pid = device.agent_pid().ok_or_else(|| Fatal::new(Exit::Software, "the agent has ended"))?;
+    // Pages of a program that was just built count as dirty until they are on disk.
+    nix::unistd::sync();
     let rollup = read(&format!("/proc/{pid}/smaps_rollup"))?;
     Ok(json!({
         "rss_kb": field(&rollup, "Rss:"),

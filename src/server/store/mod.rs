@@ -1,7 +1,7 @@
 //! What the server remembers: apps, keys, devices, registrations, waiting messages.
 //!
 //! The store is the only queue. [`Store::accept`] returns when the messages are on disk; a session
-//! reads them with [`Store::backlog`] and [`Store::acked`] removes them. SQL stays in `sql`.
+//! reads them with [`Store::backlog`] and [`Store::remove`] removes them. SQL stays in `sql`.
 
 pub(crate) mod sql;
 

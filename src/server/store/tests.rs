@@ -7,7 +7,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::proto::RegId;
-use crate::proto::message::{Door, Payload, Reliability, Urgency};
+use crate::proto::message::Payload;
+use crate::proto::samples;
 use crate::server::config::Limits;
 
 const REGION: Region = Region(3);
@@ -96,24 +97,11 @@ struct Standing<'a> {
 impl Standing<'_> {
     fn message(&self, text: &str, expires_ms: UnixMillis) -> Incoming {
         let push = Push {
-            id: world::message_id(),
             reg_id: self.reg_id,
             app: self.app.clone(),
-            door: Door::Tizen,
             payload: Some(Payload::text(text)),
-            message: None,
-            sender: None,
-            request_id: None,
-            session_info: None,
-            kind: None,
-            time_stamp: None,
-            accepted_ms: world::now(),
             expires_ms,
-            reliability: Reliability::Transport,
-            urgency: Urgency::Normal,
-            collapse_key: None,
-            receipt: false,
-            background_launch: false,
+            ..samples::push(world::message_id())
         };
         Incoming { to: self.to, push }
     }

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::proto::Region;
-use crate::proto::message::{Door, Payload, Reliability, Urgency};
+use crate::proto::frame::{Fate, WINDOW};
+use crate::proto::message::Payload;
+use crate::proto::samples::{self, app};
 
 const FAR: i64 = i64::MAX / 2;
 
@@ -26,7 +28,7 @@ impl Fixture {
 
     async fn register(&self, name: &str) {
         self.store.claim(app(name), 1000).await.unwrap().unwrap();
-        self.store.set_reg_id(app(name), Some(reg_id(1))).await.unwrap();
+        self.store.registered(app(name), reg_id(1)).await.unwrap();
     }
 
     fn reopen(self) -> Self {
@@ -58,34 +60,17 @@ impl Fixture {
     }
 }
 
-fn app(name: &str) -> AppId {
-    name.parse().unwrap()
-}
-
 fn reg_id(byte: u8) -> RegId {
     RegId::new(Region(0), 0, &[byte; 48])
 }
 
 fn delivery(name: &str, text: &str, expires_ms: i64) -> Delivery {
     let push = Push {
-        id: world::message_id(),
         reg_id: reg_id(1),
         app: app(name),
-        door: Door::Tizen,
         payload: Some(Payload::text(text)),
-        message: None,
-        sender: None,
-        request_id: None,
-        session_info: None,
-        kind: None,
-        time_stamp: None,
-        accepted_ms: UnixMillis(0),
         expires_ms: UnixMillis(expires_ms),
-        reliability: Reliability::Transport,
-        urgency: Urgency::Normal,
-        collapse_key: None,
-        receipt: false,
-        background_launch: false,
+        ..samples::push(world::message_id())
     };
     Delivery { n: 1, dropped: 0, push }
 }
@@ -190,6 +175,18 @@ async fn wishes_and_regids_survive_a_restart() {
     let rows = fixture.store.apps().await.unwrap();
     assert_eq!((rows[0].reg_id, rows[0].wish), (Some(reg_id(1)), None));
     assert_eq!((rows[1].reg_id, rows[1].wish), (None, Some(Wish::Register)));
+}
+
+#[tokio::test]
+async fn an_answer_fulfils_its_own_wish_and_no_newer_one() {
+    let fixture = Fixture::new(Limits::default()).await;
+    fixture.store.wish(app("chat"), Some(Wish::Deregister)).await.unwrap();
+    fixture.store.registered(app("chat"), reg_id(2)).await.unwrap();
+    let row = fixture.store.app(app("chat")).await.unwrap().unwrap();
+    assert_eq!((row.reg_id, row.wish), (Some(reg_id(2)), Some(Wish::Deregister)));
+    fixture.store.deregistered(app("chat")).await.unwrap();
+    let row = fixture.store.app(app("chat")).await.unwrap().unwrap();
+    assert_eq!((row.reg_id, row.wish), (None, None));
 }
 
 #[tokio::test]

@@ -1,22 +1,18 @@
-//! What the device remembers: who it is, its apps and their regIds, unread messages, the ids it has
-//! seen, and outcomes that the server has not noted yet.
-//!
-//! Duplicates end here, by message id. [`Store::receive`] returns when the pushes are on disk; only
-//! then may they be acknowledged. Every queue has a limit; what goes over it is counted.
-
-use std::path::Path;
+//! The device's schema and statements. Each function is one step of a transaction that the caller
+//! holds.
 
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use crate::db::{self, DbError, Worker};
 use crate::proto::frame::{Delivery, Fate, LIST_MAX, Outcome, WINDOW};
-use crate::proto::{AppId, DeviceId, MessageId, Push, RegId, Secret, UnixMillis};
+use crate::proto::wishes::Wish;
+use crate::proto::{AppId, MessageId, Push, RegId, UnixMillis};
 use crate::world;
 
-use super::config::Limits;
+use super::{AppRow, Credentials, Limits, Received, Unread};
 
-const MIGRATIONS: &[&str] = &["
+/// The schema, step by step. A published step is never changed.
+pub const MIGRATIONS: &[&str] = &["
     CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
     -- reg_id: as long as the app is registered. wish: what the server has still to be asked for.
     CREATE TABLE apps (
@@ -56,212 +52,9 @@ const HOUSEKEEPING_EVERY: i64 = 64;
 /// Most outcomes that wait for the server; the oldest go, they are only history.
 const OUTCOMES_MAX: i64 = 1000;
 
-/// What the server has still to be asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
-    /// A regId.
-    Register,
-    /// The end of the registration.
-    Deregister,
-}
-
-/// An app as the device knows it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct AppRow {
-    /// Its id.
-    pub app: AppId,
-    /// The user who claimed it first.
-    pub uid: u32,
-    /// Its regId while it is registered.
-    pub reg_id: Option<RegId>,
-    /// What the server has still to be asked for.
-    pub wish: Option<Wish>,
-    /// Messages that wait for it.
-    pub unread: u32,
-}
-
-/// A message that waits for its app.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Unread {
-    /// Its place in the order of arrival.
-    pub place: i64,
-    /// When the device stored it.
-    pub received_ms: UnixMillis,
-    /// Older messages of the app that had to go before this one.
-    pub dropped: u32,
-    /// The notification.
-    pub push: Push,
-}
-
-/// The result of [`Store::receive`].
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Received {
-    /// Every push of the batch: they are on disk now, or were before, or need not be.
-    pub ids: Vec<MessageId>,
-    /// Apps that have something new.
-    pub apps: Vec<AppId>,
-    /// Some outcomes are settled already.
-    pub outcomes: bool,
-}
-
-/// Who the device is.
-#[derive(Clone, Debug)]
-pub struct Credentials {
-    /// Its id.
-    pub device: DeviceId,
-    /// Its proof.
-    pub secret: Secret,
-}
-
-/// The device's store: one thread for everything.
-#[derive(Clone, Debug)]
-pub struct Store {
-    worker: Worker,
-    limits: Limits,
-    /// The last place that an earlier run of the daemon gave to a message.
-    last_place: i64,
-}
-
-impl Store {
-    /// Opens or makes the store; the first start makes the device's identity, which is on disk
-    /// before anybody hears of it.
-    pub fn open(path: &Path, limits: Limits) -> Result<(Self, Credentials), DbError> {
-        let connection = db::open(path, MIGRATIONS)?;
-        let credentials = credentials(&connection)?;
-        let last_place = connection.query_row("SELECT coalesce(max(place), 0) FROM unread", [], |row| row.get(0))?;
-        let worker = Worker::start("store", connection).map_err(|error| DbError::Failed(error.to_string()))?;
-        Ok((Self { worker, limits, last_place }, credentials))
-    }
-
-    /// The gateway that the server at the `configured` one told the device to use.
-    pub async fn gateway(&self, configured: &str) -> Result<Option<String>, DbError> {
-        let name = format!("gateway instead of {configured}");
-        self.worker.read(move |db| fact(db, &name)).await
-    }
-
-    /// Remembers the gateway to use instead of the `configured` one.
-    pub async fn set_gateway(&self, configured: &str, gateway: String) -> Result<(), DbError> {
-        let name = format!("gateway instead of {configured}");
-        self.worker.write(move |db| set_fact(db, &name, &gateway)).await
-    }
-
-    /// The app, if it was ever claimed.
-    pub async fn app(&self, app: AppId) -> Result<Option<AppRow>, DbError> {
-        self.worker.read(move |db| find_app(db, &app)).await
-    }
-
-    /// All apps that were ever claimed.
-    pub async fn apps(&self) -> Result<Vec<AppRow>, DbError> {
-        self.worker.read(all_apps).await
-    }
-
-    /// Makes `uid` the app's user if it has none; returns the app, or `None` if there are too many.
-    pub async fn claim(&self, app: AppId, uid: u32) -> Result<Option<AppRow>, DbError> {
-        let limit = self.limits.apps;
-        self.worker.write(move |db| claim(db, &app, uid, limit)).await
-    }
-
-    /// Notes what the server is to be asked for.
-    pub async fn wish(&self, app: AppId, wish: Option<Wish>) -> Result<(), DbError> {
-        self.worker
-            .write(move |db| {
-                db.execute("UPDATE apps SET wish = ?2 WHERE app = ?1", params![app.as_str(), wish.map(wish_name)])?;
-                Ok(())
-            })
-            .await
-    }
-
-    /// The app has this regId, or none; its wish is fulfilled.
-    pub async fn set_reg_id(&self, app: AppId, reg_id: Option<RegId>) -> Result<(), DbError> {
-        let reg_id = reg_id.map(|reg_id| reg_id.to_string());
-        self.worker
-            .write(move |db| {
-                db.execute("UPDATE apps SET reg_id = ?2, wish = NULL WHERE app = ?1", params![app.as_str(), reg_id])?;
-                Ok(())
-            })
-            .await
-    }
-
-    /// The server knows none of the registrations: all are wished for anew. Returns their apps.
-    pub async fn renew_all(&self) -> Result<Vec<AppId>, DbError> {
-        self.worker
-            .write(|db| {
-                let mut renew = db.prepare_cached(
-                    "UPDATE apps SET wish = 'register', reg_id = NULL
-                     WHERE reg_id IS NOT NULL AND wish IS NOT 'deregister' RETURNING app",
-                )?;
-                renew.query_map([], |row| text(row, 0))?.collect()
-            })
-            .await
-    }
-
-    /// Puts pushes on disk, each id once, for apps that are registered with that regId.
-    pub async fn receive(&self, batch: Vec<Delivery>) -> Result<Received, DbError> {
-        let limits = self.limits;
-        self.worker.write(move |db| receive(db, batch, limits, world::now())).await
-    }
-
-    /// The ids of the last pushes that were put on disk, as many as the window is wide.
-    pub async fn resume_point(&self) -> Result<Vec<MessageId>, DbError> {
-        self.worker.read(resume_point).await
-    }
-
-    /// The app's oldest unread message that has not expired. Those that have are settled.
-    pub async fn next_unread(&self, app: AppId) -> Result<Option<Unread>, DbError> {
-        if let Some(unread) = self
-            .worker
-            .read({
-                let app = app.clone();
-                move |db| oldest(db, &app)
-            })
-            .await?
-            && unread.push.expired(world::now())
-        {
-            return self.worker.write(move |db| skip_expired(db, &app, world::now())).await;
-        }
-        self.worker.read(move |db| oldest(db, &app)).await
-    }
-
-    /// Whether the message was there when the daemon started.
-    pub fn is_from_earlier_run(&self, unread: &Unread) -> bool {
-        unread.place <= self.last_place
-    }
-
-    /// How many unread messages the app has.
-    pub async fn count_unread(&self, app: AppId) -> Result<u32, DbError> {
-        self.worker.read(move |db| count(db, &app)).await
-    }
-
-    /// The app has taken this message.
-    pub async fn delivered(&self, unread: &Unread) -> Result<(), DbError> {
-        let (place, id) = (unread.place, unread.push.id);
-        self.worker
-            .write(move |db| {
-                db.prepare_cached("DELETE FROM unread WHERE place = ?1")?.execute([place])?;
-                settle(db, id, Fate::Delivered, world::now())
-            })
-            .await
-    }
-
-    /// Outcomes that the server has not noted yet, at most [`LIST_MAX`].
-    pub async fn outcomes(&self) -> Result<Vec<Outcome>, DbError> {
-        self.worker.read(outcomes).await
-    }
-
-    /// The server has noted these.
-    pub async fn noted(&self, ids: Vec<MessageId>) -> Result<(), DbError> {
-        self.worker
-            .write(move |db| {
-                let mut forget = db.prepare_cached("DELETE FROM outcomes WHERE id = ?1")?;
-                ids.iter().try_for_each(|id| forget.execute([id.as_bytes()]).map(drop))
-            })
-            .await
-    }
-}
-
 type Result<T, E = rusqlite::Error> = std::result::Result<T, E>;
 
-fn credentials(db: &Connection) -> Result<Credentials> {
+pub fn credentials(db: &Connection) -> Result<Credentials> {
     if let (Some(device), Some(secret)) = (fact(db, "device")?, fact(db, "secret")?) {
         return Ok(Credentials { device: parse(&device)?, secret: parse(&secret)? });
     }
@@ -273,24 +66,24 @@ fn credentials(db: &Connection) -> Result<Credentials> {
     Ok(Credentials { device, secret })
 }
 
-fn fact(db: &Connection, name: &str) -> Result<Option<String>> {
+pub fn fact(db: &Connection, name: &str) -> Result<Option<String>> {
     db.query_row("SELECT value FROM facts WHERE name = ?1", [name], |row| row.get(0)).optional()
 }
 
-fn set_fact(db: &Connection, name: &str, value: &str) -> Result<()> {
+pub fn set_fact(db: &Connection, name: &str, value: &str) -> Result<()> {
     db.execute("INSERT INTO facts VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = ?2", [name, value])?;
     Ok(())
 }
 
 const APP_COLUMNS: &str = "app, uid, reg_id, wish, (SELECT count(*) FROM unread u WHERE u.app = apps.app)";
 
-fn find_app(db: &Connection, app: &AppId) -> Result<Option<AppRow>> {
+pub fn find_app(db: &Connection, app: &AppId) -> Result<Option<AppRow>> {
     db.prepare_cached(&format!("SELECT {APP_COLUMNS} FROM apps WHERE app = ?1"))?
         .query_row([app.as_str()], app_row)
         .optional()
 }
 
-fn all_apps(db: &Connection) -> Result<Vec<AppRow>> {
+pub fn all_apps(db: &Connection) -> Result<Vec<AppRow>> {
     db.prepare_cached(&format!("SELECT {APP_COLUMNS} FROM apps ORDER BY app"))?.query_map([], app_row)?.collect()
 }
 
@@ -313,7 +106,7 @@ fn wish_name(wish: Wish) -> &'static str {
     }
 }
 
-fn claim(db: &Connection, app: &AppId, uid: u32, limit: u32) -> Result<Option<AppRow>> {
+pub fn claim(db: &Connection, app: &AppId, uid: u32, limit: u32) -> Result<Option<AppRow>> {
     if let Some(row) = find_app(db, app)? {
         return Ok(Some(row));
     }
@@ -325,7 +118,30 @@ fn claim(db: &Connection, app: &AppId, uid: u32, limit: u32) -> Result<Option<Ap
     Ok(Some(AppRow { app: app.clone(), uid, reg_id: None, wish: None, unread: 0 }))
 }
 
-fn receive(db: &Connection, batch: Vec<Delivery>, limits: Limits, now: UnixMillis) -> Result<Received> {
+pub fn set_wish(db: &Connection, app: &AppId, wish: Option<Wish>) -> Result<()> {
+    db.execute("UPDATE apps SET wish = ?2 WHERE app = ?1", params![app.as_str(), wish.map(wish_name)])?;
+    Ok(())
+}
+
+pub fn set_reg_id(db: &Connection, app: &AppId, reg_id: Option<RegId>, fulfilled: Wish) -> Result<()> {
+    let reg_id = reg_id.map(|reg_id| reg_id.to_string());
+    db.execute(
+        "UPDATE apps SET reg_id = ?2, wish = nullif(wish, ?3) WHERE app = ?1",
+        params![app.as_str(), reg_id, wish_name(fulfilled)],
+    )?;
+    Ok(())
+}
+
+pub fn renew_all(db: &Connection) -> Result<Vec<AppId>> {
+    db.prepare_cached(
+        "UPDATE apps SET wish = 'register', reg_id = NULL
+         WHERE reg_id IS NOT NULL AND wish IS NOT 'deregister' RETURNING app",
+    )?
+    .query_map([], |row| text(row, 0))?
+    .collect()
+}
+
+pub fn receive(db: &Connection, batch: Vec<Delivery>, limits: Limits, now: UnixMillis) -> Result<Received> {
     let mut received = Received::default();
     for delivery in batch {
         let id = delivery.push.id;
@@ -405,7 +221,7 @@ fn carry(db: &Connection, app: &AppId, dropped: u32) -> Result<()> {
     Ok(())
 }
 
-fn oldest(db: &Connection, app: &AppId) -> Result<Option<Unread>> {
+pub fn oldest(db: &Connection, app: &AppId) -> Result<Option<Unread>> {
     db.prepare_cached("SELECT place, received_ms, dropped, body FROM unread WHERE app = ?1 ORDER BY place LIMIT 1")?
         .query_row([app.as_str()], |row| {
             Ok(Unread {
@@ -420,7 +236,7 @@ fn oldest(db: &Connection, app: &AppId) -> Result<Option<Unread>> {
 }
 
 /// Settles the app's expired messages at the head of its queue; returns the first that is left.
-fn skip_expired(db: &Connection, app: &AppId, now: UnixMillis) -> Result<Option<Unread>> {
+pub fn skip_expired(db: &Connection, app: &AppId, now: UnixMillis) -> Result<Option<Unread>> {
     while let Some(unread) = oldest(db, app)? {
         if !unread.push.expired(now) {
             return Ok(Some(unread));
@@ -432,12 +248,28 @@ fn skip_expired(db: &Connection, app: &AppId, now: UnixMillis) -> Result<Option<
     Ok(None)
 }
 
-fn count(db: &Connection, app: &AppId) -> Result<u32> {
+/// The last place that was given to a message that is still unread.
+pub fn last_place(db: &Connection) -> Result<i64> {
+    db.query_row("SELECT coalesce(max(place), 0) FROM unread", [], |row| row.get(0))
+}
+
+/// The app has taken the message.
+pub fn take(db: &Connection, place: i64, id: MessageId, now: UnixMillis) -> Result<()> {
+    db.prepare_cached("DELETE FROM unread WHERE place = ?1")?.execute([place])?;
+    settle(db, id, Fate::Delivered, now)
+}
+
+pub fn forget_outcomes(db: &Connection, ids: &[MessageId]) -> Result<()> {
+    let mut forget = db.prepare_cached("DELETE FROM outcomes WHERE id = ?1")?;
+    ids.iter().try_for_each(|id| forget.execute([id.as_bytes()]).map(drop))
+}
+
+pub fn count(db: &Connection, app: &AppId) -> Result<u32> {
     db.prepare_cached("SELECT count(*) FROM unread WHERE app = ?1 AND expires_ms > ?2")?
         .query_row(params![app.as_str(), world::now().0], |row| row.get(0))
 }
 
-fn resume_point(db: &Connection) -> Result<Vec<MessageId>> {
+pub fn resume_point(db: &Connection) -> Result<Vec<MessageId>> {
     let window = i64::try_from(WINDOW).unwrap_or(i64::MAX);
     db.prepare_cached("SELECT id FROM seen ORDER BY place DESC LIMIT ?1")?
         .query_map([window], |row| id(row, 0))?
@@ -453,7 +285,7 @@ fn settle(db: &Connection, id: MessageId, fate: Fate, now: UnixMillis) -> Result
     Ok(())
 }
 
-fn outcomes(db: &Connection) -> Result<Vec<Outcome>> {
+pub fn outcomes(db: &Connection) -> Result<Vec<Outcome>> {
     let most = i64::try_from(LIST_MAX).unwrap_or(i64::MAX);
     db.prepare_cached("SELECT id, fate, at_ms FROM outcomes ORDER BY at_ms LIMIT ?1")?
         .query_map([most], |row| {
@@ -507,7 +339,3 @@ fn id(row: &Row<'_>, column: usize) -> Result<MessageId> {
     MessageId::from_slice(row.get_ref(column)?.as_blob()?)
         .map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Blob, error.into()))
 }
-
-#[cfg(test)]
-#[path = "store_tests.rs"]
-mod tests;
