@@ -41,8 +41,12 @@ struct Posted {
 
 /// Runs the demo.
 pub async fn demo(output: Output) -> Result<(), Fatal> {
-    let lab = Lab::new()?;
-    let mut demo = Demo::start(&lab, output).await?;
+    let lab = Lab::new("debug")?;
+    show(&lab, output).await.inspect_err(|_| eprint!("What the programs said last:\n{}", lab.said()))
+}
+
+async fn show(lab: &Lab, output: Output) -> Result<(), Fatal> {
+    let mut demo = Demo::start(lab, output).await?;
     demo.single().await?;
     demo.multiple().await?;
     demo.multicast().await?;

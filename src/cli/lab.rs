@@ -1,6 +1,8 @@
 //! Real servers, agents, buses and apps in a throw-away folder, for the demo and the bench.
 //! Everything that is started here ends with the [`Lab`].
 
+use std::fs::File;
+use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -16,16 +18,21 @@ use crate::daemon::{Exit, Fatal};
 /// How long a program may take to say that it is ready, or to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Lines that are kept of what each program says.
+const KEPT: usize = 40;
+
 /// The folder in which everything runs.
 #[derive(Debug)]
 pub struct Lab {
     folder: TempDir,
+    log: &'static str,
 }
 
 /// A server that runs, or ran.
 #[derive(Debug)]
 pub struct ServerProcess {
     config: PathBuf,
+    log: PathBuf,
     child: Option<Child>,
     /// The base URL of its API.
     pub api: String,
@@ -52,9 +59,19 @@ pub struct AppProcess {
 }
 
 impl Lab {
-    /// A new folder.
-    pub fn new() -> Result<Self, Fatal> {
-        Ok(Self { folder: TempDir::with_prefix("bellwire-").map_err(Fatal::of(Exit::IoErr))? })
+    /// A new folder, in which programs log at this level.
+    pub fn new(log: &'static str) -> Result<Self, Fatal> {
+        Ok(Self { folder: TempDir::with_prefix("bellwire-").map_err(Fatal::of(Exit::IoErr))?, log })
+    }
+
+    /// What the programs said last, for people who look for the cause of a failure.
+    pub fn said(&self) -> String {
+        let Ok(entries) = std::fs::read_dir(self.folder.path()) else { return String::new() };
+        let logs =
+            entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "log"));
+        let mut logs: Vec<PathBuf> = logs.collect();
+        logs.sort();
+        logs.iter().map(|log| tail(log)).collect()
     }
 
     /// A path in the folder.
@@ -78,11 +95,13 @@ impl Lab {
         });
         let scheme = if tls.is_some() { "wss://localhost" } else { "ws://127.0.0.1" };
         let text = format!(
-            "region = \"{region}\"\nstate-folder = {state:?}\nlog = \"info\"\n[api]\nlisten = \"127.0.0.1:{api}\"\n\
-             [gateway]\nlisten = \"127.0.0.1:{gateway}\"\n{tls_line}{more}"
+            "region = \"{region}\"\nstate-folder = {state:?}\nlog = \"{}\"\n[api]\nlisten = \"127.0.0.1:{api}\"\n\
+             [gateway]\nlisten = \"127.0.0.1:{gateway}\"\n{tls_line}{more}",
+            self.log
         );
         write(&config, &text)?;
         Ok(ServerProcess {
+            log: config.with_extension("log"),
             config,
             child: None,
             api: format!("http://127.0.0.1:{api}"),
@@ -98,13 +117,15 @@ impl Lab {
         let mut bus = spawn(bus.stdout(Stdio::piped()).stderr(Stdio::null())).map_err(|fatal| {
             Fatal::new(fatal.exit, format!("{} (`apt-get install dbus` provides dbus-daemon)", fatal.message))
         })?;
-        wait_for_line(bus.stdout.take(), "unix:").await?;
+        wait_for_line(bus.stdout.take(), "unix:", None).await?;
         let config = self.path(&format!("agent-{name}.toml"));
-        write(&config, &format!("gateway = {gateway:?}\nstate-folder = {:?}\n", self.path(&format!("agent-{name}"))))?;
+        let state = self.path(&format!("agent-{name}"));
+        write(&config, &format!("gateway = {gateway:?}\nstate-folder = {state:?}\nlog = \"{}\"\n", self.log))?;
+        let log = config.with_extension("log");
         let mut agent = Command::new(sibling("bellwired")?);
         agent.arg("--config").arg(config).env("DBUS_SESSION_BUS_ADDRESS", &address).stderr(Stdio::piped());
         let mut agent = spawn(&mut agent)?;
-        wait_for_line(agent.stderr.take(), " ready ").await?;
+        wait_for_line(agent.stderr.take(), " ready ", Some(log)).await?;
         Ok(DeviceProcess { _bus: bus, agent, address })
     }
 }
@@ -115,7 +136,7 @@ impl ServerProcess {
         let mut command = Command::new(sibling("bellwire-server")?);
         command.arg("--config").arg(&self.config).stderr(Stdio::piped());
         let mut child = spawn(&mut command)?;
-        wait_for_line(child.stderr.take(), " ready ").await?;
+        wait_for_line(child.stderr.take(), " ready ", Some(self.log.clone())).await?;
         self.child = Some(child);
         Ok(())
     }
@@ -212,11 +233,12 @@ pub fn spawn(command: &mut Command) -> Result<Child, Fatal> {
         .map_err(|error| Fatal::new(Exit::Unavailable, format!("{name} cannot be started: {error}")))
 }
 
-/// Waits for a line that holds `text`, and reads on in the background so that the program is never
-/// held up by a full pipe.
+/// Waits for a line that holds `text`, and reads on in the background, into a log if one is named,
+/// so that the program is never held up by a full pipe.
 async fn wait_for_line(
     output: Option<impl tokio::io::AsyncRead + Unpin + Send + 'static>,
     text: &str,
+    log: Option<PathBuf>,
 ) -> Result<(), Fatal> {
     let output = output.ok_or_else(|| Fatal::new(Exit::Software, "the program has no output"))?;
     let mut lines = BufReader::new(output).lines();
@@ -233,8 +255,24 @@ async fn wait_for_line(
     if !matches!(found.await, Ok(true)) {
         return Err(Fatal::new(Exit::Unavailable, format!("a program did not become ready; it said: {said}")));
     }
-    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    tokio::spawn(async move {
+        let mut log = log.and_then(|log| File::options().append(true).create(true).open(log).ok());
+        while let Ok(Some(line)) = lines.next_line().await {
+            if let Some(log) = &mut log {
+                // A log that cannot be written is only less help.
+                let _ = writeln!(log, "{line}");
+            }
+        }
+    });
     Ok(())
+}
+
+/// The last lines of a log, each with its name.
+fn tail(log: &Path) -> String {
+    let name = log.file_stem().unwrap_or_default().to_string_lossy();
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(KEPT)..].iter().map(|line| format!("{name}: {line}\n")).collect()
 }
 
 async fn terminate(child: &mut Child) -> Result<(), Fatal> {

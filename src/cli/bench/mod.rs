@@ -46,7 +46,7 @@ pub struct BenchArgs {
 
 /// Runs all measurements and prints the table.
 pub async fn bench(args: BenchArgs, output: Output) -> Result<(), Fatal> {
-    let lab = Lab::new()?;
+    let lab = Lab::new("info")?;
     note(output, "memory of idle connections, plain");
     let plain = memory::idle(&lab, args.connections, None).await?;
     note(output, "memory of idle connections, TLS");
