@@ -248,11 +248,23 @@ fn work(connection: &Connection, mut queue: mpsc::Receiver<Job>) {
                 Err(_) => break,
             }
         }
-        let writes = batch.iter().any(|job| matches!(job, Job::Write(_)));
-        let result = serve(connection, batch, writes);
-        if writes {
-            report(&result, &mut failing);
+        let mut writes = Vec::new();
+        for job in batch {
+            match job {
+                Job::Read(work) => answer(work, connection),
+                Job::Write(work) => writes.push(work),
+            }
         }
+        if !writes.is_empty() {
+            report(&serve(connection, writes), &mut failing);
+        }
+    }
+}
+
+/// Reads, and answers at once: a read sees what is on disk, waits for no commit and fails with none.
+fn answer(work: Work, connection: &Connection) {
+    if let Some(Done { answer, .. }) = work(Ok(connection)) {
+        answer(Ok(()));
     }
 }
 
@@ -266,30 +278,30 @@ fn report(result: &Result<(), DbError>, failing: &mut bool) {
     *failing = result.is_err();
 }
 
-/// Does the work of a batch in one transaction, if it changes anything, and answers.
-fn serve(connection: &Connection, batch: Vec<Job>, writes: bool) -> Result<(), DbError> {
-    if writes && let Err(error) = connection.execute_batch("BEGIN IMMEDIATE") {
+/// Does the work of a batch in one transaction, and answers.
+fn serve(connection: &Connection, batch: Vec<Work>) -> Result<(), DbError> {
+    if let Err(error) = connection.execute_batch("BEGIN IMMEDIATE") {
         let error = DbError::from(error);
-        refuse(connection, batch, &error);
+        // Told why not, work has nothing to wait for.
+        batch.into_iter().for_each(|work| drop(work(Err(error.clone()))));
         return Err(error);
     }
     let (mut answers, mut undone) = (Vec::new(), None);
-    for job in batch {
-        let done = match (job, &undone) {
-            (Job::Write(work), Some(error)) => work(Err(DbError::clone(error))),
-            (Job::Read(work) | Job::Write(work), _) => work(Ok(connection)),
+    for work in batch {
+        let done = match &undone {
+            Some(error) => work(Err(DbError::clone(error))),
+            None => work(Ok(connection)),
         };
         let Some(Done { answer, failed }) = done else { continue };
         answers.push(answer);
         // What followed outside the transaction would stand although it is called a failure.
-        if writes && undone.is_none() && connection.is_autocommit() {
+        if undone.is_none() && connection.is_autocommit() {
             undone = Some(failed.unwrap_or_else(|| DbError::Failed("the transaction was undone".into())));
         }
     }
     let committed = match undone {
         Some(error) => Err(error),
-        None if writes => commit(connection),
-        None => Ok(()),
+        None => commit(connection),
     };
     for answer in answers {
         answer(committed.clone());
@@ -305,19 +317,6 @@ fn commit(connection: &Connection) -> Result<(), DbError> {
         tracing::error!("a failed transaction could not be undone: {error}");
     }
     result
-}
-
-/// No transaction could be opened: reads are served, writes are told why not.
-fn refuse(connection: &Connection, batch: Vec<Job>, error: &DbError) {
-    for job in batch {
-        let done = match job {
-            Job::Read(work) => work(Ok(connection)),
-            Job::Write(work) => work(Err(error.clone())),
-        };
-        if let Some(Done { answer, .. }) = done {
-            answer(Ok(()));
-        }
-    }
 }
 
 #[cfg(test)]
@@ -383,9 +382,11 @@ mod tests {
         let gate = worker.read(move |_| Ok((started.send(()), opened.recv())));
         let gathered = async {
             running.await.unwrap();
-            tokio::join!(biased; write(1), write(1_000_000), write(2), async { open_gate.send(()).unwrap() })
+            let read = worker.read(|db| db.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0)));
+            tokio::join!(biased; write(1), write(1_000_000), read, write(2), async { open_gate.send(()).unwrap() })
         };
-        let (_, (before, large, after, ())) = tokio::join!(gate, gathered);
+        let (_, (before, large, read, after, ())) = tokio::join!(gate, gathered);
+        assert_eq!(read.unwrap(), 0, "a read fails with nobody's write");
         for (name, result) in [("before", before), ("large", large), ("after", after)] {
             assert!(matches!(result, Err(DbError::Full)), "{name}: {result:?}");
         }

@@ -9,10 +9,10 @@ mod device;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bellwire::http::HttpClient;
-use common::{App, Server};
+use common::{App, DEADLINE, Server};
 use device::{Device, DeviceApp, Manners, Message, NAME, codes, post, request, within};
 use futures_util::StreamExt;
 use tokio::sync::watch;
@@ -207,6 +207,28 @@ fn judge(answered: &BTreeSet<Attempt>, arrived: &[Message]) {
         assert!(first.is_sorted(), "a sender's messages arrived in another order: {first:?}");
     }
     println!("{} ids in {} calls, {again} marked", times.len(), arrived.len());
+}
+
+#[tokio::test]
+async fn a_device_acknowledges_nothing_before_it_is_on_its_disk() {
+    let server = Server::start("00", "");
+    let credentials = server.app_add(APP);
+    let mut device = Device::start(&server.gateway, "");
+    let mut app = device.app(APP).await;
+    // Somebody else writes to the agent's database, so that it cannot.
+    let database = rusqlite::Connection::open(device.folder.path().join("state/agent.db")).expect("a database");
+    database.execute_batch("BEGIN IMMEDIATE").expect("the agent writes nothing now");
+    assert_eq!(codes(&post(&server, &credentials, &request(app.reg_id.clone(), "1", "kept"))), [1000]);
+    // It has the message when it begins to wait for its store, and answers nobody then.
+    let started = Instant::now();
+    while app.call_within::<String>(Duration::from_millis(300), "GetRegistrationId", &APP).await.is_some() {
+        assert!(started.elapsed() < DEADLINE, "the agent does not try to store");
+    }
+    device.kill_agent();
+    database.execute_batch("ROLLBACK").expect("the transaction is ours");
+    device.restart_agent();
+    app.connect(&[]).await.expect("the app may connect");
+    assert_eq!(app.next().await.data(), "kept");
 }
 
 #[tokio::test]

@@ -285,6 +285,16 @@ impl DeviceApp {
         within(method, call).await?.body().deserialize()
     }
 
+    /// The same, or `None` without an answer in this time.
+    pub async fn call_within<R: serde::de::DeserializeOwned + zbus::Type>(
+        &self,
+        time: Duration,
+        method: &str,
+        arguments: &(impl serde::Serialize + zbus::DynamicType),
+    ) -> Option<zbus::Result<R>> {
+        tokio::time::timeout(time, self.call(method, arguments)).await.ok()
+    }
+
     /// The app without its messages, and its messages.
     pub fn split(mut self) -> (Self, mpsc::UnboundedReceiver<Message>) {
         let (_, nothing) = mpsc::unbounded_channel();
