@@ -290,10 +290,13 @@ impl Connection {
     }
 
     async fn use_gateway(&mut self, gateway: String) {
-        match gateway.parse() {
-            Ok(parsed) => {
+        match gateway.parse::<Gateway>() {
+            Ok(named) if self.parts.gateway.encrypted() && !named.encrypted() => {
+                warn!("the server named an unencrypted gateway, which is not used: {named}");
+            }
+            Ok(named) => {
                 info!("the server named another gateway: {gateway}");
-                self.parts.gateway = parsed;
+                self.parts.gateway = named;
                 let done = self.parts.store.set_gateway(&self.parts.configured.to_string(), gateway).await;
                 self.or_log(done, ());
             }

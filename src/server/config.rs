@@ -9,6 +9,7 @@ use serde::Deserialize;
 use tokio::sync::Semaphore;
 
 use crate::config::{self, ConfigError, LogLevel, TlsFiles, check_plain_text, loopback};
+use crate::link;
 use crate::proto::Region;
 
 /// Everything an operator may set. Keys in the file are written with `-` instead of `_`.
@@ -59,6 +60,8 @@ pub struct Gateway {
     pub enrolment_key: Option<String>,
     /// The longest silence that everything between devices and this server survives, in seconds.
     pub ka_max_s: u32,
+    /// The URL of the gateway that every device is sent to from here on; none is served here then.
+    pub move_to: Option<String>,
     /// Most connections that may be in their handshake at a time.
     pub handshakes: usize,
 }
@@ -108,6 +111,7 @@ impl Default for Gateway {
             allow_plain_text: false,
             enrolment_key: None,
             ka_max_s: 1650,
+            move_to: None,
             handshakes: 256,
         }
     }
@@ -150,6 +154,9 @@ impl ServerConfig {
                 "`[regions]` names {}, which is this server's own region",
                 self.region
             )));
+        }
+        if let Some(Err(why)) = self.gateway.move_to.as_deref().map(str::parse::<link::Gateway>) {
+            return Err(ConfigError::Unwise(format!("`[gateway] move-to`: {why}")));
         }
         for (region, url) in &self.regions {
             self.check_region(*region, url)?;

@@ -104,9 +104,13 @@ where
         Ok(claim) => prove(&server, claim).await,
         Err(bye) => Err(bye),
     };
-    match proven {
-        Ok((claim, enrolled)) => begin(server, socket, claim, enrolled),
-        Err(bye) => {
+    match (proven, &server.config.gateway.move_to) {
+        (Ok(_), Some(gateway)) => {
+            socket.queue(&ToDevice::Redirect { gateway: gateway.clone() })?;
+            socket.close().await?;
+        }
+        (Ok((claim, enrolled)), None) => begin(server, socket, claim, enrolled),
+        (Err(bye), _) => {
             debug!("a device was turned away: {}", bye.reason);
             socket.queue(&ToDevice::Bye(bye))?;
             socket.close().await?;

@@ -1,0 +1,122 @@
+//! TLS on both ports of a server, and devices that are sent from one gateway to another.
+
+#![cfg(all(feature = "agent", feature = "server"))]
+
+mod common;
+#[path = "common/device.rs"]
+mod device;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{Server, curl};
+use device::{Device, within};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const APP: &str = "org.example.Chat";
+
+/// A throw-away certificate for localhost, made by openssl.
+struct Certificate {
+    _folder: TempDir,
+    chain: PathBuf,
+    key: PathBuf,
+}
+
+impl Certificate {
+    fn make() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (chain, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+        let mut openssl = Command::new("openssl");
+        openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]);
+        openssl.args(["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]);
+        openssl.args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"]).arg(&key).arg("-out").arg(&chain);
+        let made = openssl.output().expect("openssl runs; `apt-get install openssl` provides it");
+        assert!(made.status.success(), "{made:?}");
+        Self { _folder: folder, chain, key }
+    }
+
+    /// The settings of a server that has it on both ports.
+    fn settings(&self) -> String {
+        let tls = format!("tls = {{ certificate = {:?}, key = {:?} }}\n", self.chain, self.key);
+        format!("[api]\n{tls}[gateway]\n{tls}")
+    }
+}
+
+/// The URL with the name that the certificate is for.
+fn by_name(url: &str) -> String {
+    url.replace("127.0.0.1", "localhost")
+}
+
+fn trusting(chain: &Path) -> String {
+    format!("ca = {chain:?}\n")
+}
+
+async fn until_status(device: &Device, wanted: impl Fn(&Value) -> bool) -> Value {
+    within("the wanted status", async {
+        loop {
+            let told = device.tool(&["--json", "status"]);
+            let status: Value = serde_json::from_slice(&told.stdout).expect("the tool prints JSON");
+            if wanted(&status["link"]) {
+                return status["link"].clone();
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_notification_travels_encrypted_from_sender_to_device() {
+    let certificate = Certificate::make();
+    let server = Server::start("00", &certificate.settings());
+    assert!(server.api.starts_with("https://") && server.gateway.starts_with("wss://"));
+    let credentials = server.app_add(APP);
+    let device = Device::start(&by_name(&server.gateway), &trusting(&certificate.chain));
+    let mut app = device.app(APP).await;
+    let url = format!("{}/spp/pns/api/push", by_name(&server.api));
+    let (id, secret) = (format!("appID: {}", credentials.id), format!("appSecret: {}", credentials.secret));
+    let body = device::request(app.reg_id.clone(), "1", "over TLS").to_string();
+    let chain = certificate.chain.to_string_lossy();
+    let answer = curl(&["--cacert", &chain, "-H", &id, "-H", &secret, "--data-binary", "@-", &url], body.as_bytes());
+    assert_eq!(answer.json()["results"][0]["statusCode"], 1000, "{answer:?}");
+    assert_eq!(app.next().await.data(), "over TLS");
+    assert_eq!(until_status(&device, |link| link["state"] == "online").await["encrypted"], true);
+}
+
+#[tokio::test]
+async fn a_device_that_does_not_trust_the_certificate_says_so() {
+    let (certificate, other) = (Certificate::make(), Certificate::make());
+    let server = Server::start("00", &certificate.settings());
+    let device = Device::start(&by_name(&server.gateway), &trusting(&other.chain));
+    let link = until_status(&device, |link| link["state"] == "waiting").await;
+    let why = link["why"].as_str().expect("a reason");
+    assert!(why.contains("certificate"), "{why}");
+}
+
+#[tokio::test]
+async fn a_device_moves_to_the_gateway_it_is_sent_to_and_stays_there() {
+    let new = Server::start("00", "");
+    let old = Server::start("00", &format!("[gateway]\nmove-to = {:?}\n", new.gateway));
+    let mut device = Device::start(&old.gateway, "");
+    let moved = async |device: &Device| {
+        let link = until_status(device, |link| link["state"] == "online").await;
+        assert_eq!(link["gateway"], new.gateway.as_str());
+    };
+    moved(&device).await;
+    drop(old);
+    device.kill_agent();
+    device.restart_agent();
+    moved(&device).await;
+}
+
+#[tokio::test]
+async fn an_encrypted_gateway_cannot_send_a_device_to_an_unencrypted_one() {
+    let certificate = Certificate::make();
+    let plain = Server::start("00", "");
+    let settings = certificate.settings().replace("[gateway]", &format!("[gateway]\nmove-to = {:?}", plain.gateway));
+    let server = Server::start("00", &settings);
+    let device = Device::start(&by_name(&server.gateway), &trusting(&certificate.chain));
+    let link = until_status(&device, |link| link["failures"].as_u64() > Some(1)).await;
+    assert_eq!(link["gateway"], by_name(&server.gateway).as_str());
+}
