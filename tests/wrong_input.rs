@@ -117,7 +117,7 @@ async fn an_app_can_do_nothing_with_what_is_not_its_own() {
     let credentials = server.app_add(APP);
     let device = Device::start(&server.gateway, "");
     let mut owner = device.app(APP).await;
-    let thief = DeviceApp::new(device.connect().await, APP).await;
+    let thief = device.unconnected_app(APP).await;
     assert_eq!(error_name(thief.connect(&[]).await), "PermissionDenied");
     for method in ["Disconnect", "Register", "Deregister", "GetRegistrationId", "TakeUnread", "RequestUnread"] {
         assert_eq!(error_name(thief.call::<String>(method, &APP).await), "PermissionDenied", "{method}");
@@ -125,7 +125,7 @@ async fn an_app_can_do_nothing_with_what_is_not_its_own() {
         assert_eq!(error_name(thief.call::<String>(method, &"no id").await), "InvalidAppId", "{method}");
     }
     for id in ["", "a b", "ü", &"x".repeat(129), "a/b", "a\nb"] {
-        let nobody = DeviceApp::new(device.connect().await, id).await;
+        let nobody = device.unconnected_app(id).await;
         assert_eq!(error_name(nobody.connect(&[]).await), "InvalidAppId", "{id:?}");
     }
     // Calls that are not in the contract.
@@ -159,7 +159,7 @@ async fn an_app_that_comes_back_at_once_is_let_in() {
     // All are on the bus before, so that nothing happens between the end of one and the next.
     let mut processes = Vec::new();
     for _ in 0..50 {
-        processes.push(DeviceApp::new(device.connect().await, APP).await);
+        processes.push(device.unconnected_app(APP).await);
     }
     for app in processes {
         app.connect(&[]).await.expect("nobody has it any longer");

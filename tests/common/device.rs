@@ -98,9 +98,20 @@ impl Device {
         within("a connection to the bus", builder.build()).await.expect("the bus runs")
     }
 
+    /// An app that exports `App1` and has not connected.
+    pub async fn unconnected_app(&self, id: &str) -> DeviceApp {
+        let (messages, inbox) = mpsc::unbounded_channel();
+        let manners = Arc::new(Mutex::new(Manners::Take));
+        let exported = Exported { messages, manners: Arc::clone(&manners) };
+        // Served from the start: an object that is added later may miss the first calls.
+        let builder = zbus::connection::Builder::address(self.address.as_str()).serve_at(APP_PATH, exported);
+        let bus = within("a connection to the bus", builder.build()).await.expect("the bus runs");
+        DeviceApp { id: id.to_owned(), reg_id: String::new(), bus, inbox, manners }
+    }
+
     /// An app that is connected and registered, and takes every message.
     pub async fn app(&self, id: &str) -> DeviceApp {
-        let mut app = DeviceApp::new(self.connect().await, id).await;
+        let mut app = self.unconnected_app(id).await;
         app.connect(&[]).await.expect("the app may connect");
         app.reg_id = app.call::<String>("Register", &app.id).await.expect("the app may register");
         app
@@ -258,15 +269,6 @@ impl Exported {
 }
 
 impl DeviceApp {
-    /// An app that exports `App1` and has not connected.
-    pub async fn new(bus: Connection, id: &str) -> Self {
-        let (messages, inbox) = mpsc::unbounded_channel();
-        let manners = Arc::new(Mutex::new(Manners::Take));
-        let exported = Exported { messages, manners: Arc::clone(&manners) };
-        bus.object_server().at(APP_PATH, exported).await.expect("the path is free");
-        Self { id: id.to_owned(), reg_id: String::new(), bus, inbox, manners }
-    }
-
     /// Calls `Connect` with these options; returns state and regId.
     pub async fn connect(&self, options: &[(&str, bool)]) -> zbus::Result<(String, String)> {
         let options: HashMap<&str, Variant<'_>> =
