@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use common::{App, DEADLINE, Server};
-use device::{Device, DeviceApp, NAME, OBJECT, PUSH, codes, error_name, post, request, within};
+use device::{Device, DeviceApp, Manners, NAME, OBJECT, PUSH, codes, error_name, post, request, within};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
@@ -150,6 +150,24 @@ async fn an_app_can_do_nothing_with_what_is_not_its_own() {
     assert_eq!(codes(&answer), [1000]);
     owner.connect(&[]).await.expect("it is its own");
     assert_eq!(owner.next().await.data(), "kept");
+}
+
+#[tokio::test]
+async fn an_app_that_does_not_answer_is_answered_all_the_same() {
+    let server = Server::start("00", "");
+    let credentials = server.app_add(APP);
+    let device = Device::start(&server.gateway, "");
+    let mut app = device.app(APP).await;
+    app.behave(Manners::Ignore);
+    for data in ["ignored", "behind it"] {
+        assert_eq!(codes(&post(&server, &credentials, &request(app.reg_id.clone(), data, data))), [1000]);
+    }
+    assert_eq!(app.next().await.data(), "ignored");
+    // The daemon's own patience with the app is as long as this test's.
+    let taken: HashMap<String, zbus::OwnedVariant> = app.call("TakeUnread", &APP).await.expect("an answer");
+    assert!(taken.is_empty(), "{taken:?}");
+    assert!(app.call::<u32>("RequestUnread", &APP).await.expect("an answer") >= 1);
+    assert_eq!(app.call::<String>("GetRegistrationId", &APP).await.expect("an answer"), app.reg_id);
 }
 
 #[tokio::test]

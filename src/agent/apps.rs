@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Mutex as AsyncMutex, Notify};
+use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use zbus::OwnedObjectPath;
 use zbus::names::OwnedUniqueName;
 
@@ -64,15 +64,21 @@ pub enum Head {
     Taken(MessageId),
 }
 
-/// The right to deliver to one app.
-pub type Lane = Arc<AsyncMutex<Head>>;
+/// The way to one app.
+#[derive(Debug, Default)]
+pub struct Lane {
+    /// The right to deliver to it.
+    pub head: Arc<AsyncMutex<Head>>,
+    /// A message is being handed over: the app has it, or is about to, and has not answered.
+    pub handing: watch::Sender<bool>,
+}
 
 /// The connected apps.
 #[derive(Debug, Default)]
 pub struct Apps {
     lines: Mutex<HashMap<AppId, Arc<Line>>>,
     /// One for each app that ever connected; their number is limited by the store's.
-    lanes: Mutex<HashMap<AppId, Lane>>,
+    lanes: Mutex<HashMap<AppId, Arc<Lane>>>,
 }
 
 /// Another connection has the app.
@@ -133,7 +139,7 @@ impl Apps {
     }
 
     /// The app's lane.
-    pub fn lane(&self, app: &AppId) -> Lane {
+    pub fn lane(&self, app: &AppId) -> Arc<Lane> {
         Arc::clone(lock(&self.lanes).entry(app.clone()).or_default())
     }
 }

@@ -73,11 +73,14 @@ impl Courier {
     /// and has been logged.
     async fn deliver_all(&self, line: &Line) -> Result<(), DbError> {
         let lane = self.apps.lane(&line.app);
-        let mut head = lane.lock().await;
+        let mut head = lane.head.lock().await;
         while !line.is_closed() {
             let Some((unread, again)) = self.next(&line.app, &mut head).await? else { break };
             *head = Head::Offered(unread.push.id);
-            if let Err(why) = self.hand_over(line, &unread, again).await {
+            lane.handing.send_replace(true);
+            let handed = self.hand_over(line, &unread, again).await;
+            lane.handing.send_replace(false);
+            if let Err(why) = handed {
                 debug!(app = %line.app, id = %unread.push.id, "a message stays unread: {why}");
                 break;
             }

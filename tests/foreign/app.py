@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import deque
 
 from jeepney import DBusAddress, MatchRule, MessageType, new_error, new_method_call, new_method_return
@@ -76,6 +77,16 @@ class App:
         signal = self.bus.recv_until_filtered(self.signals, timeout=DEADLINE)
         assert signal.header.fields[3] == "RegistrationChanged", signal
         return signal.body
+
+    def wait_unread(self, count):
+        """Waits until so many messages are on the device. They come some time after curl is answered."""
+        manager = PUSH.with_interface("org.bellwire.Manager1")
+        deadline = time.monotonic() + DEADLINE
+        while time.monotonic() < deadline:
+            (apps,) = self.bus.send_and_get_reply(new_method_call(manager, "ListApps"), timeout=DEADLINE).body
+            if [app["unread"] for app in apps if app["app"] == ("s", self.app)] == [("u", count)]:
+                return
+        raise TimeoutError(f"{count} messages did not come to the device")
 
     def unread(self):
         """Takes all unread messages one by one, without App1."""
@@ -180,6 +191,7 @@ step("an error answer leaves it unread, and RequestUnread gives it again")
 app.call("Disconnect")
 for number in range(3):
     send(f"away {number}", appData=f"away {number}")
+app.wait_unread(3)
 assert app.connect(hold_unread=True) == ("registered", REG_ID)
 assert [message["app_data"] for message in app.unread()] == ["away 0", "away 1", "away 2"]
 assert app.call("RequestUnread") == (0,)
@@ -187,11 +199,13 @@ step("what came while it was away waits with hold-unread, and TakeUnread takes i
 
 app.call("Disconnect")
 send("9", appData="waiting")
+app.wait_unread(1)
 assert app.connect(hold_unread=True) == ("registered", REG_ID)
 assert app.call("RequestUnread") == (1,)
 assert app.next()["app_data"] == "waiting"
 app.call("Disconnect")
 send("10", appData="waiting too")
+app.wait_unread(1)
 assert app.connect() == ("registered", REG_ID)
 assert app.next()["app_data"] == "waiting too"
 assert app.unread() == []

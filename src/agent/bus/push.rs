@@ -189,7 +189,14 @@ impl Push {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<ResponseDispatchNotifier<HashMap<&'static str, Variant<'static>>>, Error> {
         let line = self.line(bus, &header, app).await?;
-        let mut head = self.shared.apps.lane(&line.app).lock_owned().await;
+        let lane = self.shared.apps.lane(&line.app);
+        let mut handing = lane.handing.subscribe();
+        // An app of one thread answers no message while it waits for us.
+        let mut head = tokio::select! {
+            biased;
+            head = Arc::clone(&lane.head).lock_owned() => head,
+            _ = handing.wait_for(|handing| *handing) => return Ok(ResponseDispatchNotifier::new(HashMap::new()).0),
+        };
         let courier = self.shared.courier(bus);
         let next = courier.next(&line.app, &mut head).await?;
         let members = next.as_ref().map(|(unread, again)| dictionary(unread, *again)).unwrap_or_default();
