@@ -16,7 +16,7 @@ use rustls::ClientConfig;
 /// How long connecting may take.
 const CONNECT: Duration = Duration::from_secs(3);
 /// How long a whole exchange may take.
-const EXCHANGE: Duration = Duration::from_secs(15);
+const EXCHANGE: Duration = Duration::from_secs(6);
 /// How long an idle connection is kept: less than servers keep theirs, so that none is used in the
 /// moment in which its other end closes it.
 const IDLE: Duration = Duration::from_secs(5);
