@@ -93,7 +93,7 @@ impl Lab {
         let tls_line = tls.map_or_else(String::new, |(certificate, key)| {
             format!("tls = {{ certificate = {certificate:?}, key = {key:?} }}\n")
         });
-        let scheme = if tls.is_some() { "wss://localhost" } else { "ws://127.0.0.1" };
+        let scheme = if tls.is_some() { "wss" } else { "ws" };
         let text = format!(
             "region = \"{region}\"\nstate-folder = {state:?}\nlog = \"{}\"\n[api]\nlisten = \"127.0.0.1:{api}\"\n\
              [gateway]\nlisten = \"127.0.0.1:{gateway}\"\n{tls_line}{more}",
@@ -105,7 +105,7 @@ impl Lab {
             config,
             child: None,
             api: format!("http://127.0.0.1:{api}"),
-            gateway: format!("{scheme}:{gateway}"),
+            gateway: format!("{scheme}://127.0.0.1:{gateway}"),
         })
     }
 

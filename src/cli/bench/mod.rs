@@ -70,7 +70,7 @@ fn note(output: Output, what: &str) {
     }
 }
 
-/// A throw-away certificate for localhost.
+/// A throw-away certificate for this machine's loopback address.
 struct Certificate {
     certificate: PathBuf,
     key: PathBuf,
@@ -90,7 +90,7 @@ async fn certificate(lab: &Lab) -> Result<Certificate, Fatal> {
         "-days",
         "30",
     ]);
-    openssl.args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]);
+    openssl.args(["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]);
     openssl.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
     openssl.arg("-keyout").arg(&files.key).arg("-out").arg(&files.certificate);
     let made = lab::spawn(openssl.stderr(Stdio::null()).stdout(Stdio::null()))
