@@ -23,7 +23,7 @@ demo: ## Show the main job: two servers, two devices, an app on each
 test: ## Run all tests
 	@$(SETUP) test $(BUILD)
 	@$(SETUP) test sh -c 'if cargo nextest --version >/dev/null 2>&1; \
-	    then exec cargo nextest run --locked; else exec cargo test --locked; fi'
+	    then exec cargo nextest run --locked; else exec cargo test --locked --tests; fi'
 
 check: ## Formatting, lints, documentation, and the smaller builds
 	@$(SETUP) check cargo fmt --check
