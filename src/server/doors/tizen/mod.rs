@@ -19,7 +19,7 @@ use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use http_body_util::LengthLimitError;
+use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -40,6 +40,8 @@ pub const PATH: &str = "/spp/pns/api/push";
 const DETAIL: HeaderName = HeaderName::from_static("bellwire-detail");
 /// Marks a request that another region passed on, which is not passed on again.
 const FORWARDED: &str = "bellwire-forwarded";
+/// Bytes of a body over the limit that are read and thrown away.
+const DISCARDED: usize = 8 * 1024 * 1024;
 /// How long a sender may take to send its body.
 const BODY: Duration = Duration::from_secs(30);
 /// Seconds after which a sender may try again what could not be done now.
@@ -91,12 +93,12 @@ async fn push(State(server): State<Arc<Server>>, headers: HeaderMap, body: Body)
         Err(code) => return refuse(code, "the headers appID and appSecret do not name a registered application"),
     };
     let limits = server.config.limits;
-    let body = match tokio::time::timeout(BODY, axum::body::to_bytes(body, limits.body_bytes)).await {
+    let body = match tokio::time::timeout(BODY, read(body, limits.body_bytes)).await {
         Ok(Ok(body)) => body,
-        Ok(Err(error)) if !is_over_limit(&error) => return refuse(Code::Io, "the body broke off or is badly chunked"),
-        Ok(Err(_)) => {
+        Ok(Err(Unread::TooLong)) => {
             return refuse(Code::TooLong, &format!("the body is over the limit of {} bytes", limits.body_bytes));
         }
+        Ok(Err(Unread::Broken)) => return refuse(Code::Io, "the body broke off or is badly chunked"),
         Err(_) => return refuse(Code::Io, "the body did not arrive in time"),
     };
     match request::parse(&body, limits.app_data_bytes) {
@@ -110,8 +112,26 @@ async fn push(State(server): State<Arc<Server>>, headers: HeaderMap, body: Body)
     }
 }
 
-fn is_over_limit(error: &axum::Error) -> bool {
-    std::error::Error::source(error).is_some_and(|cause| cause.is::<LengthLimitError>())
+/// Why a body was not read.
+enum Unread {
+    TooLong,
+    Broken,
+}
+
+/// Reads a body of at most `limit` bytes. The rest of a longer one is thrown away up to
+/// [`DISCARDED`]: a sender that is still writing when the connection closes may miss the answer.
+async fn read(body: Body, limit: usize) -> Result<Vec<u8>, Unread> {
+    let (mut chunks, mut kept, mut length) = (body.into_data_stream(), Vec::new(), 0);
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| Unread::Broken)?;
+        length += chunk.len();
+        if length <= limit {
+            kept.extend_from_slice(&chunk);
+        } else if length > limit + DISCARDED {
+            break;
+        }
+    }
+    if length > limit { Err(Unread::TooLong) } else { Ok(kept) }
 }
 
 /// An authenticated application server.
