@@ -5,6 +5,7 @@ use std::fs::{File, TryLockError};
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
@@ -208,4 +209,9 @@ pub fn say(line: &str) {
     if writeln!(std::io::stdout(), "{line}").is_err() {
         std::process::exit(0);
     }
+}
+
+/// Locks a value that is whole at every moment, so that a panic elsewhere has not spoilt it.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

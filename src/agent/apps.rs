@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
 use zbus::OwnedObjectPath;
 use zbus::names::OwnedUniqueName;
 
+use crate::daemon::lock;
 use crate::proto::{AppId, MessageId};
 
 /// One app's connection.
@@ -142,11 +143,6 @@ impl Apps {
     pub fn lane(&self, app: &AppId) -> Arc<Lane> {
         Arc::clone(lock(&self.lanes).entry(app.clone()).or_default())
     }
-}
-
-/// The guarded maps are whole at every moment, so a panic elsewhere does not spoil them.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -8,10 +8,11 @@ use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
 
+use crate::daemon::lock;
 use crate::proto::{DeviceId, Push};
 
 /// Parts of the map, so that many cores do not wait for one lock.
@@ -135,11 +136,6 @@ impl Default for Registry {
     fn default() -> Self {
         Self::new()
     }
-}
-
-/// The guarded values are whole at every moment, so a panic elsewhere does not spoil them.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::quantiles::Quantiles;
-use crate::daemon::{self, Exit, Fatal};
+use crate::daemon::{self, Exit, Fatal, lock};
 use crate::db::{self, Worker};
 use crate::link::dial::{Dialling, Stream};
 use crate::link::{Gateway, LinkError, Socket, dial};
@@ -276,9 +276,4 @@ pub fn micros() -> u64 {
 fn print(value: &impl Serialize) -> Result<(), Fatal> {
     println!("{}", serde_json::to_string(value).map_err(Fatal::of(Exit::Software))?);
     Ok(())
-}
-
-/// The counts are whole at every moment.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
