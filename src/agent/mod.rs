@@ -9,6 +9,7 @@ pub mod bus;
 pub mod config;
 pub mod connection;
 pub mod deliver;
+pub mod plan;
 pub mod store;
 
 use std::path::PathBuf;

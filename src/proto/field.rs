@@ -6,12 +6,11 @@
 //! table of key-value pairs; "+" for space is what the Tizen daemon came to do.
 
 /// What to do with a notification whose app is not connected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Keep it and show it to the user.
     Alert,
-    /// Keep it; the default.
-    #[default]
+    /// Keep it; what is done if nothing is asked for.
     Silent,
     /// Throw it away.
     Discard,
@@ -35,8 +34,8 @@ pub enum Badge {
 /// The parsed fields of a `message` string.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Fields {
-    /// `action`; [`Action::Silent`] when absent.
-    pub action: Action,
+    /// `action`.
+    pub action: Option<Action>,
     /// `alertMessage`, decoded, at most [`ALERT_BYTES`] bytes.
     pub alert: Option<String>,
     /// `badgeOption` with `badgeNumber`.
@@ -64,22 +63,23 @@ pub fn parse(raw: &str) -> Fields {
         }
     }
     // Only the last of each is judged: a sender cannot make us hold a reason for every repetition.
-    fields.action = verb.map_or(Action::default(), |verb| action(&verb, &mut fields.problems));
+    fields.action = verb.and_then(|verb| action(&verb, &mut fields.problems));
     fields.alert = text.map(|text| alert(&text, &mut fields.problems));
     fields.badge = option.and_then(|option| badge(&option, number.as_deref(), &mut fields.problems));
     fields
 }
 
-fn action(value: &str, problems: &mut Vec<String>) -> Action {
+fn action(value: &str, problems: &mut Vec<String>) -> Option<Action> {
     match value {
-        "ALERT" => Action::Alert,
-        "SILENT" | "" => Action::Silent,
-        "DISCARD" => Action::Discard,
-        "LAUNCH" => Action::Launch,
-        "BACKGROUNDLAUNCH" | "backgroundLaunch" => Action::BackgroundLaunch,
+        "ALERT" => Some(Action::Alert),
+        "SILENT" => Some(Action::Silent),
+        "DISCARD" => Some(Action::Discard),
+        "LAUNCH" => Some(Action::Launch),
+        "BACKGROUNDLAUNCH" | "backgroundLaunch" => Some(Action::BackgroundLaunch),
+        "" => None,
         _ => {
             problems.push("action is none of ALERT, SILENT, DISCARD, LAUNCH, BACKGROUNDLAUNCH".into());
-            Action::Silent
+            None
         }
     }
 }
@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn the_guide_s_example_parses_in_any_order() {
         let expected = Fields {
-            action: Action::Alert,
+            action: Some(Action::Alert),
             alert: Some("Hi".into()),
             badge: Some(Badge::Increase(1)),
             problems: vec![],
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_means_silent_without_complaint() {
+    fn nothing_asks_for_nothing_without_complaint() {
         assert_eq!(parse(""), Fields::default());
         assert_eq!(parse("example"), Fields::default());
         assert_eq!(parse("alartMessage=Hi&x=1"), Fields::default());
@@ -135,7 +135,7 @@ mod tests {
     fn values_are_form_decoded_and_the_last_of_a_key_wins() {
         let fields = parse("alertMessage=a&alertMessage=Two+words%21&action=LAUNCH");
         assert_eq!(fields.alert.as_deref(), Some("Two words!"));
-        assert_eq!(fields.action, Action::Launch);
+        assert_eq!(fields.action, Some(Action::Launch));
     }
 
     #[test]
@@ -144,13 +144,13 @@ mod tests {
             ["action=SHOUT", "badgeOption=ADD&badgeNumber=1", "badgeOption=SET&badgeNumber=1000", "badgeOption=SET"]
         {
             let fields = parse(raw);
-            assert_eq!((fields.action, fields.badge, fields.problems.len()), (Action::Silent, None, 1), "{raw}");
+            assert_eq!((fields.action, fields.badge, fields.problems.len()), (None, None, 1), "{raw}");
         }
     }
 
     #[test]
     fn of_a_repeated_key_only_the_last_is_complained_about() {
-        assert_eq!(parse("action=SHOUT&action=ALERT"), Fields { action: Action::Alert, ..Fields::default() });
+        assert_eq!(parse("action=SHOUT&action=ALERT"), Fields { action: Some(Action::Alert), ..Fields::default() });
         assert_eq!(parse(&"action=SHOUT&".repeat(150)).problems.len(), 1);
     }
 
