@@ -108,15 +108,30 @@ pub fn user_config_folder() -> Option<PathBuf> {
     xdg_folder("XDG_CONFIG_HOME", ".config")
 }
 
+/// The folder for a user's data: `$XDG_DATA_HOME`, else `~/.local/share`.
+pub fn user_data_folder() -> Option<PathBuf> {
+    xdg_base("XDG_DATA_HOME", ".local/share")
+}
+
+/// The folders of data for everybody: `$XDG_DATA_DIRS`, else `/usr/local/share` and `/usr/share`.
+pub fn data_folders() -> Vec<PathBuf> {
+    let set = std::env::var_os("XDG_DATA_DIRS").filter(|folders| !folders.is_empty());
+    let folders = set.unwrap_or_else(|| "/usr/local/share:/usr/share".into());
+    std::env::split_paths(&folders).filter(|path| path.is_absolute()).collect()
+}
+
 /// The folder of a service's state.
 pub fn system_state_folder() -> PathBuf {
     PathBuf::from("/var/lib/bellwire")
 }
 
 fn xdg_folder(variable: &str, below_home: &str) -> Option<PathBuf> {
+    Some(xdg_base(variable, below_home)?.join("bellwire"))
+}
+
+fn xdg_base(variable: &str, below_home: &str) -> Option<PathBuf> {
     let set = std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
-    let base = set.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(below_home)))?;
-    Some(base.join("bellwire"))
+    set.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(below_home)))
 }
 
 #[cfg(test)]

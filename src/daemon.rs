@@ -215,3 +215,19 @@ pub fn say(line: &str) {
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// A place where a test may let the power go: the program ends here, unasked and at once, if the
+/// environment's `BELLWIRE_FAULT` names the place. Compiled only with the feature `fault-points`.
+#[cfg(feature = "fault-points")]
+pub fn fault_point(place: &str) {
+    if std::env::var_os("BELLWIRE_FAULT").is_some_and(|wanted| wanted == place) {
+        // Invariant: a process may always kill itself.
+        nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGKILL).expect("a signal is sent");
+        std::thread::sleep(std::time::Duration::MAX);
+    }
+}
+
+/// Nothing: there are no faults in a program for use.
+#[cfg(not(feature = "fault-points"))]
+#[inline(always)]
+pub fn fault_point(_place: &str) {}

@@ -60,6 +60,9 @@ fn every_key_of_a_configuration_has_its_place() {
     let agent = keys(&file("examples/agent.toml"));
     assert!(agent.contains("enrolment-key") && agent.contains("unread-bytes"), "{agent:?}");
     assert_mentions("bellwired.toml.5", agent);
+    let manifest = keys(&file("examples/org.example.Chat.toml"));
+    assert!(manifest.contains("desktop-file") && manifest.contains("[allow]"), "{manifest:?}");
+    assert_mentions("bellwire-apps.d.5", manifest);
 }
 
 #[test]

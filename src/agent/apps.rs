@@ -4,7 +4,6 @@
 //! its lane, whoever delivers them; no app waits for another.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
@@ -26,7 +25,7 @@ pub struct Line {
     /// It wants its unread messages only when it asks.
     pub hold_unread: bool,
     attention: Notify,
-    closed: AtomicBool,
+    closed: watch::Sender<bool>,
 }
 
 impl Line {
@@ -42,11 +41,17 @@ impl Line {
 
     /// Whether the app has disconnected.
     pub fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+        *self.closed.borrow()
+    }
+
+    /// Waits until it has.
+    pub async fn closed(&self) {
+        // The sender is this line's own: it cannot be gone.
+        let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
     }
 
     fn close(&self) {
-        self.closed.store(true, Ordering::Release);
+        self.closed.send_replace(true);
         self.ring();
     }
 }
@@ -110,7 +115,7 @@ impl Apps {
             path,
             hold_unread,
             attention: Notify::new(),
-            closed: AtomicBool::new(false),
+            closed: watch::Sender::new(false),
         });
         if let Some(older) = lines.insert(app, Arc::clone(&line)) {
             older.close();

@@ -48,10 +48,22 @@ pub struct Limits {
     pub unread_messages: u32,
     /// Bytes of unread messages of one app; beyond it the oldest goes.
     pub unread_bytes: u64,
+    /// Unread messages of all apps; beyond it the oldest of the app with the most bytes goes.
+    pub total_messages: u32,
+    /// Bytes of unread messages of all apps, with the same effect.
+    pub total_bytes: u64,
+    /// Hours that a message waits for its app at most, whatever its own expiry.
+    pub unread_hours: u32,
     /// Apps that may be registered.
     pub apps: u32,
     /// Seconds that an app may take to answer a message.
     pub answer_s: u32,
+    /// Alerts of one app a minute; what comes faster is shown together.
+    pub alerts_per_minute: u32,
+    /// Starts of one app a minute that the user did not ask for; what comes faster waits.
+    pub launches_per_minute: u32,
+    /// Seconds after the daemon's start in which apps that were connected are expected again.
+    pub reconnect_s: u32,
 }
 
 impl Default for AgentConfig {
@@ -72,7 +84,18 @@ impl Default for AgentConfig {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { unread_messages: 100, unread_bytes: 1024 * 1024, apps: 128, answer_s: 30 }
+        Self {
+            unread_messages: 100,
+            unread_bytes: 1024 * 1024,
+            total_messages: 1000,
+            total_bytes: 8 * 1024 * 1024,
+            unread_hours: 168,
+            apps: 128,
+            answer_s: 30,
+            alerts_per_minute: 10,
+            launches_per_minute: 6,
+            reconnect_s: 5,
+        }
     }
 }
 
@@ -90,7 +113,17 @@ impl AgentConfig {
     /// Refuses what the file may say but should not mean.
     pub fn check(&self) -> Result<(), ConfigError> {
         let limits = self.limits;
-        if limits.unread_messages == 0 || limits.unread_bytes == 0 || limits.apps == 0 || limits.answer_s == 0 {
+        let counts = [
+            limits.unread_messages,
+            limits.total_messages,
+            limits.unread_hours,
+            limits.apps,
+            limits.answer_s,
+            limits.alerts_per_minute,
+            limits.launches_per_minute,
+            limits.reconnect_s,
+        ];
+        if counts.contains(&0) || [limits.unread_bytes, limits.total_bytes].contains(&0) {
             return Err(ConfigError::Unwise("every key of `[limits]` is at least 1".into()));
         }
         Ok(())

@@ -13,7 +13,7 @@ use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, error, info, warn};
 
-use crate::daemon::Stop;
+use crate::daemon::{Stop, fault_point};
 use crate::db::DbError;
 use crate::link::dial::{Dialling, Stream};
 use crate::link::{Gateway, LinkError, Socket, dial};
@@ -24,6 +24,7 @@ use crate::proto::{AppId, MessageId, Moment, RegId};
 use crate::world::{self, Clock};
 
 use super::apps::Apps;
+use super::effects::Hints;
 use super::store::{Received, Store};
 
 /// What others ask of the connection.
@@ -75,6 +76,8 @@ pub struct Parts {
     pub store: Store,
     /// The connected apps.
     pub apps: Arc<Apps>,
+    /// Who shows alerts and badges and starts apps.
+    pub hints: Arc<Hints>,
     /// The clock of the state machine.
     pub clock: Clock,
     /// What others ask.
@@ -141,10 +144,8 @@ pub async fn run(parts: Parts, mut stop: Stop) -> Result<(), DbError> {
 impl Connection {
     async fn load_wishes(&mut self) -> Result<(), DbError> {
         let now = self.parts.clock.now();
-        for row in self.parts.store.apps().await? {
-            if let Some(wish) = row.wish {
-                self.device.wish(now, row.app, wish);
-            }
+        for (app, wish) in self.parts.store.wishes().await? {
+            self.device.wish(now, app, wish);
         }
         Ok(())
     }
@@ -202,11 +203,13 @@ impl Connection {
     }
 
     async fn handle_received(&mut self, received: &Received) {
+        fault_point("stored");
         self.device.handle_stored(&received.ids);
         for app in &received.apps {
             self.parts.apps.ring(app);
         }
-        if received.outcomes {
+        self.parts.hints.of(&received.changes);
+        if received.changes.outcomes {
             self.report().await;
         }
     }
@@ -225,7 +228,10 @@ impl Connection {
         }
         if self.stored.is_none() && !self.waiting.is_empty() {
             let (store, batch) = (self.parts.store.clone(), std::mem::take(&mut self.waiting));
-            self.stored = Some(Box::pin(async move { store.receive(batch).await }));
+            let apps = Arc::clone(&self.parts.apps);
+            fault_point("arrived");
+            self.stored =
+                Some(Box::pin(async move { store.receive(batch, move |app| apps.line(app).is_some()).await }));
         }
         self.publish();
     }
@@ -325,11 +331,9 @@ impl Connection {
         if self.or_log(row, None).is_some_and(|row| row.wish == Some(Wish::Register)) {
             return;
         }
-        // The wish after the end, which would fulfil it.
-        let forgotten = self.parts.store.deregistered(app.clone()).await;
-        let wished = self.parts.store.wish(app.clone(), Some(Wish::Deregister)).await;
-        self.or_log(wished, ());
-        self.settle(forgotten, Change::Unregistered(app.clone()));
+        let lost = self.parts.store.registration_lost(app.clone()).await;
+        self.settle(lost, Change::Unregistered(app.clone()));
+        self.parts.hints.effects.notify_one();
         self.device.deregister(self.parts.clock.now(), app);
     }
 

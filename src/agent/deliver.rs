@@ -17,7 +17,9 @@ use zbus::names::UniqueName;
 use super::apps::{Apps, Head, Line};
 use super::bus::message::dictionary;
 use super::connection::Command;
+use super::effects::Hints;
 use super::store::{Store, Unread};
+use crate::daemon::fault_point;
 use crate::db::DbError;
 use crate::proto::AppId;
 
@@ -38,6 +40,8 @@ pub struct Courier {
     pub apps: Arc<Apps>,
     /// The connection to the server.
     pub commands: mpsc::Sender<Command>,
+    /// Who takes alerts of read messages off the screen.
+    pub hints: Arc<Hints>,
     /// How long an app may take to answer.
     pub answer: Duration,
 }
@@ -78,10 +82,13 @@ impl Courier {
             let Some((unread, again)) = self.next(&line.app, &mut head).await? else { break };
             *head = Head::Offered(unread.push.id);
             lane.handing.send_replace(true);
+            fault_point("handing");
             let handed = self.hand_over(line, &unread, again).await;
             lane.handing.send_replace(false);
+            fault_point("handed");
             if let Err(why) = handed {
                 debug!(app = %line.app, id = %unread.push.id, "a message stays unread: {why}");
+                self.store.refused(unread.push.id, why.to_string()).await?;
                 break;
             }
             self.settle(&unread, &mut head).await?;
@@ -129,10 +136,15 @@ impl Courier {
     /// the message over once more, as long as this daemon runs; the error has been logged.
     pub async fn settle(&self, unread: &Unread, head: &mut Head) -> Result<(), DbError> {
         *head = Head::Taken(unread.push.id);
-        if let Err(error) = self.store.delivered(unread).await {
-            error!("a delivery could not be noted: {error}");
-            return Err(error);
+        match self.store.delivered(unread).await {
+            Ok(true) => self.hints.effects.notify_one(),
+            Ok(false) => {}
+            Err(error) => {
+                error!("a delivery could not be noted: {error}");
+                return Err(error);
+            }
         }
+        fault_point("delivered");
         *head = Head::Fresh;
         // A full queue of commands has a report in it, or will have one with the next session.
         let _ = self.commands.try_send(Command::Report);

@@ -1,16 +1,23 @@
 //! The device half: one connection to the server for every app, and D-Bus towards the apps.
 //!
 //! * [`connection`]: the link and its state machine, in one task.
-//! * [`store`]: what is on disk.
+//! * [`store`]: what is on disk; [`plan`], pure, says what becomes of a message.
 //! * [`bus`]: D-Bus; [`apps`]: who is connected there; [`deliver`]: messages on their way to them.
+//! * [`effects`]: alerts, starts of apps and badges, at the [`pace`] that one app may have.
+//! * [`identity`]: who is calling; [`installed`]: manifests and desktop files; [`uninstall`].
 
 pub mod apps;
 pub mod bus;
 pub mod config;
 pub mod connection;
 pub mod deliver;
+pub mod effects;
+pub mod identity;
+pub mod installed;
+pub mod pace;
 pub mod plan;
 pub mod store;
+pub mod uninstall;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,6 +40,8 @@ use apps::Apps;
 use bus::Shared;
 use config::AgentConfig;
 use connection::{Parts, Status};
+use effects::Hints;
+use installed::Installed;
 use store::Store;
 
 /// Commands that may wait for the connection.
@@ -49,7 +58,7 @@ const CHANGES: usize = 256;
 It serves org.bellwire.Push on D-Bus until SIGTERM. Exit status: 0 stopped, 64 wrong usage, 69 no bus
 or the name is taken, 74 the store cannot be used, 78 wrong configuration.
 
-See also bellwired.toml(5), org.bellwire.Push(7), bellwire-protocol(7)."
+See also bellwired.toml(5), bellwire-apps.d(5), org.bellwire.Push(7), bellwire-protocol(7)."
 )]
 struct Args {
     /// Configuration file [default: ~/.config/bellwire/agent.toml or /etc/bellwire/agent.toml, if there is one]
@@ -117,11 +126,14 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
         enrolment_key: config.enrolment_key.clone(),
     };
     let configured = config.gateway.clone();
+    let (installed, hints) = (Arc::new(Installed::read(config.bus)), Arc::new(Hints::default()));
     let shared = Arc::new(Shared {
         config,
         device: credentials.device,
         store: store.clone(),
         apps: Arc::clone(&apps),
+        installed,
+        hints: Arc::clone(&hints),
         clock,
         commands,
         changes: changes.clone(),
@@ -137,6 +149,7 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
         dialling,
         store,
         apps,
+        hints,
         clock,
         commands: inbox,
         changes,

@@ -118,9 +118,7 @@ fn effect(action: Action, settings: Settings, reasons: &mut Vec<String>) -> Opti
         Action::Launch => (unless(!settings.launch, NO_LAUNCH)
             && unless(settings.do_not_disturb, "do-not-disturb: the app was not started"))
         .then_some(Effect::Launch(Manner::Foreground)),
-        Action::BackgroundLaunch => {
-            unless(!settings.launch, NO_LAUNCH).then_some(Effect::Launch(Manner::Background))
-        }
+        Action::BackgroundLaunch => unless(!settings.launch, NO_LAUNCH).then_some(Effect::Launch(Manner::Background)),
         Action::Silent | Action::Discard => None,
     }
 }

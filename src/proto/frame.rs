@@ -197,6 +197,8 @@ pub enum Fate {
     Expired,
     /// Too many were unread; it was the oldest.
     Dropped,
+    /// It asked to be thrown away unless the app was connected, which it was not.
+    Discarded,
     /// The app is not registered on this device.
     Unwanted,
 }

@@ -56,7 +56,8 @@ fn hello() -> impl Strategy<Value = Hello> {
 }
 
 fn outcome() -> impl Strategy<Value = Outcome> {
-    let fate = prop::sample::select(vec![Fate::Delivered, Fate::Expired, Fate::Dropped, Fate::Unwanted]);
+    let fate =
+        prop::sample::select(vec![Fate::Delivered, Fate::Expired, Fate::Dropped, Fate::Discarded, Fate::Unwanted]);
     (message_id(), fate, any::<i64>()).prop_map(|(id, fate, at)| Outcome { id, fate, at_ms: UnixMillis(at) })
 }
 
@@ -236,8 +237,9 @@ fn the_text_of_frames_to_the_server_is_frozen() {
     };
     let secret = "7f".repeat(32);
     let longer = Hello { enrolment_key: Some("key".into()), resume: vec![id(ID), id(ID_2)], ..hello.clone() };
-    let outcomes = [(Fate::Delivered, 1), (Fate::Expired, 2), (Fate::Dropped, 3), (Fate::Unwanted, 4)]
-        .map(|(fate, at)| Outcome { id: id(ID), fate, at_ms: UnixMillis(at) });
+    let outcomes =
+        [(Fate::Delivered, 1), (Fate::Expired, 2), (Fate::Dropped, 3), (Fate::Discarded, 4), (Fate::Unwanted, 5)]
+            .map(|(fate, at)| Outcome { id: id(ID), fate, at_ms: UnixMillis(at) });
     assert_frozen(vec![
         (
             ToServer::Hello(hello),
@@ -257,7 +259,7 @@ fn the_text_of_frames_to_the_server_is_frozen() {
         (
             ToServer::Outcomes { list: outcomes.to_vec() },
             format!(
-                r#"{{"outcomes":{{"list":[{{"id":"{ID}","fate":"delivered","at_ms":1}},{{"id":"{ID}","fate":"expired","at_ms":2}},{{"id":"{ID}","fate":"dropped","at_ms":3}},{{"id":"{ID}","fate":"unwanted","at_ms":4}}]}}}}"#
+                r#"{{"outcomes":{{"list":[{{"id":"{ID}","fate":"delivered","at_ms":1}},{{"id":"{ID}","fate":"expired","at_ms":2}},{{"id":"{ID}","fate":"dropped","at_ms":3}},{{"id":"{ID}","fate":"discarded","at_ms":4}},{{"id":"{ID}","fate":"unwanted","at_ms":5}}]}}}}"#
             ),
         ),
         (ToServer::Ping { seq: 3, next_s: 260 }, r#"{"ping":{"seq":3,"next_s":260}}"#.into()),

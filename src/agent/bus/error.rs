@@ -17,6 +17,14 @@ pub enum Error {
     NotConnected(String),
     /// The app belongs to somebody else.
     PermissionDenied(String),
+    /// The user has switched it off for this app.
+    Disabled(String),
+    /// There is no such app on this device.
+    UnknownApp(String),
+    /// No alert of that message is shown.
+    NoAlert(String),
+    /// A setting has another name or type.
+    InvalidSetting(String),
     /// The app has no regId.
     NotRegistered(String),
     /// The server refused the registration.

@@ -1,17 +1,22 @@
-//! `org.bellwire.Manager1`: what status and settings programs call.
+//! `org.bellwire.Manager1`: what status and settings programs call, and a device's own shell.
 //! `dbus/org.bellwire.Manager1.xml` is the contract.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use zbus::message::Header;
-use zbus::{Connection, Variant, interface};
+use zbus::object_server::SignalEmitter;
+use zbus::{Connection, OwnedVariant, Variant, interface};
 
 use super::error::Error;
 use super::push::{link_state, registration};
-use super::{Shared, caller};
-use crate::agent::connection::Command;
+use super::{Shared, caller, identity, polkit};
+use crate::agent::connection::{Change, Command};
+use crate::agent::effects::screen;
+use crate::agent::store::{AppRow, Life, Switches};
 use crate::proto::device::LinkState;
+use crate::proto::wishes::Wish;
+use crate::proto::{AppId, MessageId};
 
 type Dictionary = HashMap<&'static str, Variant<'static>>;
 
@@ -26,13 +31,35 @@ impl Manager {
         Self { shared }
     }
 
-    /// Only the daemon's own user and root may look at all apps.
+    /// Only the daemon's own user, root, and whom polkit lets may look at all apps.
     async fn check(&self, bus: &Connection, header: &Header<'_>) -> Result<(), Error> {
-        let uid = caller(bus, header).await?.uid;
-        if uid == 0 || uid == nix::unistd::geteuid().as_raw() {
+        let name = caller(header)?;
+        let uid = identity(bus, &name).await?.uid;
+        if uid == 0 || uid == nix::unistd::geteuid().as_raw() || polkit::allows(bus, &name).await {
             return Ok(());
         }
-        Err(Error::PermissionDenied("only the daemon's user and root may do this".into()))
+        Err(Error::PermissionDenied("only the daemon's user, root and whom polkit lets may do this".into()))
+    }
+
+    async fn app(&self, app: &str) -> Result<AppRow, Error> {
+        let id: AppId =
+            app.parse().map_err(|error: crate::proto::ids::IdError| Error::InvalidAppId(error.to_string()))?;
+        let row = self.shared.store.app(id).await?;
+        row.ok_or_else(|| Error::UnknownApp(format!("no app {app} has ever connected")))
+    }
+
+    /// What follows once an app has been switched off or on.
+    async fn after_switch(&self, app: &AppId, from: Switches, to: Switches) {
+        if from.enabled && !to.enabled {
+            // The wish is on disk: a full queue only delays it to the next session.
+            let _ = self.shared.commands.send(Command::Wish(app.clone(), Wish::Deregister)).await;
+        }
+        if from.enabled != to.enabled {
+            // Nobody listens when the bus is gone.
+            let _ = self.shared.changes.send(Change::Unregistered(app.clone()));
+        }
+        self.shared.hints.effects.notify_one();
+        self.shared.hints.badges.notify_one();
     }
 }
 
@@ -54,6 +81,8 @@ impl Manager {
             ("device", Variant::from(self.shared.device.to_string())),
             ("version", Variant::from(env!("CARGO_PKG_VERSION"))),
             ("failures", Variant::from(status.failures)),
+            ("do_not_disturb", Variant::from(self.shared.store.do_not_disturb().await?)),
+            ("alerts", Variant::from(screen::describe(bus).await)),
         ]);
         match status.state {
             LinkState::Waiting { until, why } => {
@@ -77,20 +106,87 @@ impl Manager {
     ) -> Result<Vec<Dictionary>, Error> {
         self.check(bus, &header).await?;
         let rows = self.shared.store.apps().await?;
-        Ok(rows
-            .iter()
-            .map(|row| {
-                let (state, _) = registration(row);
-                HashMap::from([
-                    ("app", Variant::from(row.app.to_string())),
-                    ("state", Variant::from(state)),
-                    ("uid", Variant::from(row.uid)),
-                    ("unread", Variant::from(row.unread)),
-                    ("connected", Variant::from(self.shared.apps.line(&row.app).is_some())),
-                ])
-            })
-            .collect())
+        Ok(rows.iter().map(|row| self.describe_app(row)).collect())
     }
+
+    async fn set_app(
+        &self,
+        app: &str,
+        settings: HashMap<String, OwnedVariant>,
+        #[zbus(connection)] bus: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(), Error> {
+        self.check(bus, &header).await?;
+        let row = self.app(app).await?;
+        let to = changed(row.switches, &settings)?;
+        if let Some(before) = self.shared.store.switch(row.app.clone(), to).await? {
+            self.after_switch(&row.app, before.switches, to).await;
+        }
+        Ok(())
+    }
+
+    async fn set_do_not_disturb(
+        &self,
+        on: bool,
+        #[zbus(connection)] bus: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(), Error> {
+        self.check(bus, &header).await?;
+        self.shared.store.set_do_not_disturb(on).await?;
+        self.shared.hints.effects.notify_one();
+        Ok(())
+    }
+
+    #[zbus(out_args("messages"))]
+    async fn list_messages(
+        &self,
+        most: u32,
+        #[zbus(connection)] bus: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<Vec<Dictionary>, Error> {
+        self.check(bus, &header).await?;
+        Ok(self.shared.store.history(most).await?.iter().map(describe_life).collect())
+    }
+
+    async fn open_alert(
+        &self,
+        id: &str,
+        token: &str,
+        #[zbus(connection)] bus: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(), Error> {
+        self.check(bus, &header).await?;
+        let token = (!token.is_empty()).then(|| token.to_owned());
+        let Some(id) = message_id(id) else { return Err(no_alert(id)) };
+        if !self.shared.store.alert_clicked(id, token).await? {
+            return Err(no_alert(&id.to_string()));
+        }
+        self.shared.hints.effects.notify_one();
+        Ok(())
+    }
+
+    async fn dismiss_alert(
+        &self,
+        id: &str,
+        #[zbus(connection)] bus: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(), Error> {
+        self.check(bus, &header).await?;
+        let Some(id) = message_id(id) else { return Err(no_alert(id)) };
+        Ok(self.shared.store.alert_closed(id).await?)
+    }
+
+    /// An alert for the device's own shell, where there is no notification server.
+    #[zbus(signal)]
+    pub async fn alert(emitter: &SignalEmitter<'_>, app: &str, id: &str, alert: Dictionary) -> zbus::Result<()>;
+
+    /// An alert is over.
+    #[zbus(signal)]
+    pub async fn alert_closed(emitter: &SignalEmitter<'_>, id: &str) -> zbus::Result<()>;
+
+    /// An app was not started.
+    #[zbus(signal)]
+    pub async fn launch_failed(emitter: &SignalEmitter<'_>, app: &str, id: &str, why: &str) -> zbus::Result<()>;
 
     async fn try_now(
         &self,
@@ -102,4 +198,78 @@ impl Manager {
         let _ = self.shared.commands.try_send(Command::TryNow);
         Ok(())
     }
+}
+
+impl Manager {
+    fn describe_app(&self, row: &AppRow) -> Dictionary {
+        let (state, _) = registration(row);
+        let Switches { enabled, alerts, launch, badge } = row.switches;
+        let mut members = HashMap::from([
+            ("app", Variant::from(row.app.to_string())),
+            ("state", Variant::from(state)),
+            ("uid", Variant::from(row.owner.uid)),
+            ("unread", Variant::from(row.unread)),
+            ("connected", Variant::from(self.shared.apps.line(&row.app).is_some())),
+            ("badge_count", Variant::from(u32::from(row.badge))),
+            ("enabled", Variant::from(enabled)),
+            ("alerts", Variant::from(alerts)),
+            ("launch", Variant::from(launch)),
+            ("badge", Variant::from(badge)),
+            ("manifest", Variant::from(self.shared.installed.manifest(&row.app).is_some())),
+        ]);
+        if let Some(flatpak) = &row.owner.flatpak {
+            members.insert("flatpak", Variant::from(flatpak.clone()));
+        }
+        members
+    }
+}
+
+/// The switches with those settings changed that are given.
+fn changed(mut switches: Switches, settings: &HashMap<String, OwnedVariant>) -> Result<Switches, Error> {
+    for (name, value) in settings {
+        let switch = match name.as_str() {
+            "enabled" => &mut switches.enabled,
+            "alerts" => &mut switches.alerts,
+            "launch" => &mut switches.launch,
+            "badge" => &mut switches.badge,
+            other => return Err(Error::InvalidSetting(format!("{other} is none of enabled, alerts, launch, badge"))),
+        };
+        *switch = bool::try_from(&**value).map_err(|_| Error::InvalidSetting(format!("{name} is a boolean")))?;
+    }
+    Ok(switches)
+}
+
+fn describe_life(life: &Life) -> Dictionary {
+    let hops: Vec<HashMap<String, Variant<'static>>> = life
+        .hops
+        .iter()
+        .map(|hop| {
+            let mut members = HashMap::from([
+                ("at_ms".to_owned(), Variant::from(hop.at_ms.0)),
+                ("hop".to_owned(), Variant::from(hop.hop.clone())),
+            ]);
+            if let Some(why) = &hop.why {
+                members.insert("why".to_owned(), Variant::from(why.clone()));
+            }
+            members
+        })
+        .collect();
+    let mut members = HashMap::from([
+        ("id", Variant::from(life.id.to_string())),
+        ("app", Variant::from(life.app.to_string())),
+        ("accepted_ms", Variant::from(life.accepted_ms.0)),
+        ("hops", Variant::from(hops)),
+    ]);
+    if let Some(request_id) = &life.request_id {
+        members.insert("request_id", Variant::from(request_id.clone()));
+    }
+    members
+}
+
+fn message_id(text: &str) -> Option<MessageId> {
+    text.parse().ok()
+}
+
+fn no_alert(id: &str) -> Error {
+    Error::NoAlert(format!("no alert of the message {id} is shown"))
 }

@@ -8,7 +8,7 @@ use crate::agent::store::Unread;
 
 /// The dictionary of `App1.Message` and `Push1.TakeUnread`. Members that the sender left out are
 /// absent. The payload is `app_data` (s) if it is text that D-Bus can hold, else `payload` (ay).
-/// `again`: it may have been handed over before.
+/// `again`: it may have been handed over before. `launch_type`: the app was started for it.
 pub fn dictionary(unread: &Unread, again: bool) -> HashMap<&'static str, Variant<'static>> {
     let push = &unread.push;
     let mut members: HashMap<&'static str, Variant<'static>> = HashMap::new();
@@ -40,9 +40,12 @@ pub fn dictionary(unread: &Unread, again: bool) -> HashMap<&'static str, Variant
     number("time_stamp", push.time_stamp);
     number("accepted_ms", Some(push.accepted_ms.0));
     number("received_ms", Some(unread.received_ms.0));
-    number("expires_ms", Some(push.expires_ms.0));
+    number("expires_ms", Some(unread.expires_ms.0));
     if unread.dropped > 0 {
         members.insert("dropped", Variant::from(unread.dropped));
+    }
+    if unread.launched {
+        members.insert("launch_type", Variant::from("notification"));
     }
     if again {
         members.insert("again", Variant::from(true));

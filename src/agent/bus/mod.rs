@@ -2,20 +2,22 @@
 //!
 //! * [`push`]: `org.bellwire.Push1`, for apps.
 //! * [`manager`]: `org.bellwire.Manager1`, for status and settings.
-//! * [`message`], [`error`]: what both say.
+//! * [`message`], [`error`]: what both say; `polkit`: who else may manage.
 //!
-//! Who calls is taken from the bus, never from an argument. An app id belongs to the user who
-//! claimed it first, and, while it is connected, to the connection that has it.
+//! Who calls is taken from the bus, never from an argument. An app id belongs to whom its manifest
+//! names or, on a session's bus, to who claimed it first; and, while it is connected, to the
+//! connection that has it.
 
 pub mod error;
 pub mod manager;
 pub mod message;
+mod polkit;
 pub mod push;
 
 use std::sync::Arc;
 
 use tokio::sync::{broadcast, mpsc, watch};
-use tracing::debug;
+use tracing::{debug, error};
 use zbus::fdo::{DBusProxy, RequestNameFlags};
 use zbus::message::Header;
 use zbus::names::{BusName, OwnedUniqueName, UniqueName};
@@ -24,8 +26,12 @@ use super::apps::Apps;
 use super::config::{AgentConfig, Bus};
 use super::connection::{Change, Command, Status};
 use super::deliver::Courier;
-use super::store::Store;
-use crate::proto::DeviceId;
+use super::effects::{self, Hints, Performer, badges};
+use super::identity::{self, Identity};
+use super::installed::{Installed, Profile};
+use super::store::{Changes, Store};
+use super::uninstall;
+use crate::proto::{AppId, DeviceId};
 use crate::world::Clock;
 use error::Error;
 
@@ -44,6 +50,10 @@ pub struct Shared {
     pub store: Store,
     /// The connected apps.
     pub apps: Arc<Apps>,
+    /// What is installed on the device.
+    pub installed: Arc<Installed>,
+    /// Who shows alerts and badges and starts apps.
+    pub hints: Arc<Hints>,
     /// The clock of the status.
     pub clock: Clock,
     /// The connection to the server.
@@ -54,7 +64,7 @@ pub struct Shared {
     pub status: watch::Receiver<Status>,
 }
 
-/// Exports the objects and takes the name. Returns the connection and the tasks that live with it.
+/// Exports the objects, takes the name, and starts the tasks that live with the bus.
 pub async fn serve(shared: Arc<Shared>) -> zbus::Result<zbus::Connection> {
     let builder = match shared.config.bus {
         Bus::Session => zbus::connection::Builder::session(),
@@ -68,6 +78,10 @@ pub async fn serve(shared: Arc<Shared>) -> zbus::Result<zbus::Connection> {
     bus.request_name_with_flags(NAME, RequestNameFlags::DO_NOT_QUEUE).await?;
     tokio::spawn(push::announce_changes(bus.clone(), Arc::clone(&shared)));
     tokio::spawn(push::announce_link(bus.clone(), shared.status.clone()));
+    tokio::spawn(Performer::new(Arc::clone(&shared), bus.clone()).run());
+    tokio::spawn(badges::run(Arc::clone(&shared), bus.clone()));
+    tokio::spawn(uninstall::run(Arc::clone(&shared), bus.clone()));
+    tokio::spawn(effects::plan_left_over(shared));
     Ok(bus)
 }
 
@@ -79,30 +93,65 @@ impl Shared {
             store: self.store.clone(),
             apps: Arc::clone(&self.apps),
             commands: self.commands.clone(),
+            hints: Arc::clone(&self.hints),
             answer: std::time::Duration::from_secs(self.config.limits.answer_s.into()),
+        }
+    }
+
+    /// How the app looks and starts, from what is installed of it now.
+    pub async fn profile(&self, bus: &zbus::Connection, app: &AppId) -> Profile {
+        let owner = self.store.app(app.clone()).await.ok().flatten().map(|row| row.owner);
+        let names = activatable_names(bus).await;
+        self.installed.profile(app, owner.as_ref(), |name| names.iter().any(|known| known == name))
+    }
+
+    /// Decides about the messages that the app had not taken when it went. `over`: so it was
+    /// started for nothing any more.
+    pub async fn plan_left_over(&self, app: &AppId, over: bool) {
+        let apps = Arc::clone(&self.apps);
+        match self.store.left(app.clone(), over, move |app| apps.line(app).is_some()).await {
+            Ok(changes) => self.tell(&changes),
+            Err(error) => error!("the store failed: {error}"),
+        }
+    }
+
+    /// Tells everybody what has changed in the store.
+    fn tell(&self, changes: &Changes) {
+        self.hints.of(changes);
+        if changes.outcomes {
+            // A full queue of commands has a report in it, or will have one with the next session.
+            let _ = self.commands.try_send(Command::Report);
         }
     }
 }
 
-/// The caller's unique name and user.
-#[derive(Clone, Debug)]
-pub struct Caller {
-    /// Its name, which lives as long as its connection.
-    pub name: OwnedUniqueName,
-    /// Its user.
-    pub uid: u32,
+/// The names that the bus can start.
+pub async fn activatable_names(bus: &zbus::Connection) -> Vec<String> {
+    let Ok(dbus) = DBusProxy::new(bus).await else { return Vec::new() };
+    let names = dbus.list_activatable_names().await.unwrap_or_default();
+    names.iter().map(|name| name.as_str().to_owned()).collect()
 }
 
-/// Asks the bus who is calling.
-pub async fn caller(bus: &zbus::Connection, header: &Header<'_>) -> Result<Caller, Error> {
-    let unknown = || Error::PermissionDenied("the bus does not say who is calling".into());
-    let name = header.sender().ok_or_else(unknown)?.to_owned();
-    let uid = DBusProxy::new(bus).await?.get_connection_unix_user(BusName::from(name.clone())).await;
-    let uid = uid.map_err(|error| {
-        debug!("the bus does not know {name}: {error}");
-        unknown()
-    })?;
-    Ok(Caller { name: name.into(), uid })
+/// The caller's name, which lives as long as its connection.
+pub fn caller(header: &Header<'_>) -> Result<OwnedUniqueName, Error> {
+    let name = header.sender().ok_or_else(nobody)?;
+    Ok(name.to_owned().into())
+}
+
+/// Asks the bus and the kernel who has this name.
+pub async fn identity(bus: &zbus::Connection, name: &UniqueName<'_>) -> Result<Identity, Error> {
+    match identity::identify(bus, name).await {
+        Ok(Some(identity)) => Ok(identity),
+        Ok(None) => Err(nobody()),
+        Err(error) => {
+            debug!("the bus does not know {name}: {error}");
+            Err(nobody())
+        }
+    }
+}
+
+fn nobody() -> Error {
+    Error::PermissionDenied("the bus does not say who is calling".into())
 }
 
 /// Whether the connection of this name is still on the bus.

@@ -8,15 +8,17 @@ use futures_util::StreamExt;
 use tokio::sync::{broadcast, watch};
 use tracing::{debug, warn};
 use zbus::message::Header;
+use zbus::names::OwnedUniqueName;
 use zbus::object_server::{ResponseDispatchNotifier, SignalEmitter};
 use zbus::{Connection, ObjectPath, OwnedObjectPath, OwnedVariant, Variant, interface};
 
 use super::error::Error;
 use super::message::dictionary;
-use super::{Caller, PATH, Shared, caller, is_there};
+use super::{PATH, Shared, caller, identity, is_there};
 use crate::agent::apps::{Head, Line};
 use crate::agent::connection::{Change, Command, Status};
-use crate::agent::store::AppRow;
+use crate::agent::identity::{Right, right};
+use crate::agent::store::{AppRow, Claim};
 use crate::proto::AppId;
 use crate::proto::device::LinkState;
 use crate::proto::wishes::Wish;
@@ -36,24 +38,38 @@ impl Push {
     }
 
     /// The app's line, if the caller has it.
-    async fn line(&self, bus: &Connection, header: &Header<'_>, app: &str) -> Result<Arc<Line>, Error> {
+    fn line(&self, header: &Header<'_>, app: &str) -> Result<Arc<Line>, Error> {
         let app = parse(app)?;
-        let caller = caller(bus, header).await?;
+        let caller = caller(header)?;
         match self.shared.apps.line(&app) {
-            Some(line) if line.name == caller.name => Ok(line),
+            Some(line) if line.name == caller => Ok(line),
             Some(_) => Err(Error::PermissionDenied(format!("the app {app} is connected by somebody else"))),
             None => Err(Error::NotConnected(format!("connect the app {app} first"))),
         }
     }
 
-    /// The app, if it is the caller's user's or nobody's yet.
-    async fn claim(&self, app: &AppId, caller: &Caller) -> Result<AppRow, Error> {
-        let row = self.shared.store.claim(app.clone(), caller.uid).await?;
+    /// The app, if it is the caller's or nobody's yet.
+    async fn claim(&self, bus: &Connection, app: &AppId, caller: &OwnedUniqueName) -> Result<AppRow, Error> {
+        let denied =
+            |why: &dyn std::fmt::Display| Error::PermissionDenied(format!("the app {app} is not yours: {why}"));
+        let identity = identity(bus, caller).await?;
+        let manifest = self.shared.installed.manifest(app);
+        let right = right(self.shared.config.bus, manifest.as_deref(), &identity).map_err(|why| denied(&why))?;
+        let owner = identity.owner();
+        let installed = !self.shared.profile(bus, app).await.absent;
+        let claim = Claim { app: app.clone(), owner: owner.clone(), by_manifest: right == Right::Manifest, installed };
+        let row = self.shared.store.claim(claim).await?;
         let row = row.ok_or_else(|| Error::TooMany("this device has as many apps as it may have".into()))?;
-        if row.uid != caller.uid {
-            return Err(Error::PermissionDenied(format!("the app {app} belongs to another user")));
+        if row.owner != owner {
+            return Err(denied(&"another user or sandboxed app had it first"));
         }
         Ok(row)
+    }
+
+    /// The app that the caller wants to look at or change, which need not be connected.
+    async fn own(&self, bus: &Connection, header: &Header<'_>, app: &str) -> Result<AppRow, Error> {
+        let app = parse(app)?;
+        self.claim(bus, &app, &caller(header)?).await
     }
 
     /// Opens the app's line for the caller, unless another connection that is still there has it.
@@ -61,19 +77,19 @@ impl Push {
         &self,
         bus: &Connection,
         app: &AppId,
-        caller: Caller,
+        caller: OwnedUniqueName,
         path: ObjectPath<'_>,
         hold: bool,
     ) -> Result<Arc<Line>, Error> {
         let (apps, path) = (&self.shared.apps, OwnedObjectPath::from(path.to_owned()));
         // An app that was started anew may be quicker than the news that its old connection has gone.
         if let Some(older) = apps.line(app)
-            && older.name != caller.name
+            && older.name != caller
             && !is_there(bus, &older.name).await
         {
             apps.disconnect(&older);
         }
-        apps.connect(app.clone(), caller.name, path, hold)
+        apps.connect(app.clone(), caller, path, hold)
             .map_err(|taken| Error::PermissionDenied(format!("the app {app} is connected by {}", taken.by.as_str())))
     }
 
@@ -105,8 +121,8 @@ impl Push {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(String, ResponseDispatchNotifier<String>), Error> {
         let app = parse(app)?;
-        let caller = caller(bus, &header).await?;
-        let row = self.claim(&app, &caller).await?;
+        let caller = caller(&header)?;
+        let row = self.claim(bus, &app, &caller).await?;
         let hold = options.get("hold-unread").and_then(|hold| bool::try_from(&**hold).ok()).unwrap_or(false);
         let line = self.open_line(bus, &app, caller, path, hold).await?;
         debug!(%app, name = line.name.as_str(), "an app connected");
@@ -117,32 +133,24 @@ impl Push {
         tokio::spawn(async move {
             // The app learns its state before its first message.
             sent.await;
-            tokio::spawn(shared.courier(&bus).serve(Arc::clone(&line)));
-            close_when_gone(&shared, &bus, &line).await;
+            attend(&shared, &bus, line).await;
         });
         Ok((state, reg_id))
     }
 
-    async fn disconnect(
-        &self,
-        app: &str,
-        #[zbus(connection)] bus: &Connection,
-        #[zbus(header)] header: Header<'_>,
-    ) -> Result<(), Error> {
-        let line = self.line(bus, &header, app).await?;
+    async fn disconnect(&self, app: &str, #[zbus(header)] header: Header<'_>) -> Result<(), Error> {
+        let line = self.line(&header, app)?;
         self.shared.apps.disconnect(&line);
         Ok(())
     }
 
     #[zbus(out_args("reg_id"))]
-    async fn register(
-        &self,
-        app: &str,
-        #[zbus(connection)] bus: &Connection,
-        #[zbus(header)] header: Header<'_>,
-    ) -> Result<String, Error> {
-        let line = self.line(bus, &header, app).await?;
+    async fn register(&self, app: &str, #[zbus(header)] header: Header<'_>) -> Result<String, Error> {
+        let line = self.line(&header, app)?;
         let row = self.shared.store.app(line.app.clone()).await?;
+        if row.as_ref().is_some_and(|row| !row.switches.enabled) {
+            return Err(Error::Disabled(format!("the user has switched off the app {}", line.app)));
+        }
         if let Some(AppRow { reg_id: Some(reg_id), wish: None, .. }) = row {
             return Ok(reg_id.to_string());
         }
@@ -153,13 +161,8 @@ impl Push {
         }
     }
 
-    async fn deregister(
-        &self,
-        app: &str,
-        #[zbus(connection)] bus: &Connection,
-        #[zbus(header)] header: Header<'_>,
-    ) -> Result<(), Error> {
-        let line = self.line(bus, &header, app).await?;
+    async fn deregister(&self, app: &str, #[zbus(header)] header: Header<'_>) -> Result<(), Error> {
+        let line = self.line(&header, app)?;
         match self.shared.store.app(line.app.clone()).await? {
             Some(AppRow { reg_id: None, wish: None, .. }) | None => Ok(()),
             Some(_) => self.wish(&line.app, Wish::Deregister).await.map(drop),
@@ -167,13 +170,8 @@ impl Push {
     }
 
     #[zbus(out_args("reg_id"))]
-    async fn get_registration_id(
-        &self,
-        app: &str,
-        #[zbus(connection)] bus: &Connection,
-        #[zbus(header)] header: Header<'_>,
-    ) -> Result<String, Error> {
-        let line = self.line(bus, &header, app).await?;
+    async fn get_registration_id(&self, app: &str, #[zbus(header)] header: Header<'_>) -> Result<String, Error> {
+        let line = self.line(&header, app)?;
         let row = self.shared.store.app(line.app.clone()).await?;
         let reg_id = row.and_then(|row| row.reg_id);
         reg_id
@@ -188,7 +186,7 @@ impl Push {
         #[zbus(connection)] bus: &Connection,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<ResponseDispatchNotifier<HashMap<&'static str, Variant<'static>>>, Error> {
-        let line = self.line(bus, &header, app).await?;
+        let line = self.line(&header, app)?;
         let lane = self.shared.apps.lane(&line.app);
         let mut handing = lane.handing.subscribe();
         // An app of one thread answers no message while it waits for us.
@@ -218,17 +216,49 @@ impl Push {
     }
 
     #[zbus(out_args("count"))]
-    async fn request_unread(
+    async fn request_unread(&self, app: &str, #[zbus(header)] header: Header<'_>) -> Result<u32, Error> {
+        let line = self.line(&header, app)?;
+        let count = self.shared.store.count_unread(line.app.clone()).await?;
+        line.ring();
+        Ok(count)
+    }
+
+    #[zbus(out_args("launch_type", "id"))]
+    async fn get_launch(&self, app: &str, #[zbus(header)] header: Header<'_>) -> Result<(String, String), Error> {
+        let line = self.line(&header, app)?;
+        let launch = self.shared.store.app(line.app.clone()).await?.and_then(|row| row.launch);
+        let id = launch.and_then(|launch| launch.message()).map(|id| id.to_string());
+        Ok((launch.map(|launch| launch.name().to_owned()).unwrap_or_default(), id.unwrap_or_default()))
+    }
+
+    #[zbus(out_args("count"))]
+    async fn get_badge(
         &self,
         app: &str,
         #[zbus(connection)] bus: &Connection,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<u32, Error> {
-        let line = self.line(bus, &header, app).await?;
-        let count = self.shared.store.count_unread(line.app.clone()).await?;
-        line.ring();
-        Ok(count)
+        Ok(self.own(bus, &header, app).await?.badge.into())
     }
+
+    async fn set_badge(
+        &self,
+        app: &str,
+        count: u32,
+        #[zbus(connection)] bus: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(), Error> {
+        let row = self.own(bus, &header, app).await?;
+        if !self.shared.store.set_badge(row.app, count).await? {
+            return Err(Error::Disabled(format!("the user has switched off the badge of the app {app}")));
+        }
+        self.shared.hints.badges.notify_one();
+        Ok(())
+    }
+
+    /// A badge has changed.
+    #[zbus(signal)]
+    pub async fn badge_changed(emitter: &SignalEmitter<'_>, app: &str, count: u32) -> zbus::Result<()>;
 
     #[zbus(property)]
     fn link_state(&self) -> String {
@@ -267,19 +297,31 @@ pub fn link_state(status: &Status) -> &'static str {
 /// An app's registration: its state and regId.
 pub fn registration(row: &AppRow) -> (String, String) {
     match (row.reg_id, row.wish) {
+        _ if !row.switches.enabled => ("disabled".into(), String::new()),
         (_, Some(Wish::Register)) => ("registering".into(), String::new()),
         (_, Some(Wish::Deregister)) | (None, None) => ("unregistered".into(), String::new()),
         (Some(reg_id), None) => ("registered".into(), reg_id.to_string()),
     }
 }
 
-/// Closes the line when the name it was opened with leaves the bus.
-async fn close_when_gone(shared: &Shared, bus: &Connection, line: &Arc<Line>) {
-    if let Err(error) = wait_until_gone(bus, line).await {
-        warn!(app = %line.app, "the bus does not tell when the app goes: {error}");
+/// Serves a line until the app disconnects or its name leaves the bus.
+async fn attend(shared: &Arc<Shared>, bus: &Connection, line: Arc<Line>) {
+    let serving = tokio::spawn(shared.courier(bus).serve(Arc::clone(&line)));
+    tokio::select! {
+        () = line.closed() => {}
+        gone = wait_until_gone(bus, &line) => {
+            if let Err(error) = gone {
+                warn!(app = %line.app, "the bus does not tell when the app goes: {error}");
+            }
+        }
     }
-    shared.apps.disconnect(line);
+    shared.apps.disconnect(&line);
+    // What is being handed over just now ends in one way or the other.
+    if let Err(error) = serving.await {
+        warn!(app = %line.app, "an app was not served to the end: {error}");
+    }
     debug!(app = %line.app, "an app disconnected");
+    shared.plan_left_over(&line.app, true).await;
 }
 
 async fn wait_until_gone(bus: &Connection, line: &Line) -> zbus::Result<()> {
@@ -325,18 +367,22 @@ pub async fn announce_changes(bus: Connection, shared: Arc<Shared>) {
             Err(broadcast::error::RecvError::Closed) => return,
         };
         let Some(line) = shared.apps.line(app_of(&change)) else { continue };
-        if let Err(error) = announce(&bus, &line, &change).await {
+        if let Err(error) = announce(&bus, &shared, &line, &change).await {
             debug!(app = %line.app, "the app was not told about its registration: {error}");
         }
     }
 }
 
-async fn announce(bus: &Connection, line: &Line, change: &Change) -> zbus::Result<()> {
+async fn announce(bus: &Connection, shared: &Shared, line: &Line, change: &Change) -> zbus::Result<()> {
     let emitter = SignalEmitter::new(bus, PATH)?.set_destination(line.name.as_ref().into());
     let (state, reg_id, reason) = match change {
         Change::Registered(_, reg_id) => ("registered", reg_id.to_string(), String::new()),
         Change::Refused(_, refusal) => ("unregistered", String::new(), refusal.to_string()),
-        Change::Unregistered(_) => ("unregistered", String::new(), String::new()),
+        Change::Unregistered(app) => {
+            let row = shared.store.app(app.clone()).await.ok().flatten();
+            let disabled = row.is_some_and(|row| !row.switches.enabled);
+            (if disabled { "disabled" } else { "unregistered" }, String::new(), String::new())
+        }
     };
     Push::registration_changed(&emitter, line.app.as_str(), state, &reg_id, &reason).await
 }

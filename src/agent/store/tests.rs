@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::proto::Region;
-use crate::proto::frame::{Fate, WINDOW};
+use crate::proto::frame::{Delivery, Fate, WINDOW};
 use crate::proto::message::Payload;
 use crate::proto::samples::{self, app};
+use crate::proto::wishes::Wish;
+use crate::proto::{MessageId, Push, RegId, Region, UnixMillis};
+use crate::world;
 
 const FAR: i64 = i64::MAX / 2;
 
@@ -27,8 +29,14 @@ impl Fixture {
     }
 
     async fn register(&self, name: &str) {
-        self.store.claim(app(name), 1000).await.unwrap().unwrap();
+        self.claim(name, 1000).await.unwrap();
         self.store.registered(app(name), reg_id(1)).await.unwrap();
+    }
+
+    async fn claim(&self, name: &str, uid: u32) -> Option<AppRow> {
+        let owner = Owner { uid, flatpak: None };
+        let claim = Claim { app: app(name), owner, by_manifest: false, installed: false };
+        self.store.claim(claim).await.unwrap()
     }
 
     fn reopen(self) -> Self {
@@ -41,7 +49,7 @@ impl Fixture {
     }
 
     async fn receive(&self, batch: &[Delivery]) -> Received {
-        self.store.receive(batch.to_vec()).await.unwrap()
+        self.store.receive(batch.to_vec(), |_| true).await.unwrap()
     }
 
     /// The texts of all unread messages, each with its count of drops, as an app takes them.
@@ -120,7 +128,7 @@ async fn what_is_for_no_registration_is_acknowledged_and_reported() {
     let mut old = delivery("chat", "for an old regId", FAR);
     old.push.reg_id = reg_id(2);
     let received = fixture.receive(&[old, delivery("unknown", "x", FAR)]).await;
-    assert_eq!((received.ids.len(), received.apps.len(), received.outcomes), (2, 0, true));
+    assert_eq!((received.ids.len(), received.apps.len(), received.changes.outcomes), (2, 0, true));
     assert_eq!(fixture.fates().await, [Fate::Unwanted; 2]);
 }
 
@@ -129,7 +137,7 @@ async fn nothing_is_given_to_an_app_after_its_expiry() {
     let fixture = Fixture::new(Limits::default()).await;
     let soon = world::now().0 + 150;
     let batch = [delivery("chat", "late", 1), delivery("chat", "soon", soon), delivery("chat", "good", FAR)];
-    assert!(fixture.receive(&batch).await.outcomes);
+    assert!(fixture.receive(&batch).await.changes.outcomes);
     assert_eq!(fixture.store.count_unread(app("chat")).await.unwrap(), 2);
     while world::now().0 <= soon {
         tokio::task::yield_now().await;
@@ -161,15 +169,15 @@ async fn over_the_bytes_the_oldest_go_but_never_the_only_one() {
 #[tokio::test]
 async fn an_app_belongs_to_the_user_who_claimed_it_first() {
     let fixture = Fixture::new(Limits { apps: 2, ..Limits::default() }).await;
-    assert_eq!(fixture.store.claim(app("chat"), 7).await.unwrap().unwrap().uid, 1000);
-    assert_eq!(fixture.store.claim(app("mail"), 7).await.unwrap().unwrap().uid, 7);
-    assert_eq!(fixture.store.claim(app("third"), 7).await.unwrap(), None);
+    assert_eq!(fixture.claim("chat", 7).await.unwrap().owner.uid, 1000);
+    assert_eq!(fixture.claim("mail", 7).await.unwrap().owner.uid, 7);
+    assert_eq!(fixture.claim("third", 7).await, None);
 }
 
 #[tokio::test]
 async fn wishes_and_regids_survive_a_restart() {
     let fixture = Fixture::new(Limits::default()).await;
-    fixture.store.claim(app("mail"), 1000).await.unwrap();
+    fixture.claim("mail", 1000).await.unwrap();
     fixture.store.wish(app("mail"), Some(Wish::Register)).await.unwrap();
     let fixture = fixture.reopen();
     let rows = fixture.store.apps().await.unwrap();
@@ -216,4 +224,211 @@ async fn a_gateway_is_used_only_instead_of_the_one_that_named_it() {
     fixture.store.set_gateway("wss://one", "wss://two".into()).await.unwrap();
     assert_eq!(fixture.store.gateway("wss://one").await.unwrap().as_deref(), Some("wss://two"));
     assert_eq!(fixture.store.gateway("wss://other").await.unwrap(), None);
+}
+
+/// A message for `chat` with this `message` string.
+fn asking(message: &str) -> Delivery {
+    let delivery = delivery("chat", message, FAR);
+    Delivery { push: Push { message: Some(message.to_owned().into()), ..delivery.push }, ..delivery }
+}
+
+async fn badge(fixture: &Fixture) -> u16 {
+    fixture.store.app(app("chat")).await.unwrap().unwrap().badge
+}
+
+#[tokio::test]
+async fn message_badge_and_effect_are_one_step_and_happen_once() {
+    let fixture = Fixture::new(Limits::default()).await;
+    let alert = asking("action=ALERT&alertMessage=Hi&badgeOption=INCREASE&badgeNumber=2");
+    let received = fixture.store.receive(vec![alert.clone()], |_| false).await.unwrap();
+    assert_eq!(received.changes, Changes { badges: vec![(app("chat"), 2)], effects: true, outcomes: false });
+    let fixture = fixture.reopen();
+    let again = fixture.store.receive(vec![alert.clone()], |_| false).await.unwrap();
+    assert_eq!((again.changes, badge(&fixture).await), (Changes::default(), 2));
+    let pending = fixture.store.pending().await.unwrap();
+    assert_eq!(pending.len(), 1);
+    assert_eq!(pending[0].task, Task::Alert(Box::new(alert.push)));
+}
+
+#[tokio::test]
+async fn what_a_connected_app_does_not_take_is_decided_about_when_it_goes() {
+    let fixture = Fixture::new(Limits::default()).await;
+    let batch = ["action=DISCARD", "action=ALERT", "action=LAUNCH&badgeOption=SET&badgeNumber=7"].map(asking);
+    let received = fixture.store.receive(batch.to_vec(), |_| true).await.unwrap();
+    assert_eq!((received.changes, badge(&fixture).await), (Changes::default(), 0));
+    assert_eq!(fixture.store.left_over().await.unwrap(), [app("chat")]);
+    // It is still there.
+    let nothing = fixture.store.left(app("chat"), true, |_| true).await.unwrap();
+    assert_eq!((nothing, fixture.store.left_over().await.unwrap().len()), (Changes::default(), 1));
+    let changes = fixture.store.left(app("chat"), true, |_| false).await.unwrap();
+    assert_eq!(changes, Changes { badges: vec![(app("chat"), 7)], effects: true, outcomes: true });
+    assert_eq!(fixture.fates().await, [Fate::Discarded]);
+    assert_eq!(fixture.store.pending().await.unwrap().len(), 2);
+    assert_eq!(fixture.store.left_over().await.unwrap(), []);
+    let later = fixture.store.left(app("chat"), true, |_| false).await.unwrap();
+    assert_eq!((later, badge(&fixture).await), (Changes::default(), 7));
+}
+
+#[tokio::test]
+async fn a_message_that_is_read_brings_about_nothing_more() {
+    let fixture = Fixture::new(Limits::default()).await;
+    fixture.store.receive(vec![asking("action=ALERT"), asking("action=LAUNCH")], |_| false).await.unwrap();
+    fixture.take_all("chat").await;
+    assert_eq!(fixture.store.pending().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn an_alert_on_the_screen_goes_with_its_message_or_its_app_s_right() {
+    let fixture = Fixture::new(Limits::default()).await;
+    let one = asking("action=ALERT&alertMessage=Hi");
+    fixture.store.receive(vec![one.clone()], |_| false).await.unwrap();
+    let place = fixture.store.pending().await.unwrap()[0].place;
+    let id = one.push.id;
+    let alert = Shown { id, app: app("chat"), notification: 5, server: "s".into(), topic: None, more: 0 };
+    fixture.store.alerted(alert.clone(), vec![(place, id)]).await.unwrap();
+    assert_eq!(fixture.store.pending().await.unwrap(), []);
+    let (shown, push) = fixture.store.shown().await.unwrap().remove(0);
+    assert!(shown == alert && push.is_some());
+    let switches = fixture.store.app(app("chat")).await.unwrap().unwrap().switches;
+    fixture.store.switch(app("chat"), Switches { alerts: false, ..switches }).await.unwrap();
+    assert!(fixture.store.shown().await.unwrap()[0].1.is_none());
+    fixture.store.switch(app("chat"), switches).await.unwrap();
+    let unread = fixture.store.next_unread(app("chat")).await.unwrap().unwrap();
+    assert!(fixture.store.delivered(&unread).await.unwrap());
+    assert!(fixture.store.shown().await.unwrap()[0].1.is_none());
+}
+
+#[tokio::test]
+async fn a_click_opens_its_app_once_even_if_the_message_has_been_read() {
+    let fixture = Fixture::new(Limits::default()).await;
+    let one = asking("action=ALERT");
+    fixture.store.receive(vec![one.clone()], |_| false).await.unwrap();
+    let place = fixture.store.pending().await.unwrap()[0].place;
+    let id = one.push.id;
+    let alert = Shown { id, app: app("chat"), notification: 5, server: "s".into(), topic: None, more: 0 };
+    fixture.store.alerted(alert, vec![(place, id)]).await.unwrap();
+    assert!(fixture.store.alert_clicked(id, Some("token".into())).await.unwrap());
+    assert!(!fixture.store.alert_clicked(id, None).await.unwrap());
+    fixture.take_all("chat").await;
+    let pending = fixture.store.pending().await.unwrap();
+    assert_eq!(pending[0].task, Task::Open { id, token: Some("token".into()) });
+    fixture.store.started(vec![(pending[0].place, Some(id))], Hop::Launched, "by a test".into()).await.unwrap();
+    assert_eq!(fixture.store.pending().await.unwrap(), []);
+    let hops: Vec<String> = fixture.store.history(1).await.unwrap()[0].hops.iter().map(|hop| hop.hop.clone()).collect();
+    assert_eq!(hops, ["received", "alerted", "opened", "delivered", "launched"]);
+}
+
+#[tokio::test]
+async fn the_message_that_started_the_app_says_so_until_the_app_goes() {
+    let fixture = Fixture::new(Limits::default()).await;
+    let batch = [asking("action=LAUNCH"), asking("action=SILENT")];
+    fixture.store.receive(batch.to_vec(), |_| false).await.unwrap();
+    let launch = Launch::Notification(batch[0].push.id);
+    fixture.store.launching(app("chat"), launch).await.unwrap();
+    assert_eq!(fixture.store.app(app("chat")).await.unwrap().unwrap().launch, Some(launch));
+    let first = fixture.store.next_unread(app("chat")).await.unwrap().unwrap();
+    assert!(first.launched);
+    fixture.store.delivered(&first).await.unwrap();
+    assert!(!fixture.store.next_unread(app("chat")).await.unwrap().unwrap().launched);
+    fixture.store.left(app("chat"), true, |_| false).await.unwrap();
+    assert_eq!(fixture.store.app(app("chat")).await.unwrap().unwrap().launch, None);
+}
+
+#[tokio::test]
+async fn all_apps_together_have_a_limit_and_the_largest_makes_room() {
+    let fixture = Fixture::new(Limits { total_messages: 3, ..Limits::default() }).await;
+    fixture.register("mail").await;
+    let big = "x".repeat(2000);
+    let batch = [delivery("mail", "m", FAR), delivery("chat", &big, FAR), delivery("chat", "b", FAR)];
+    fixture.receive(&batch).await;
+    fixture.receive(&[delivery("mail", "n", FAR)]).await;
+    assert_eq!(fixture.take_all("mail").await, texts(&[("m", 0), ("n", 0)]));
+    assert_eq!(fixture.take_all("chat").await, texts(&[("b", 1)]));
+}
+
+#[tokio::test]
+async fn no_message_waits_longer_than_the_device_lets_it() {
+    let fixture = Fixture::new(Limits { unread_hours: 1, ..Limits::default() }).await;
+    fixture.receive(&[delivery("chat", "long", FAR)]).await;
+    let unread = fixture.store.next_unread(app("chat")).await.unwrap().unwrap();
+    assert_eq!(unread.expires_ms.0 - unread.received_ms.0, 3_600_000);
+}
+
+#[tokio::test]
+async fn a_disabled_app_is_deregistered_and_told_to_register_when_it_is_enabled() {
+    let fixture = Fixture::new(Limits::default()).await;
+    let on = fixture.store.app(app("chat")).await.unwrap().unwrap().switches;
+    fixture.store.switch(app("chat"), Switches { enabled: false, ..on }).await.unwrap();
+    assert_eq!(fixture.store.wishes().await.unwrap(), [(app("chat"), Wish::Deregister)]);
+    // The server has not heard of it yet.
+    fixture.receive(&[delivery("chat", "late", FAR)]).await;
+    assert_eq!(fixture.fates().await, [Fate::Unwanted]);
+    fixture.store.deregistered(app("chat")).await.unwrap();
+    fixture.store.switch(app("chat"), on).await.unwrap();
+    let pending = fixture.store.pending().await.unwrap();
+    assert_eq!((pending.len(), &pending[0].task), (1, &Task::RegistrationChange));
+}
+
+#[tokio::test]
+async fn an_uninstalled_app_is_forgotten_once_the_server_knows() {
+    let fixture = Fixture::new(Limits::default()).await;
+    fixture.receive(&[delivery("chat", "a", FAR)]).await;
+    fixture.store.uninstalled(app("chat")).await.unwrap();
+    assert_eq!(fixture.store.apps().await.unwrap(), []);
+    assert_eq!(fixture.fates().await, [Fate::Unwanted]);
+    assert_eq!(fixture.store.wishes().await.unwrap(), [(app("chat"), Wish::Deregister)]);
+    // Installed again by somebody else, it is theirs.
+    assert_eq!(fixture.claim("chat", 7).await.unwrap().owner.uid, 7);
+    fixture.store.uninstalled(app("chat")).await.unwrap();
+    fixture.store.deregistered(app("chat")).await.unwrap();
+    assert_eq!(fixture.store.wishes().await.unwrap(), []);
+    assert_eq!(fixture.claim("chat", 8).await.unwrap().owner.uid, 8);
+}
+
+#[tokio::test]
+async fn a_badge_that_is_switched_off_is_nothing_and_stays_so() {
+    let fixture = Fixture::new(Limits::default()).await;
+    assert!(fixture.store.set_badge(app("chat"), 5000).await.unwrap());
+    assert_eq!(badge(&fixture).await, 999);
+    let on = fixture.store.app(app("chat")).await.unwrap().unwrap().switches;
+    fixture.store.switch(app("chat"), Switches { badge: false, ..on }).await.unwrap();
+    assert_eq!(badge(&fixture).await, 0);
+    assert!(!fixture.store.set_badge(app("chat"), 5).await.unwrap());
+}
+
+#[tokio::test]
+async fn the_history_has_the_last_messages_and_no_more() {
+    let fixture = Fixture::new(Limits { unread_messages: 1000, ..Limits::default() }).await;
+    let batch: Vec<Delivery> = (0..300).map(|n| delivery("chat", &n.to_string(), FAR)).collect();
+    fixture.receive(&batch).await;
+    let lives = fixture.store.history(u32::MAX).await.unwrap();
+    assert_eq!(lives.len(), usize::try_from(history::MESSAGES_MAX).unwrap());
+    assert_eq!(lives[0].id, batch[299].push.id);
+    for _ in 0..50 {
+        fixture.store.refused(batch[299].push.id, "it does not want it".into()).await.unwrap();
+    }
+    let hops = fixture.store.history(1).await.unwrap().remove(0).hops;
+    assert_eq!((hops.len(), hops[0].hop.as_str(), hops[15].hop.as_str()), (16, "received", "refused"));
+}
+
+#[test]
+fn a_store_of_the_first_version_is_taken_over_with_its_messages() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.db");
+    let older = db::open(&path, &schema::MIGRATIONS[..1]).unwrap();
+    let push = delivery("chat", "old", FAR).push;
+    older.execute("INSERT INTO apps VALUES ('chat', 1000, NULL, NULL)", []).unwrap();
+    let insert = "INSERT INTO unread (app, received_ms, expires_ms, dropped, body) VALUES ('chat', 1, ?1, 0, ?2)";
+    older.execute(insert, rusqlite::params![FAR, serde_json::to_string(&push).unwrap()]).unwrap();
+    drop(older);
+    let (store, _) = Store::open(&path, Limits::default()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let changes = store.left(app("chat"), false, |_| false).await.unwrap();
+        assert_eq!(changes, Changes::default());
+        let unread = store.next_unread(app("chat")).await.unwrap().unwrap();
+        assert_eq!(unread.push, push);
+        assert!(!store.delivered(&unread).await.unwrap());
+        assert_eq!(store.next_unread(app("chat")).await.unwrap(), None);
+    });
 }

@@ -1,0 +1,260 @@
+//! Carries out what messages are to bring about: alerts on the screen, starts of apps, badges.
+//!
+//! The store has what is to be done; a wake-up is only a hint to look. What is carried out here
+//! can be carried out again after a power cut and is then the same once: a notification has its
+//! number, and what is started its name, on disk before it is asked for.
+//!
+//! * [`screen`]: alerts; [`launch`], [`systemd`], [`process`]: starting apps; [`badges`].
+
+pub mod badges;
+pub mod launch;
+pub mod process;
+pub mod screen;
+pub mod systemd;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tracing::{error, warn};
+use zbus::object_server::SignalEmitter;
+
+use super::bus::manager::Manager;
+use super::bus::{PATH, Shared};
+use super::pace::{self, Due, Paces, Rates};
+use super::plan::Manner;
+use super::store::{Changes, Hop, Launch, Pending, Task};
+use crate::daemon::fault_point;
+use crate::db::DbError;
+use crate::proto::{AppId, MessageId, Moment};
+use crate::world;
+use launch::{Launcher, Reason};
+use screen::Screen;
+
+/// Hints that there is something new in the store.
+#[derive(Debug, Default)]
+pub struct Hints {
+    /// Something is to be shown or started, or no longer.
+    pub effects: Notify,
+    /// A badge has changed.
+    pub badges: Notify,
+}
+
+impl Hints {
+    /// Wakes whoever these changes are for.
+    pub fn of(&self, changes: &Changes) {
+        if changes.effects {
+            self.effects.notify_one();
+        }
+        if !changes.badges.is_empty() {
+            self.badges.notify_one();
+        }
+    }
+}
+
+/// How long to wait before the store is tried again after it failed.
+const STORE_RETRY: Duration = Duration::from_secs(30);
+
+/// The task that carries effects out.
+pub struct Performer {
+    shared: Arc<Shared>,
+    bus: zbus::Connection,
+    screen: Arc<Screen>,
+    paces: HashMap<AppId, Paces>,
+    /// Apps for which something is being done: what comes for them waits until it is.
+    busy: HashSet<AppId>,
+    jobs: JoinSet<AppId>,
+}
+
+impl Performer {
+    /// Over the bus that the apps are on.
+    pub fn new(shared: Arc<Shared>, bus: zbus::Connection) -> Self {
+        let screen = Arc::new(Screen::new(Arc::clone(&shared), bus.clone()));
+        Self { shared, bus, screen, paces: HashMap::new(), busy: HashSet::new(), jobs: JoinSet::new() }
+    }
+
+    /// Runs as long as the daemon.
+    pub async fn run(mut self) {
+        screen::begin(Arc::clone(&self.screen)).await;
+        loop {
+            let again = match self.begin_due().await {
+                Ok(again) => again,
+                Err(error) => {
+                    error!("the store failed: {error}");
+                    Some(self.shared.clock.now().after(STORE_RETRY))
+                }
+            };
+            tokio::select! {
+                () = self.shared.hints.effects.notified() => {}
+                Some(done) = self.jobs.join_next() => self.finish(done),
+                () = self.shared.clock.sleep_until(again) => {}
+            }
+        }
+    }
+
+    fn finish(&mut self, done: Result<AppId, tokio::task::JoinError>) {
+        match done {
+            Ok(app) => drop(self.busy.remove(&app)),
+            // Its app stays busy: what broke would break again.
+            Err(error) => error!("an effect was not carried out: {error}"),
+        }
+    }
+
+    /// Begins what is due; returns when to look again.
+    async fn begin_due(&mut self) -> Result<Option<Moment>, DbError> {
+        let expiry = self.screen.tidy().await?;
+        let pending = self.shared.store.pending().await?;
+        if pending.is_empty() {
+            return Ok(expiry);
+        }
+        let do_not_disturb = self.shared.store.do_not_disturb().await?;
+        let limits = self.shared.config.limits;
+        let rates = Rates { alerts: limits.alerts_per_minute, launches: limits.launches_per_minute };
+        let now = self.shared.clock.now();
+        let mut again = expiry;
+        for (app, pending) in by_app(pending) {
+            if self.busy.contains(&app) {
+                continue;
+            }
+            let due = pace::due(pending, self.paces.entry(app.clone()).or_default(), rates, do_not_disturb, now);
+            again = again.into_iter().chain(due.again).min();
+            if !due.starts.is_empty() || !due.alerts.is_empty() {
+                self.busy.insert(app.clone());
+                let job =
+                    Job { shared: Arc::clone(&self.shared), bus: self.bus.clone(), screen: Arc::clone(&self.screen) };
+                self.jobs.spawn(async move {
+                    job.carry_out(&app, due).await;
+                    app
+                });
+            }
+        }
+        Ok(again)
+    }
+}
+
+fn by_app(pending: Vec<Pending>) -> HashMap<AppId, Vec<Pending>> {
+    let mut apps: HashMap<AppId, Vec<Pending>> = HashMap::new();
+    for effect in pending {
+        apps.entry(effect.app.clone()).or_default().push(effect);
+    }
+    apps
+}
+
+/// The effects of one app that are due together.
+struct Job {
+    shared: Arc<Shared>,
+    bus: zbus::Connection,
+    screen: Arc<Screen>,
+}
+
+impl Job {
+    async fn carry_out(&self, app: &AppId, due: Due) {
+        for start in due.starts {
+            if let Err(error) = self.start(app, start).await {
+                error!(%app, "a start could not be noted: {error}");
+            }
+        }
+        for alert in due.alerts {
+            if let Err(error) = self.screen.alert(app, alert).await {
+                error!(%app, "an alert could not be noted: {error}");
+            }
+        }
+    }
+
+    async fn start(&self, app: &AppId, effects: Vec<Pending>) -> Result<(), DbError> {
+        let Some(reason) = reason(&effects) else { return Ok(()) };
+        let done = effects.iter().map(|effect| (effect.place, message(&effect.task))).collect::<Vec<_>>();
+        let (hop, how) = match self.launch(app, &reason, &effects).await? {
+            Ok(how) => (Hop::Launched, how),
+            Err(why) => {
+                warn!(%app, "the app was not started: {why}");
+                self.report(app, &reason, &why).await;
+                (Hop::Failed, why)
+            }
+        };
+        fault_point("launched");
+        self.shared.store.started(done, hop, how).await
+    }
+
+    /// How the app was started, or why not.
+    async fn launch(
+        &self,
+        app: &AppId,
+        reason: &Reason,
+        effects: &[Pending],
+    ) -> Result<Result<String, String>, DbError> {
+        let Some(row) = self.shared.store.app(app.clone()).await? else {
+            return Ok(Err("there is no such app any more".to_owned()));
+        };
+        let by_user = reason.token.is_some() || effects.iter().any(|effect| matches!(effect.task, Task::Open { .. }));
+        if !by_user && !row.switches.launch {
+            return Ok(Err("the user does not let messages start this app".to_owned()));
+        }
+        if !by_user && self.shared.apps.line(app).is_some() {
+            return Ok(Ok("the app has connected meanwhile".to_owned()));
+        }
+        self.shared.store.launching(app.clone(), reason.launch).await?;
+        fault_point("launching");
+        let launcher = Launcher { shared: &self.shared, bus: &self.bus };
+        launcher.start(&row, reason, effects).await
+    }
+
+    async fn report(&self, app: &AppId, reason: &Reason, why: &str) {
+        let id = reason.launch.message().map(|id| id.to_string()).unwrap_or_default();
+        let Ok(emitter) = SignalEmitter::new(&self.bus, PATH) else { return };
+        // If the bus is gone the daemon is ending.
+        let _ = Manager::launch_failed(&emitter, app.as_str(), &id, why).await;
+    }
+}
+
+fn message(task: &Task) -> Option<MessageId> {
+    match task {
+        Task::Alert(push) => Some(push.id),
+        Task::Launch(_, id) | Task::Open { id, .. } => Some(*id),
+        Task::RegistrationChange => None,
+    }
+}
+
+/// Why an app is started for these effects together: the newest message counts, and one that wants
+/// the foreground has it.
+fn reason(effects: &[Pending]) -> Option<Reason> {
+    let mut reason: Option<Reason> = None;
+    for effect in effects {
+        let (manner, launch, token) = match &effect.task {
+            Task::Launch(manner, id) => (*manner, Launch::Notification(*id), None),
+            Task::Open { id, token } => (Manner::Foreground, Launch::Notification(*id), token.clone()),
+            Task::RegistrationChange => (Manner::Background, Launch::RegistrationChange, None),
+            Task::Alert(_) => continue,
+        };
+        let older = reason.take();
+        let foreground = older.as_ref().is_some_and(|older| older.manner == Manner::Foreground);
+        let launch = match (launch, older.as_ref().map(|older| older.launch)) {
+            (Launch::RegistrationChange, Some(older)) => older,
+            (launch, _) => launch,
+        };
+        let manner = if foreground { Manner::Foreground } else { manner };
+        reason = Some(Reason { launch, manner, token: token.or(older.and_then(|older| older.token)) });
+    }
+    reason
+}
+
+/// Decides, a while after the start, about messages that an earlier run was handing to connected
+/// apps: an app that is still there connects again within that time.
+pub async fn plan_left_over(shared: Arc<Shared>) {
+    tokio::time::sleep(Duration::from_secs(shared.config.limits.reconnect_s.into())).await;
+    let apps = shared.store.left_over().await.unwrap_or_else(|error| {
+        error!("the store failed: {error}");
+        Vec::new()
+    });
+    for app in apps {
+        shared.plan_left_over(&app, false).await;
+    }
+}
+
+/// The wall clock's time as a moment of the daemon's clock, if it is to come.
+fn moment_of(at: crate::proto::UnixMillis, shared: &Shared) -> Moment {
+    let wait = at.0.saturating_sub(world::now().0).max(0);
+    shared.clock.now().after(Duration::from_millis(wait.unsigned_abs()))
+}

@@ -1,0 +1,356 @@
+//! Apps as the device remembers them: whose they are, their registration, badge and switches.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::schema::{Result, parse, text};
+use super::{Store, effects, messages, schema};
+use crate::agent::plan::Settings;
+use crate::db::DbError;
+use crate::proto::field::BADGE_MAX;
+use crate::proto::wishes::Wish;
+use crate::proto::{AppId, MessageId, RegId};
+use crate::world;
+
+/// Who an app belongs to, where no manifest says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The user.
+    pub uid: u32,
+    /// The sandboxed app, if it is one.
+    pub flatpak: Option<String>,
+}
+
+/// What the user has switched on for an app.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Switches {
+    /// It may be registered.
+    pub enabled: bool,
+    /// Its alerts are shown.
+    pub alerts: bool,
+    /// Messages may start it.
+    pub launch: bool,
+    /// It has a badge.
+    pub badge: bool,
+}
+
+impl Switches {
+    /// As the decision about a message takes them.
+    pub fn settings(self, do_not_disturb: bool) -> Settings {
+        Settings { alerts: self.alerts, launch: self.launch, badge: self.badge, do_not_disturb }
+    }
+}
+
+/// An app as the device knows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AppRow {
+    /// Its id.
+    pub app: AppId,
+    /// Who claimed it first, or was given it by a manifest.
+    pub owner: Owner,
+    /// Its regId while it is registered.
+    pub reg_id: Option<RegId>,
+    /// What the server has still to be asked for.
+    pub wish: Option<Wish>,
+    /// Messages that wait for it.
+    pub unread: u32,
+    /// Its badge, 0 to 999.
+    pub badge: u16,
+    /// What the user allows it.
+    pub switches: Switches,
+    /// Files of it were seen on this device: if they go, it was uninstalled.
+    pub installed: bool,
+    /// Why the daemon started it last, until it disconnects.
+    pub launch: Option<Launch>,
+}
+
+/// Why the daemon started an app.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Launch {
+    /// A message asked for it, or the user clicked on its alert.
+    Notification(MessageId),
+    /// Its registration ended without its doing.
+    RegistrationChange,
+}
+
+impl Launch {
+    /// As apps are told it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Notification(_) => "notification",
+            Self::RegistrationChange => "registration_change",
+        }
+    }
+
+    /// The message that caused it.
+    pub fn message(self) -> Option<MessageId> {
+        match self {
+            Self::Notification(id) => Some(id),
+            Self::RegistrationChange => None,
+        }
+    }
+}
+
+/// Who asks for an app.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The app.
+    pub app: AppId,
+    /// The caller.
+    pub owner: Owner,
+    /// A manifest gives the app to the caller, whoever had it before.
+    pub by_manifest: bool,
+    /// Files of the app are on this device.
+    pub installed: bool,
+}
+
+impl Store {
+    /// The app, if it was ever claimed.
+    pub async fn app(&self, app: AppId) -> Result<Option<AppRow>, DbError> {
+        self.worker.read(move |db| find(db, &app)).await
+    }
+
+    /// All apps that were ever claimed and are still installed.
+    pub async fn apps(&self) -> Result<Vec<AppRow>, DbError> {
+        self.worker.read(all).await
+    }
+
+    /// Gives the app to the caller if it is nobody's or a manifest says so; returns the app, whose
+    /// owner may be another, or `None` if there are too many.
+    pub async fn claim(&self, claim: Claim) -> Result<Option<AppRow>, DbError> {
+        let limit = self.limits.apps;
+        self.worker.write(move |db| give(db, &claim, limit)).await
+    }
+
+    /// What the server has still to be asked for.
+    pub async fn wishes(&self) -> Result<Vec<(AppId, Wish)>, DbError> {
+        self.worker.read(wishes).await
+    }
+
+    /// Notes what the server is to be asked for.
+    pub async fn wish(&self, app: AppId, wish: Option<Wish>) -> Result<(), DbError> {
+        self.worker.write(move |db| set_wish(db, &app, wish)).await
+    }
+
+    /// The app has this regId; a wish for it is fulfilled, a newer one stands.
+    pub async fn registered(&self, app: AppId, reg_id: RegId) -> Result<(), DbError> {
+        self.worker.write(move |db| set_reg_id(db, &app, Some(reg_id), Wish::Register)).await
+    }
+
+    /// The app's registration has ended; a wish for that is fulfilled, a newer one stands. An app
+    /// that was uninstalled is forgotten.
+    pub async fn deregistered(&self, app: AppId) -> Result<(), DbError> {
+        self.worker
+            .write(move |db| {
+                set_reg_id(db, &app, None, Wish::Deregister)?;
+                forget_if_gone(db, &app)
+            })
+            .await
+    }
+
+    /// The server has ended the app's registration. The server is to be told that the device
+    /// knows, and the app to be started so that it registers anew.
+    pub async fn registration_lost(&self, app: AppId) -> Result<(), DbError> {
+        self.worker
+            .write(move |db| {
+                set_reg_id(db, &app, None, Wish::Deregister)?;
+                set_wish(db, &app, Some(Wish::Deregister))?;
+                effects::add_registration_change(db, &app)
+            })
+            .await
+    }
+
+    /// The server knows none of the registrations: all are wished for anew. Returns their apps.
+    pub async fn renew_all(&self) -> Result<Vec<AppId>, DbError> {
+        self.worker.write(renew_all).await
+    }
+
+    /// Sets the app's badge, at most 999, as the app itself wants it. `false` if the user has
+    /// switched off its badge.
+    pub async fn set_badge(&self, app: AppId, count: u32) -> Result<bool, DbError> {
+        let count = u16::try_from(count).unwrap_or(BADGE_MAX).min(BADGE_MAX);
+        self.worker
+            .write(move |db| {
+                let changed = db
+                    .prepare_cached("UPDATE apps SET badge = ?2 WHERE app = ?1 AND show_badge")?
+                    .execute(params![app.as_str(), count])?;
+                Ok(changed > 0)
+            })
+            .await
+    }
+
+    /// Changes what the user allows an app. An app that is disabled is deregistered; one that is
+    /// enabled again is to be told to register. Returns the app as it was, if there is one.
+    pub async fn switch(&self, app: AppId, to: Switches) -> Result<Option<AppRow>, DbError> {
+        self.worker.write(move |db| switch(db, &app, to)).await
+    }
+
+    /// The app was uninstalled: its messages go, and it is deregistered.
+    pub async fn uninstalled(&self, app: AppId) -> Result<(), DbError> {
+        self.worker.write(move |db| uninstall(db, &app)).await
+    }
+
+    /// The daemon is about to start the app for this reason.
+    pub async fn launching(&self, app: AppId, launch: Launch) -> Result<(), DbError> {
+        self.worker.write(move |db| set_launch(db, &app, Some(launch))).await
+    }
+}
+
+const COLUMNS: &str = "app, uid, flatpak, reg_id, wish, (SELECT count(*) FROM unread u WHERE u.app = apps.app),
+    badge, enabled, alerts, launch, show_badge, installed, launch_type, launch_id";
+
+pub(super) fn find(db: &Connection, app: &AppId) -> Result<Option<AppRow>> {
+    db.prepare_cached(&format!("SELECT {COLUMNS} FROM apps WHERE app = ?1 AND NOT gone"))?
+        .query_row([app.as_str()], from_row)
+        .optional()
+}
+
+fn all(db: &Connection) -> Result<Vec<AppRow>> {
+    db.prepare_cached(&format!("SELECT {COLUMNS} FROM apps WHERE NOT gone ORDER BY app"))?
+        .query_map([], from_row)?
+        .collect()
+}
+
+/// Apps that were uninstalled are among them: the server has still to hear of it.
+fn wishes(db: &Connection) -> Result<Vec<(AppId, Wish)>> {
+    let wish = |row: &Row<'_>| Ok((text(row, 0)?, wish_named(row.get_ref(1)?.as_str()?)));
+    db.prepare_cached("SELECT app, wish FROM apps WHERE wish IS NOT NULL")?.query_map([], wish)?.collect()
+}
+
+fn from_row(row: &Row<'_>) -> Result<AppRow> {
+    let reg_id: Option<String> = row.get(3)?;
+    let wish: Option<String> = row.get(4)?;
+    Ok(AppRow {
+        app: text(row, 0)?,
+        owner: Owner { uid: row.get(1)?, flatpak: row.get(2)? },
+        reg_id: reg_id.as_deref().map(parse).transpose()?,
+        wish: wish.as_deref().map(wish_named),
+        unread: row.get(5)?,
+        badge: row.get(6)?,
+        switches: Switches { enabled: row.get(7)?, alerts: row.get(8)?, launch: row.get(9)?, badge: row.get(10)? },
+        installed: row.get(11)?,
+        launch: launch_of(row)?,
+    })
+}
+
+fn launch_of(row: &Row<'_>) -> Result<Option<Launch>> {
+    let (kind, id): (Option<String>, _) = (row.get(12)?, schema::id_or_none(row, 13)?);
+    Ok(kind.map(|_| id.map_or(Launch::RegistrationChange, Launch::Notification)))
+}
+
+fn wish_name(wish: Wish) -> &'static str {
+    match wish {
+        Wish::Register => "register",
+        Wish::Deregister => "deregister",
+    }
+}
+
+fn wish_named(name: &str) -> Wish {
+    if name == "register" { Wish::Register } else { Wish::Deregister }
+}
+
+fn give(db: &Connection, claim: &Claim, limit: u32) -> Result<Option<AppRow>> {
+    let Claim { app, owner, by_manifest, installed } = claim;
+    let known: Option<bool> =
+        db.query_row("SELECT gone FROM apps WHERE app = ?1", [app.as_str()], |row| row.get(0)).optional()?;
+    match known {
+        None => {
+            let count: u32 = db.query_row("SELECT count(*) FROM apps", [], |row| row.get(0))?;
+            if count >= limit {
+                return Ok(None);
+            }
+            db.execute(
+                "INSERT INTO apps (app, uid, flatpak, installed) VALUES (?1, ?2, ?3, ?4)",
+                params![app.as_str(), owner.uid, owner.flatpak, installed],
+            )?;
+        }
+        Some(gone) if gone || *by_manifest => {
+            db.execute(
+                "UPDATE apps SET uid = ?2, flatpak = ?3, installed = ?4, gone = 0 WHERE app = ?1",
+                params![app.as_str(), owner.uid, owner.flatpak, installed],
+            )?;
+        }
+        Some(_) if *installed => {
+            db.execute("UPDATE apps SET installed = 1 WHERE app = ?1", [app.as_str()])?;
+        }
+        Some(_) => {}
+    }
+    find(db, app)
+}
+
+pub(super) fn set_wish(db: &Connection, app: &AppId, wish: Option<Wish>) -> Result<()> {
+    db.execute("UPDATE apps SET wish = ?2 WHERE app = ?1", params![app.as_str(), wish.map(wish_name)])?;
+    Ok(())
+}
+
+fn set_reg_id(db: &Connection, app: &AppId, reg_id: Option<RegId>, fulfilled: Wish) -> Result<()> {
+    let reg_id = reg_id.map(|reg_id| reg_id.to_string());
+    db.execute(
+        "UPDATE apps SET reg_id = ?2, wish = nullif(wish, ?3) WHERE app = ?1",
+        params![app.as_str(), reg_id, wish_name(fulfilled)],
+    )?;
+    Ok(())
+}
+
+fn renew_all(db: &Connection) -> Result<Vec<AppId>> {
+    db.prepare_cached(
+        "UPDATE apps SET wish = 'register', reg_id = NULL
+         WHERE reg_id IS NOT NULL AND wish IS NOT 'deregister' RETURNING app",
+    )?
+    .query_map([], |row| text(row, 0))?
+    .collect()
+}
+
+/// Asks for the end of the app's registration, if there is or may be one.
+fn end_registration(db: &Connection, app: &AppId) -> Result<()> {
+    db.execute(
+        "UPDATE apps SET wish = 'deregister' WHERE app = ?1 AND (reg_id IS NOT NULL OR wish IS NOT NULL)",
+        [app.as_str()],
+    )?;
+    Ok(())
+}
+
+fn switch(db: &Connection, app: &AppId, to: Switches) -> Result<Option<AppRow>> {
+    let Some(row) = find(db, app)? else { return Ok(None) };
+    db.execute(
+        "UPDATE apps SET enabled = ?2, alerts = ?3, launch = ?4, show_badge = ?5, badge = iif(?5, badge, 0)
+         WHERE app = ?1",
+        params![app.as_str(), to.enabled, to.alerts, to.launch, to.badge],
+    )?;
+    match (row.switches.enabled, to.enabled) {
+        (true, false) => {
+            end_registration(db, app)?;
+            effects::remove_all(db, app)?;
+        }
+        (false, true) => effects::add_registration_change(db, app)?,
+        (true, true) | (false, false) => {}
+    }
+    Ok(Some(row))
+}
+
+fn uninstall(db: &Connection, app: &AppId) -> Result<()> {
+    messages::remove_all(db, app, world::now())?;
+    effects::remove_all(db, app)?;
+    end_registration(db, app)?;
+    db.execute("UPDATE apps SET gone = 1, badge = 0 WHERE app = ?1", [app.as_str()])?;
+    forget_if_gone(db, app)
+}
+
+fn forget_if_gone(db: &Connection, app: &AppId) -> Result<()> {
+    db.execute("DELETE FROM apps WHERE app = ?1 AND gone AND reg_id IS NULL AND wish IS NULL", [app.as_str()])?;
+    Ok(())
+}
+
+pub(super) fn set_launch(db: &Connection, app: &AppId, launch: Option<Launch>) -> Result<()> {
+    let id = launch.and_then(Launch::message);
+    db.prepare_cached("UPDATE apps SET launch_type = ?2, launch_id = ?3 WHERE app = ?1")?.execute(params![
+        app.as_str(),
+        launch.map(Launch::name),
+        id.as_ref().map(MessageId::as_bytes)
+    ])?;
+    Ok(())
+}
+
+pub(super) fn set_badge(db: &Connection, app: &AppId, badge: u16) -> Result<()> {
+    db.prepare_cached("UPDATE apps SET badge = ?2 WHERE app = ?1")?.execute(params![app.as_str(), badge])?;
+    Ok(())
+}

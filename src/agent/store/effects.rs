@@ -1,0 +1,267 @@
+//! What messages have still to bring about, and the alerts that are on the screen.
+//!
+//! An effect is entered in the transaction that keeps its message, and removed in the one that
+//! notes how it went. What is on record about it in between (the number of its notification, the
+//! process that was started) makes carrying it out a second time the same as the first.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::Store;
+use super::history::{self, Hop};
+use super::schema::{Result, id, id_or_none, json, text};
+use crate::agent::plan::{Effect, Manner};
+use crate::db::DbError;
+use crate::proto::{AppId, MessageId, Push, UnixMillis};
+use crate::world;
+
+/// Something that is still to be done for an app.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pending {
+    /// Its place in the order of arrival.
+    pub place: i64,
+    /// The app.
+    pub app: AppId,
+    /// What is to be done.
+    pub task: Task,
+    /// The process that was started for it already, if one was.
+    pub process: Option<String>,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Task {
+    /// Show this message's alert.
+    Alert(Box<Push>),
+    /// Start the app for this message.
+    Launch(Manner, MessageId),
+    /// The user clicked on this message's alert.
+    Open {
+        /// The newest message of the alert.
+        id: MessageId,
+        /// What lets the app put its window in front.
+        token: Option<String>,
+    },
+    /// Start the app: its registration has ended.
+    RegistrationChange,
+}
+
+/// An alert on the screen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shown {
+    /// The newest message it shows.
+    pub id: MessageId,
+    /// The app.
+    pub app: AppId,
+    /// Its number at the server that shows it.
+    pub notification: u32,
+    /// Who shows it.
+    pub server: String,
+    /// What a newer alert of the app replaces it by.
+    pub topic: Option<String>,
+    /// How many older messages it stands for.
+    pub more: u32,
+}
+
+impl Store {
+    /// Everything that is still to be done, oldest first, at most [`PENDING_MAX`].
+    pub async fn pending(&self) -> Result<Vec<Pending>, DbError> {
+        self.worker.read(pending).await
+    }
+
+    /// The alerts on the screen, each with its message and that one's end, as long as it is unread
+    /// and the app may alert.
+    pub async fn shown(&self) -> Result<Vec<(Shown, Option<(Push, UnixMillis)>)>, DbError> {
+        self.worker.read(shown).await
+    }
+
+    /// An alert is about to be shown. One of the same number is replaced.
+    pub async fn showing(&self, alert: Shown) -> Result<(), DbError> {
+        self.worker.write(move |db| put_shown(db, &alert)).await
+    }
+
+    /// The alert is on the screen: its effects at these places, each of a message, are done.
+    pub async fn alerted(&self, alert: Shown, done: Vec<(i64, MessageId)>) -> Result<(), DbError> {
+        self.worker
+            .write(move |db| {
+                put_shown(db, &alert)?;
+                done.iter().try_for_each(|(place, id)| finish(db, *place, Some(*id), Hop::Alerted, None))
+            })
+            .await
+    }
+
+    /// The alert could not be shown.
+    pub async fn not_alerted(&self, id: MessageId, done: Vec<(i64, MessageId)>, why: String) -> Result<(), DbError> {
+        self.worker
+            .write(move |db| {
+                take_shown(db, id)?;
+                done.iter().try_for_each(|(place, id)| finish(db, *place, Some(*id), Hop::Failed, Some(&why)))
+            })
+            .await
+    }
+
+    /// The alert of this message is off the screen.
+    pub async fn alert_closed(&self, id: MessageId) -> Result<(), DbError> {
+        self.worker.write(move |db| take_shown(db, id).map(drop)).await
+    }
+
+    /// The user clicked on the alert of this message: its app is to be opened. `false` if there is
+    /// no such alert.
+    pub async fn alert_clicked(&self, id: MessageId, token: Option<String>) -> Result<bool, DbError> {
+        self.worker
+            .write(move |db| {
+                let Some(app) = take_shown(db, id)? else { return Ok(false) };
+                history::add(db, id, Hop::Opened, None, world::now())?;
+                insert(db, &app, OPEN, Some(id), token.as_deref())?;
+                Ok(true)
+            })
+            .await
+    }
+
+    /// This process is about to be started for the effect.
+    pub async fn starting(&self, place: i64, process: String) -> Result<(), DbError> {
+        self.worker
+            .write(move |db| {
+                db.execute("UPDATE effects SET process = ?2 WHERE place = ?1", params![place, process])?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// This became of starting an app, for all effects at these places: [`Hop::Launched`] or
+    /// [`Hop::Failed`], and how or why.
+    pub async fn started(&self, done: Vec<(i64, Option<MessageId>)>, hop: Hop, how: String) -> Result<(), DbError> {
+        self.worker
+            .write(move |db| done.iter().try_for_each(|(place, id)| finish(db, *place, *id, hop, Some(&how))))
+            .await
+    }
+}
+
+/// Most effects that are looked at together.
+pub const PENDING_MAX: u32 = 1000;
+
+const ALERT: &str = "alert";
+const LAUNCH: &str = "launch";
+const BACKGROUND_LAUNCH: &str = "background-launch";
+const OPEN: &str = "open";
+const REGISTRATION_CHANGE: &str = "registration-change";
+
+/// Enters what a message is to bring about.
+pub(super) fn add(db: &Connection, push: &Push, effect: Effect) -> Result<()> {
+    let kind = match effect {
+        Effect::Alert => ALERT,
+        Effect::Launch(Manner::Foreground) => LAUNCH,
+        Effect::Launch(Manner::Background) => BACKGROUND_LAUNCH,
+    };
+    insert(db, &push.app, kind, Some(push.id), None)
+}
+
+/// The app is to be started because its registration has ended.
+pub(super) fn add_registration_change(db: &Connection, app: &AppId) -> Result<()> {
+    db.execute("DELETE FROM effects WHERE app = ?1 AND kind = ?2", [app.as_str(), REGISTRATION_CHANGE])?;
+    insert(db, app, REGISTRATION_CHANGE, None, None)
+}
+
+fn insert(db: &Connection, app: &AppId, kind: &str, id: Option<MessageId>, token: Option<&str>) -> Result<()> {
+    db.prepare_cached("INSERT INTO effects (app, kind, id, token) VALUES (?1, ?2, ?3, ?4)")?.execute(params![
+        app.as_str(),
+        kind,
+        id.as_ref().map(MessageId::as_bytes),
+        token
+    ])?;
+    Ok(())
+}
+
+/// The message is unread no longer: nothing is done for it any more but to open its app.
+pub(super) fn remove(db: &Connection, id: MessageId) -> Result<()> {
+    db.prepare_cached("DELETE FROM effects WHERE id = ?1 AND kind != ?2")?.execute(params![id.as_bytes(), OPEN])?;
+    Ok(())
+}
+
+/// Nothing is done for the app any more.
+pub(super) fn remove_all(db: &Connection, app: &AppId) -> Result<()> {
+    db.execute("DELETE FROM effects WHERE app = ?1", [app.as_str()])?;
+    Ok(())
+}
+
+/// Whether an alert of this message is on the screen.
+pub(super) fn is_shown(db: &Connection, id: MessageId) -> Result<bool> {
+    db.prepare_cached("SELECT EXISTS (SELECT 1 FROM alerts WHERE id = ?1)")?
+        .query_row([id.as_bytes()], |row| row.get(0))
+}
+
+fn finish(db: &Connection, place: i64, id: Option<MessageId>, hop: Hop, why: Option<&str>) -> Result<()> {
+    let done = db.prepare_cached("DELETE FROM effects WHERE place = ?1")?.execute([place])?;
+    match id {
+        Some(id) if done > 0 => history::add(db, id, hop, why, world::now()),
+        _ => Ok(()),
+    }
+}
+
+fn pending(db: &Connection) -> Result<Vec<Pending>> {
+    db.prepare_cached(
+        "SELECT e.place, e.app, e.kind, e.id, e.token, e.process, u.body FROM effects e
+         LEFT JOIN unread u ON u.id = e.id ORDER BY e.place LIMIT ?1",
+    )?
+    .query_map([PENDING_MAX], |row| {
+        Ok(Pending { place: row.get(0)?, app: text(row, 1)?, task: task(row)?, process: row.get(5)? })
+    })?
+    .collect()
+}
+
+fn task(row: &Row<'_>) -> Result<Task> {
+    let kind: String = row.get(2)?;
+    Ok(match (kind.as_str(), id_or_none(row, 3)?) {
+        (ALERT, Some(_)) => Task::Alert(Box::new(json(row, 6)?)),
+        (LAUNCH, Some(id)) => Task::Launch(Manner::Foreground, id),
+        (BACKGROUND_LAUNCH, Some(id)) => Task::Launch(Manner::Background, id),
+        (OPEN, Some(id)) => Task::Open { id, token: row.get(4)? },
+        // The only kind without a message.
+        _ => Task::RegistrationChange,
+    })
+}
+
+fn shown(db: &Connection) -> Result<Vec<(Shown, Option<(Push, UnixMillis)>)>> {
+    db.prepare_cached(
+        "SELECT a.id, a.app, a.notification, a.server, a.topic, a.more, u.body, u.expires_ms FROM alerts a
+         LEFT JOIN unread u ON u.id = a.id AND u.expires_ms > ?1
+             AND EXISTS (SELECT 1 FROM apps p WHERE p.app = a.app AND p.enabled AND p.alerts)",
+    )?
+    .query_map([world::now().0], |row| {
+        let alert = Shown {
+            id: id(row, 0)?,
+            app: text(row, 1)?,
+            notification: row.get(2)?,
+            server: row.get(3)?,
+            topic: row.get(4)?,
+            more: row.get(5)?,
+        };
+        let expires: Option<i64> = row.get(7)?;
+        let push = match expires {
+            Some(expires) => Some((json(row, 6)?, UnixMillis(expires))),
+            None => None,
+        };
+        Ok((alert, push))
+    })?
+    .collect()
+}
+
+fn put_shown(db: &Connection, alert: &Shown) -> Result<()> {
+    let Shown { id, app, notification, server, topic, more } = alert;
+    db.prepare_cached("DELETE FROM alerts WHERE notification = ?1 AND server = ?2")?
+        .execute(params![notification, server])?;
+    db.prepare_cached("INSERT OR REPLACE INTO alerts VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute(params![
+        id.as_bytes(),
+        app.as_str(),
+        notification,
+        server,
+        topic,
+        more
+    ])?;
+    Ok(())
+}
+
+fn take_shown(db: &Connection, id: MessageId) -> Result<Option<AppId>> {
+    db.prepare_cached("DELETE FROM alerts WHERE id = ?1 RETURNING app")?
+        .query_row([id.as_bytes()], |row| text(row, 0))
+        .optional()
+}

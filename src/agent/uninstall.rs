@@ -1,0 +1,98 @@
+//! Notices when apps are installed and uninstalled.
+//!
+//! An app of which files were here, a manifest, a desktop file or a bus's activation file, and of
+//! which none is left was uninstalled: its messages go, and its registration ends, so that whoever
+//! sends to it is told.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use inotify::{EventStream, Inotify, WatchMask};
+use tracing::{error, info, warn};
+
+use super::bus::Shared;
+use super::connection::{Change, Command};
+use super::store::AppRow;
+use crate::proto::wishes::Wish;
+
+/// The silence after the last change of a folder: packages are replaced file by file.
+const SETTLED: Duration = Duration::from_secs(3);
+
+/// Runs as long as the daemon.
+pub async fn run(shared: Arc<Shared>, bus: zbus::Connection) {
+    loop {
+        // Watched before it is looked at: what changes meanwhile is seen by one of the two.
+        let changes = watch(&shared.installed.folders());
+        shared.installed.reload();
+        end_uninstalled(&shared, &bus).await;
+        let changed = match changes {
+            Ok(changes) => until_settled(changes).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = changed {
+            return warn!("apps that are uninstalled are noticed at the next start: {error}");
+        }
+    }
+}
+
+async fn end_uninstalled(shared: &Shared, bus: &zbus::Connection) {
+    let apps = match shared.store.apps().await {
+        Ok(apps) => apps,
+        Err(error) => return error!("the store failed: {error}"),
+    };
+    for row in apps.into_iter().filter(|row| row.installed) {
+        if shared.profile(bus, &row.app).await.absent {
+            end(shared, row).await;
+        }
+    }
+}
+
+async fn end(shared: &Shared, row: AppRow) {
+    info!(app = %row.app, "the app was uninstalled");
+    if let Err(error) = shared.store.uninstalled(row.app.clone()).await {
+        return error!("the store failed: {error}");
+    }
+    if row.reg_id.is_some() || row.wish.is_some() {
+        // The wish is on disk: if the daemon is stopping, the next start has it.
+        let _ = shared.commands.send(Command::Wish(row.app.clone(), Wish::Deregister)).await;
+    }
+    // Nobody may be listening.
+    let _ = shared.changes.send(Change::Unregistered(row.app));
+    shared.hints.effects.notify_one();
+    shared.hints.badges.notify_one();
+    let _ = shared.commands.try_send(Command::Report);
+}
+
+/// The folders' changes; those above a folder that is not there yet, for its own.
+fn watch(folders: &[PathBuf]) -> std::io::Result<EventStream<[u8; 4096]>> {
+    let inotify = Inotify::init()?;
+    let mask = WatchMask::CREATE
+        | WatchMask::DELETE
+        | WatchMask::MOVE
+        | WatchMask::CLOSE_WRITE
+        | WatchMask::DELETE_SELF
+        | WatchMask::ONLYDIR;
+    for folder in folders {
+        let there = folder.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+        match inotify.watches().add(there, mask) {
+            Ok(_) => {}
+            // Not for us to look at, or gone in this moment.
+            Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::NotFound) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    inotify.into_event_stream([0; 4096])
+}
+
+/// Waits for a change, and then until nothing has changed for a while.
+async fn until_settled(mut changes: EventStream<[u8; 4096]>) -> std::io::Result<()> {
+    let ended = || std::io::Error::from(ErrorKind::UnexpectedEof);
+    changes.next().await.ok_or_else(ended)??;
+    while let Ok(more) = tokio::time::timeout(SETTLED, changes.next()).await {
+        more.ok_or_else(ended)??;
+    }
+    Ok(())
+}
