@@ -162,7 +162,7 @@ impl Launcher<'_> {
     }
 
     async fn activate(&self, name: &OwnedWellKnownName, reason: &Reason) -> zbus::Result<()> {
-        let path = ObjectPath::try_from(object_path(name.as_str())).map_err(zbus::Error::from)?;
+        let path = ObjectPath::try_from(object_path(name.as_str()))?;
         let mut platform: HashMap<&str, Variant<'_>> =
             HashMap::from([("bellwire-launch-type", Variant::from(reason.launch.name()))]);
         if let Some(id) = reason.launch.message() {

@@ -62,6 +62,9 @@ pub struct Shown {
     pub more: u32,
 }
 
+/// A message that an alert is for, and its end.
+pub type Alerting = (Push, UnixMillis);
+
 impl Store {
     /// Everything that is still to be done, oldest first, at most [`PENDING_MAX`].
     pub async fn pending(&self) -> Result<Vec<Pending>, DbError> {
@@ -70,7 +73,7 @@ impl Store {
 
     /// The alerts on the screen, each with its message and that one's end, as long as it is unread
     /// and the app may alert.
-    pub async fn shown(&self) -> Result<Vec<(Shown, Option<(Push, UnixMillis)>)>, DbError> {
+    pub async fn shown(&self) -> Result<Vec<(Shown, Option<Alerting>)>, DbError> {
         self.worker.read(shown).await
     }
 
@@ -220,7 +223,7 @@ fn task(row: &Row<'_>) -> Result<Task> {
     })
 }
 
-fn shown(db: &Connection) -> Result<Vec<(Shown, Option<(Push, UnixMillis)>)>> {
+fn shown(db: &Connection) -> Result<Vec<(Shown, Option<Alerting>)>> {
     db.prepare_cached(
         "SELECT a.id, a.app, a.notification, a.server, a.topic, a.more, u.body, u.expires_ms FROM alerts a
          LEFT JOIN unread u ON u.id = a.id AND u.expires_ms > ?1
