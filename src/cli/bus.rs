@@ -22,6 +22,10 @@ pub trait Push {
     fn register(&self, app: &str) -> zbus::Result<String>;
     /// Ends its registration.
     fn deregister(&self, app: &str) -> zbus::Result<()>;
+    /// The app's badge.
+    fn get_badge(&self, app: &str) -> zbus::Result<u32>;
+    /// Sets it.
+    fn set_badge(&self, app: &str, count: u32) -> zbus::Result<()>;
     /// Tells the connected app about its registration.
     #[zbus(signal)]
     fn registration_changed(&self, app: &str, state: &str, reg_id: &str, reason: &str) -> zbus::Result<()>;
@@ -38,6 +42,12 @@ pub trait Manager {
     fn get_status(&self) -> zbus::Result<HashMap<String, OwnedVariant>>;
     /// The apps.
     fn list_apps(&self) -> zbus::Result<Vec<HashMap<String, OwnedVariant>>>;
+    /// Changes what the user allows an app.
+    fn set_app(&self, app: &str, settings: HashMap<&str, Variant<'_>>) -> zbus::Result<()>;
+    /// Whether the user wants to be left alone.
+    fn set_do_not_disturb(&self, on: bool) -> zbus::Result<()>;
+    /// The newest messages.
+    fn list_messages(&self, most: u32) -> zbus::Result<Vec<HashMap<String, OwnedVariant>>>;
     /// Skips the wait.
     fn try_now(&self) -> zbus::Result<()>;
 }
@@ -114,7 +124,7 @@ pub fn fatal(error: zbus::Error) -> Fatal {
     let text = text.as_deref().unwrap_or("no reason was given");
     match name.as_str() {
         "org.bellwire.Error.PermissionDenied" => Fatal::new(Exit::NoPerm, text),
-        "org.bellwire.Error.InvalidAppId" => Fatal::new(Exit::DataErr, text),
+        "org.bellwire.Error.InvalidAppId" | "org.bellwire.Error.InvalidSetting" => Fatal::new(Exit::DataErr, text),
         "org.bellwire.Error.Timeout" => Fatal::new(Exit::Unavailable, text),
         name if name.starts_with("org.bellwire.Error.") => Fatal::new(Exit::Failure, text),
         name => Fatal::new(Exit::Unavailable, format!("{name}: {text}")),
@@ -134,10 +144,17 @@ fn value_to_json(value: &Variant<'_>) -> serde_json::Value {
         Variant::U32(number) => (*number).into(),
         Variant::I64(number) => (*number).into(),
         Variant::U64(number) => (*number).into(),
-        Variant::Array(array) => {
+        Variant::Array(array) if array.element_signature() == &zbus::Signature::U8 => {
             let bytes: Vec<u8> = array.iter().filter_map(|item| u8::try_from(item).ok()).collect();
             serde_json::json!({ "base64": base64::engine::general_purpose::STANDARD.encode(bytes) })
         }
+        Variant::Array(array) => array.iter().map(value_to_json).collect(),
+        Variant::Variant(inner) => value_to_json(inner),
+        Variant::Dict(members) => members
+            .iter()
+            .filter_map(|(name, value)| Some((String::try_from(name).ok()?, value_to_json(value))))
+            .collect::<serde_json::Map<_, _>>()
+            .into(),
         other @ (Variant::U8(_)
         | Variant::I16(_)
         | Variant::U16(_)
@@ -145,8 +162,6 @@ fn value_to_json(value: &Variant<'_>) -> serde_json::Value {
         | Variant::F64(_)
         | Variant::Signature(_)
         | Variant::ObjectPath(_)
-        | Variant::Variant(_)
-        | Variant::Dict(_)
         | Variant::Structure(_)
         | Variant::Fd(_)) => other.to_string().into(),
     }

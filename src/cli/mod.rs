@@ -6,7 +6,9 @@ mod bus;
 mod demo;
 mod lab;
 mod listen;
+mod messages;
 mod send;
+mod settings;
 mod status;
 
 use std::path::PathBuf;
@@ -54,9 +56,15 @@ enum Command {
     Listen(listen::ListenArgs),
     /// Be an application server: send a notification
     Send(send::SendArgs),
-    /// The apps on this device
+    /// The apps on this device; lists them if nothing else is asked for
+    #[command(visible_alias = "apps")]
+    App {
+        #[command(subcommand)]
+        command: Option<AppCommand>,
+    },
+    /// The messages that came to this device
     #[command(subcommand)]
-    App(AppCommand),
+    Message(MessageCommand),
     /// This device
     #[command(subcommand)]
     Device(DeviceCommand),
@@ -84,10 +92,52 @@ enum Command {
 enum AppCommand {
     /// List the apps with state and number of unread messages
     List,
+    /// Show one app with its settings
+    Show {
+        /// The app id
+        app: AppId,
+    },
+    /// Change what an app may do
+    Set(settings::SetArgs),
+    /// Let an app be registered again; it is told to register
+    Enable {
+        /// The app id
+        app: AppId,
+    },
+    /// End an app's registration, and let it have no other; its senders are told
+    Disable {
+        /// The app id
+        app: AppId,
+    },
+    /// Show an app's badge, or set it
+    Badge {
+        /// The app id
+        app: AppId,
+        /// 0 to 999
+        count: Option<u32>,
+    },
     /// End an app's registration
     Deregister {
         /// The app id
         app: AppId,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum MessageCommand {
+    /// List the newest messages and what became of them
+    List {
+        /// How many, at most 200
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        most: u32,
+        /// Only those of one app
+        #[arg(long)]
+        app: Option<AppId>,
+    },
+    /// Show everything that happened to one message
+    Show {
+        /// Its id, or the request id that its sender gave it
+        id: String,
     },
 }
 
@@ -97,6 +147,12 @@ enum DeviceCommand {
     Show,
     /// Connect now instead of waiting for the next attempt
     Reconnect,
+    /// Hold alerts back until this is off again, and start no app in the foreground
+    DoNotDisturb {
+        /// on or off
+        #[arg(value_enum)]
+        state: settings::State,
+    },
 }
 
 /// How results are printed.
@@ -131,10 +187,16 @@ fn run(args: Args) -> Result<(), Fatal> {
             Command::Register { app } => listen::register(bus, &app, output).await,
             Command::Listen(args) => listen::listen(bus, args, output).await,
             Command::Send(args) => send::send(args, output).await,
-            Command::App(AppCommand::List) => status::apps(bus, output).await,
-            Command::App(AppCommand::Deregister { app }) => listen::deregister(bus, &app, output).await,
+            Command::App { command } => app(bus, command.unwrap_or(AppCommand::List), output).await,
+            Command::Message(MessageCommand::List { most, app }) => {
+                messages::list(bus, most, app.as_ref(), output).await
+            }
+            Command::Message(MessageCommand::Show { id }) => messages::show(bus, &id, output).await,
             Command::Device(DeviceCommand::Show) => status::device(bus, output).await,
             Command::Device(DeviceCommand::Reconnect) => status::reconnect(bus, output).await,
+            Command::Device(DeviceCommand::DoNotDisturb { state }) => {
+                settings::do_not_disturb(bus, state, output).await
+            }
             Command::Demo => demo::demo(output).await,
             Command::Bench(args) => bench::bench(args, output).await,
             Command::BenchDevices(args) => bench::devices::run(args).await,
@@ -145,4 +207,16 @@ fn run(args: Args) -> Result<(), Fatal> {
             Command::Man { folder } => daemon::write_manual::<Args>(&folder),
         }
     })
+}
+
+async fn app(bus: &BusName, command: AppCommand, output: Output) -> Result<(), Fatal> {
+    match command {
+        AppCommand::List => status::apps(bus, output).await,
+        AppCommand::Show { app } => settings::show(bus, &app, output).await,
+        AppCommand::Set(args) => settings::set(bus, args, output).await,
+        AppCommand::Enable { app } => settings::enable(bus, &app, true, output).await,
+        AppCommand::Disable { app } => settings::enable(bus, &app, false, output).await,
+        AppCommand::Badge { app, count } => settings::badge(bus, &app, count, output).await,
+        AppCommand::Deregister { app } => listen::deregister(bus, &app, output).await,
+    }
 }

@@ -12,7 +12,7 @@ pub async fn status(bus_name: &BusName, output: Output) -> Result<(), Fatal> {
     let link = to_json(&manager.get_status().await.map_err(fatal)?);
     let apps: Vec<Map<String, Value>> = manager.list_apps().await.map_err(fatal)?.iter().map(to_json).collect();
     output.print(&json!({ "link": link, "apps": apps }), || {
-        format!("{}\n{}", describe_link(&link), describe_apps(&apps))
+        format!("{}\n{}\n{}", describe_link(&link), describe_alerts(&link), describe_apps(&apps))
     });
     Ok(())
 }
@@ -51,12 +51,14 @@ pub async fn reconnect(bus_name: &BusName, output: Output) -> Result<(), Fatal> 
     Ok(())
 }
 
-async fn manager(bus_name: &BusName) -> Result<ManagerProxy<'static>, Fatal> {
+/// The interface for status and settings.
+pub async fn manager(bus_name: &BusName) -> Result<ManagerProxy<'static>, Fatal> {
     let bus = bus::open(bus_name).await?;
     ManagerProxy::new(&bus).await.map_err(fatal)
 }
 
-fn text(members: &Map<String, Value>, name: &str) -> String {
+/// A member as text; empty if it is absent.
+pub fn text(members: &Map<String, Value>, name: &str) -> String {
     match members.get(name) {
         Some(Value::String(text)) => text.clone(),
         Some(other) => other.to_string(),
@@ -78,6 +80,13 @@ fn describe_link(link: &Map<String, Value>) -> String {
             text(link, "failures")
         ),
         state => format!("{state}  {gateway}{how}"),
+    }
+}
+
+fn describe_alerts(link: &Map<String, Value>) -> String {
+    match link.get("do_not_disturb") {
+        Some(Value::Bool(true)) => "alerts   held back: do-not-disturb is on".to_owned(),
+        _ => format!("alerts   {}", text(link, "alerts")),
     }
 }
 

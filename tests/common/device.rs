@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -55,13 +56,16 @@ impl Device {
         let config = format!("gateway = {gateway:?}\nstate-folder = {state:?}\n{settings}\n");
         std::fs::write(folder.path().join("agent.toml"), config).expect("the folder is ours");
         let address = format!("unix:path={}", folder.path().join("bus").display());
+        // A bus looks at the folders that are there when it starts.
+        std::fs::create_dir_all(folder.path().join("data/dbus-1/services")).expect("the folder is ours");
         let mut command = Command::new("dbus-daemon");
+        isolate(&mut command, folder.path());
         command.args(["--session", "--nofork", "--nopidfile", "--print-address=1", "--address", &address]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut bus = command.spawn().expect("dbus-daemon is missing: apt-get install dbus");
         wait_for(bus.stdout.take().expect("it is piped"), "unix:", &Arc::default());
         let log = Arc::<Mutex<String>>::default();
-        let agent = launch(&folder, &address, &log);
+        let agent = launch(&folder, &address, &[], &log);
         Self { folder, address, agent, bus, log }
     }
 
@@ -73,8 +77,65 @@ impl Device {
 
     /// Starts the agent again in the same folder on the same bus.
     pub fn restart_agent(&mut self) {
+        self.restart_agent_with(&[]);
+    }
+
+    /// The same with these variables in its environment.
+    pub fn restart_agent_with(&mut self, environment: &[(&str, &str)]) {
         self.stop_agent();
-        self.agent = launch(&self.folder, &self.address, &self.log);
+        self.agent = launch(&self.folder, &self.address, environment, &self.log);
+    }
+
+    /// Installs a file below the folder of shared data: `applications/...`, `bellwire/apps.d/...`.
+    pub fn install(&self, path: &str, text: &str) -> PathBuf {
+        let path = self.folder.path().join("data").join(path);
+        std::fs::create_dir_all(path.parent().expect("a file is in a folder")).expect("the folder is ours");
+        std::fs::write(&path, text).expect("the folder is ours");
+        path
+    }
+
+    /// Calls a method of `Manager1`, as the daemon's own user.
+    pub async fn manage<R: serde::de::DeserializeOwned + zbus::Type>(
+        &self,
+        bus: &Connection,
+        method: &str,
+        arguments: &(impl serde::Serialize + zbus::DynamicType),
+    ) -> R {
+        let call = bus.call_method(Some(NAME), OBJECT, Some(MANAGER), method, arguments);
+        let reply = within(method, call).await.unwrap_or_else(|error| panic!("{method}: {error}"));
+        reply.body().deserialize().expect("the answer has the form of the contract")
+    }
+
+    /// What became of the message with this request id so far: the names of its hops.
+    pub async fn hops(&self, bus: &Connection, request_id: &str) -> Vec<String> {
+        let messages: Vec<HashMap<String, OwnedVariant>> = self.manage(bus, "ListMessages", &200_u32).await;
+        let is_it = |message: &&HashMap<String, OwnedVariant>| {
+            message.get("request_id").is_some_and(|id| **id == Variant::from(request_id))
+        };
+        let Some(message) = messages.iter().find(is_it) else { return Vec::new() };
+        let hops: Vec<HashMap<String, OwnedVariant>> = message["hops"].clone().try_into().expect("hops are aa{sv}");
+        hops.into_iter().map(|hop| String::try_from(hop["hop"].clone()).expect("a hop is a word")).collect()
+    }
+
+    /// Waits until this has become of the message with this request id.
+    pub async fn until_hop(&self, bus: &Connection, request_id: &str, hop: &str) {
+        let started = Instant::now();
+        loop {
+            let hops = self.hops(bus, request_id).await;
+            if hops.iter().any(|name| name == hop) {
+                return;
+            }
+            assert!(started.elapsed() < DEADLINE, "{request_id} is {hops:?}, not {hop}:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// An app as `ListApps` shows it.
+    pub async fn listed(&self, bus: &Connection, app: &str) -> HashMap<String, OwnedVariant> {
+        let apps: Vec<HashMap<String, OwnedVariant>> = self.manage(bus, "ListApps", &()).await;
+        let found =
+            apps.into_iter().find(|row| row["app"] == OwnedVariant::try_from(Variant::from(app)).expect("text"));
+        found.unwrap_or_else(|| panic!("{app} is not listed"))
     }
 
     /// Stops the agent in order, if it runs, and says how it ended.
@@ -167,8 +228,17 @@ async fn link_state(bus: &Connection) -> String {
     }
 }
 
-fn launch(folder: &TempDir, address: &str, log: &Arc<Mutex<String>>) -> Child {
+/// Lets a program find nothing that is installed on this machine, only what is in the device's
+/// folder `data`: desktop files, manifests, activation files.
+fn isolate(command: &mut Command, folder: &Path) {
+    let (data, nothing) = (folder.join("data"), folder.join("nothing"));
+    command.env("XDG_DATA_HOME", data).env("XDG_DATA_DIRS", nothing).env("HOME", folder);
+}
+
+fn launch(folder: &TempDir, address: &str, environment: &[(&str, &str)], log: &Arc<Mutex<String>>) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bellwired"));
+    isolate(&mut command, folder.path());
+    command.envs(environment.iter().copied());
     command.arg("--config").arg(folder.path().join("agent.toml")).env("DBUS_SESSION_BUS_ADDRESS", address);
     command.stdin(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the built program runs");

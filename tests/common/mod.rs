@@ -220,3 +220,20 @@ pub fn curl(arguments: &[&str], body: &[u8]) -> Answer {
     let status = status.unwrap_or_else(|| panic!("no status: {output:?}"));
     Answer { status, headers: headers.to_owned(), body: body.to_owned() }
 }
+
+/// The first line of what a program prints.
+pub fn first_line(output: impl Read) -> String {
+    let mut line = String::new();
+    BufReader::new(output).read_line(&mut line).expect("it can be read");
+    line.trim().to_owned()
+}
+
+/// A Python that has the libraries of the foreign judge; made under `target` at the first run.
+pub fn python() -> String {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/foreign");
+    let environment = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("foreign");
+    let made = Command::new(format!("{folder}/setup.sh")).arg(environment).stderr(Stdio::inherit()).output();
+    let made = made.expect("a shell runs");
+    assert!(made.status.success(), "tests/foreign/setup.sh has said what is missing");
+    String::from_utf8(made.stdout).expect("a path").trim().to_owned()
+}

@@ -1,0 +1,192 @@
+//! A desktop for tests: a screen nobody sees (Xvfb), a real notification server (dunst) on a
+//! device's bus, and an app that can be started.
+
+// Each test file is a program of its own and uses a part of this.
+#![allow(dead_code)]
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use serde_json::Value;
+use zbus::{Connection, OwnedVariant};
+
+use crate::common::{self, DEADLINE};
+use crate::device::{Device, within};
+
+/// The middle of a notification, on the screen: dunst shows the newest on top, at a place that its
+/// configuration names.
+const NOTIFICATION: (&str, &str) = ("400", "40");
+
+/// A screen with a notification server. Dropping it stops both.
+pub struct Desktop {
+    screen: Child,
+    dunst: Child,
+    display: String,
+    address: String,
+    folder: PathBuf,
+}
+
+impl Desktop {
+    /// A desktop on the device's bus.
+    pub async fn start(device: &Device) -> Self {
+        let mut screen = Command::new("Xvfb");
+        screen.args(["-displayfd", "1", "-screen", "0", "800x480x24", "-nolisten", "tcp"]);
+        screen.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut screen = screen.spawn().expect("Xvfb is missing: apt-get install xvfb");
+        let number = common::first_line(screen.stdout.take().expect("it is piped"));
+        let (display, folder) = (format!(":{number}"), device.folder.path().to_owned());
+        let dunst = launch_dunst(&folder, &display, &device.address);
+        let desktop = Self { screen, dunst, display, address: device.address.clone(), folder };
+        desktop.until_ready(&device.connect().await).await;
+        desktop
+    }
+
+    /// Ends the notification server and starts it anew: what it showed is gone.
+    pub async fn restart_server(&mut self, bus: &Connection) {
+        common::stop(&mut self.dunst);
+        self.dunst = launch_dunst(&self.folder, &self.display, &self.address);
+        self.until_ready(bus).await;
+    }
+
+    async fn until_ready(&self, bus: &Connection) {
+        let (name, path) = ("org.freedesktop.Notifications", "/org/freedesktop/Notifications");
+        let started = Instant::now();
+        while bus.call_method(Some(name), path, Some(name), "GetServerInformation", &()).await.is_err() {
+            assert!(started.elapsed() < DEADLINE, "dunst does not answer");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// How many notifications are on the screen.
+    pub async fn displayed(&self, bus: &Connection) -> u32 {
+        let properties = Some("org.freedesktop.DBus.Properties");
+        let arguments = ("org.dunstproject.cmd0", "displayedLength");
+        let path = "/org/freedesktop/Notifications";
+        let call = bus.call_method(Some("org.freedesktop.Notifications"), path, properties, "Get", &arguments);
+        let value: OwnedVariant =
+            within("dunst", call).await.expect("dunst runs").body().deserialize().expect("a value");
+        u32::try_from(value).expect("a number")
+    }
+
+    /// Waits until so many notifications are on the screen.
+    pub async fn until_displayed(&self, bus: &Connection, count: u32) {
+        let started = Instant::now();
+        loop {
+            let now = self.displayed(bus).await;
+            if now == count {
+                return;
+            }
+            assert!(started.elapsed() < DEADLINE, "{now} notifications are shown, not {count}");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Closes everything on the screen and returns it, as (app, body), the newest first.
+    pub async fn close_all(&self, bus: &Connection) -> Vec<(String, String)> {
+        let shown = self.displayed(bus).await as usize;
+        self.dunst(bus, "NotificationCloseAll").await;
+        let history: Vec<HashMap<String, OwnedVariant>> =
+            self.dunst(bus, "NotificationListHistory").await.body().deserialize().expect("a list");
+        let text = |entry: &HashMap<String, OwnedVariant>, name: &str| {
+            String::try_from(entry[name].clone()).expect("the member is text")
+        };
+        history.iter().take(shown).map(|entry| (text(entry, "appname"), text(entry, "body"))).collect()
+    }
+
+    async fn dunst(&self, bus: &Connection, method: &str) -> zbus::Message {
+        let (name, path) = ("org.freedesktop.Notifications", "/org/freedesktop/Notifications");
+        let call = bus.call_method(Some(name), path, Some("org.dunstproject.cmd0"), method, &());
+        within(method, call).await.expect("dunst runs")
+    }
+
+    /// Clicks on the topmost notification, as a hand with a mouse does.
+    pub fn click(&self) {
+        let (x, y) = NOTIFICATION;
+        let mut command = Command::new("xdotool");
+        command.env("DISPLAY", &self.display).args(["mousemove", x, y, "click", "1"]);
+        let done = command.status().expect("xdotool is missing: apt-get install xdotool");
+        assert!(done.success());
+    }
+
+    /// A picture of the screen, in this file.
+    pub fn picture(&self, path: &str) {
+        let mut command = Command::new("import");
+        command.env("DISPLAY", &self.display).args(["-window", "root", path]);
+        let done = command.status().expect("import is missing: apt-get install imagemagick");
+        assert!(done.success());
+    }
+}
+
+impl Drop for Desktop {
+    fn drop(&mut self) {
+        common::stop(&mut self.dunst);
+        common::stop(&mut self.screen);
+    }
+}
+
+fn launch_dunst(folder: &std::path::Path, display: &str, address: &str) -> Child {
+    let config = folder.join("dunstrc");
+    std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/launched/dunstrc"), &config).expect("a file");
+    let mut command = Command::new("dunst");
+    command.arg("-conf").arg(config).env("DISPLAY", display).env("DBUS_SESSION_BUS_ADDRESS", address);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().expect("dunst is missing: apt-get install dunst")
+}
+
+/// An app that is installed on a device and can be started: `launched/app.py`.
+pub struct Installed {
+    /// Its id, which is its desktop file's and its name on the bus as well.
+    pub id: String,
+    log: PathBuf,
+}
+
+impl Installed {
+    /// Installs an app with a desktop file and, if it is to be activated, an activation file.
+    pub async fn new(device: &Device, id: &str, name: &str, activatable: bool) -> Self {
+        let log = device.folder.path().join(format!("{id}.log"));
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/launched/app.py");
+        let exec = format!("{} {script} {id} {}", common::python(), log.display());
+        let address = &device.address;
+        if activatable {
+            let service = format!("[D-BUS Service]\nName={id}\nExec={exec} {id}\n");
+            device.install(&format!("dbus-1/services/{id}.service"), &service);
+            let bus = device.connect().await;
+            let dbus = zbus::fdo::DBusProxy::new(&bus).await.expect("the bus answers");
+            dbus.reload_config().await.expect("the bus reads its folders anew");
+        }
+        // A program that is not activated has to be told where the bus is.
+        let exec = format!("env DBUS_SESSION_BUS_ADDRESS={address} {exec}");
+        let entry = format!(
+            "[Desktop Entry]\nType=Application\nName={name}\nIcon=mail-unread\nExec={exec}\nDBusActivatable={activatable}\n"
+        );
+        device.install(&format!("applications/{id}.desktop"), &entry);
+        Self { id: id.to_owned(), log }
+    }
+
+    /// What it wrote down, in order.
+    pub fn events(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        text.lines().map(|line| line.parse().expect("a line is JSON")).collect()
+    }
+
+    /// The events of this kind.
+    pub fn events_of(&self, kind: &str) -> Vec<Value> {
+        self.events().into_iter().filter(|event| event["event"] == kind).collect()
+    }
+
+    /// Waits until it wrote down so many events of this kind.
+    pub async fn until(&self, kind: &str, count: usize) {
+        let started = Instant::now();
+        while self.events_of(kind).len() < count {
+            assert!(started.elapsed() < DEADLINE, "no {count} events {kind} in {:?}", self.events());
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Forgets what it wrote down.
+    pub fn forget(&self) {
+        let _ = std::fs::remove_file(&self.log);
+    }
+}
