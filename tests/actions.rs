@@ -210,3 +210,293 @@ async fn a_click_on_an_alert_starts_the_app_with_its_message() {
     assert_eq!(hops.iter().filter(|hop| *hop == "opened").count(), 1, "{hops:?}");
     stage.desktop.until_displayed(&stage.bus, 0).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alert_outlives_daemon_and_server_and_goes_when_its_message_is_read() {
+    let mut stage = Stage::set(MANY).await;
+    let more = json!({ "sessionInfo": "more" });
+    stage.post("one", "action=ALERT&alertMessage=one", more.clone());
+    stage.post("two", "action=ALERT&alertMessage=two", more);
+    stage.until_hop("two", "alerted").await;
+    stage.desktop.until_displayed(&stage.bus, 2).await;
+    // The daemon is started anew: the same two, and a click still finds its app.
+    stage.device.kill_agent();
+    stage.device.restart_agent();
+    stage.post("three", "action=ALERT&alertMessage=three", json!({}));
+    stage.until_hop("three", "alerted").await;
+    assert_eq!(stage.desktop.displayed(&stage.bus).await, 3);
+    // The notification server is started anew: it knows nothing, and is told.
+    stage.desktop.restart_server(&stage.bus).await;
+    stage.desktop.until_displayed(&stage.bus, 3).await;
+    stage.desktop.click();
+    stage.installed.until("message", 3).await;
+    stage.until_hop("three", "delivered").await;
+    stage.desktop.until_displayed(&stage.bus, 0).await;
+    let reasons: Vec<Value> =
+        stage.installed.events_of("message").into_iter().map(|event| event["members"]["launch_type"].clone()).collect();
+    assert_eq!(reasons.iter().filter(|reason| **reason == json!("notification")).count(), 1, "{reasons:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alert_goes_when_its_message_has_expired() {
+    let stage = Stage::set(MANY).await;
+    stage.post("soon", "action=ALERT&alertMessage=soon", json!({ "expiryDate": 1 }));
+    stage.until_hop("soon", "alerted").await;
+    assert_eq!(stage.desktop.displayed(&stage.bus).await, 1);
+    // A minute is the shortest that the API has.
+    let started = Instant::now();
+    while stage.desktop.displayed(&stage.bus).await > 0 {
+        assert!(started.elapsed() < 3 * DEADLINE, "the alert stays");
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_too_fast_is_one_alert_and_the_same_topic_is_the_same_alert() {
+    let mut stage = Stage::set("[limits]\nalerts-per-minute = 3").await;
+    // While alerts are held back they gather.
+    stage.do_not_disturb(true).await;
+    for number in 1..=5 {
+        stage.post(&format!("n{number}"), &format!("action=ALERT&alertMessage=text{number}"), json!({}));
+    }
+    stage.until_hop("n5", "received").await;
+    stage.do_not_disturb(false).await;
+    stage.until_hop("n5", "alerted").await;
+    let shown = stage.desktop.close_all(&stage.bus).await;
+    let mut bodies: Vec<&str> = shown.iter().map(|(_, body)| body.as_str()).collect();
+    bodies.sort_unstable();
+    assert_eq!(bodies, ["text1", "text2", "text5 (and 2 more)"]);
+    stage.post("n6", "action=ALERT&alertMessage=late", json!({}));
+    stage.until_hop("n6", "received").await;
+    assert_eq!(stage.take_all().await.len(), 6);
+    assert!(!stage.device.hops(&stage.bus, "n6").await.contains(&"alerted".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alert_with_the_request_id_of_an_earlier_one_takes_its_place() {
+    let stage = Stage::set(MANY).await;
+    stage.post("score", "action=ALERT&alertMessage=1:0", json!({}));
+    stage.until_hop("score", "alerted").await;
+    stage.post("score", "action=ALERT&alertMessage=2:0", json!({}));
+    stage.post("other", "action=ALERT&alertMessage=other", json!({}));
+    stage.until_hop("other", "alerted").await;
+    stage.desktop.until_displayed(&stage.bus, 2).await;
+    let shown = stage.desktop.close_all(&stage.bus).await;
+    let mut bodies: Vec<&str> = shown.iter().map(|(_, body)| body.as_str()).collect();
+    bodies.sort_unstable();
+    assert_eq!(bodies, ["2:0", "other"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_notification_server_the_device_s_shell_is_told() {
+    let server = Server::start("00", "");
+    let app = server.app_add(APP);
+    let device = Device::start(&server.gateway, MANY);
+    let installed = Installed::new(&device, APP, "Rows", true).await;
+    let here = device.app(APP).await;
+    here.call::<()>("Disconnect", &APP).await.expect("it is connected");
+    let bus = device.connect().await;
+    let status = String::from_utf8_lossy(&device.tool(&["status"]).stdout).into_owned();
+    assert!(status.contains("there is no notification server"), "{status}");
+    let mut signals = device.signals(&bus, device::MANAGER).await;
+    let post_one = |id: &str| {
+        let request = json!({ "regID": here.reg_id, "requestID": id, "appData": id, "sessionInfo": "last",
+                              "message": format!("action=ALERT&alertMessage={id}") });
+        assert_eq!(codes(&post(&server, &app, &request)), [1000]);
+    };
+    post_one("hello");
+    let (of, id, alert): (String, String, HashMap<String, zbus::OwnedVariant>) =
+        device::next_signal(&mut signals, "Alert").await;
+    let text = |name: &str| String::try_from(alert[name].clone()).expect("text");
+    assert_eq!((of.as_str(), text("title").as_str(), text("text").as_str()), (APP, "Rows", "hello"));
+    device.until_hop(&bus, "hello", "alerted").await;
+    device.manage::<()>(&bus, "OpenAlert", &(id.as_str(), "")).await;
+    installed.until("ended", 1).await;
+    assert_eq!(installed.events_of("message")[0]["members"]["launch_type"], "notification");
+    assert_eq!(installed.events_of("activated").len(), 1);
+    let (manager, arguments) = (Some(device::MANAGER), (id.as_str(), ""));
+    let again = bus.call_method(Some(device::NAME), device::OBJECT, manager, "OpenAlert", &arguments).await;
+    assert_eq!(device::error_name(again), "NoAlert");
+    device.until_hop(&bus, "hello", "delivered").await;
+    // A message that is read otherwise takes its alert with it.
+    post_one("read");
+    let (_, id, _): (String, String, HashMap<String, zbus::OwnedVariant>) =
+        device::next_signal(&mut signals, "Alert").await;
+    device.until_hop(&bus, "read", "alerted").await;
+    here.connect(&[]).await.expect("the app may connect");
+    let closed: String = device::next_signal(&mut signals, "AlertClosed").await;
+    assert_eq!(closed, id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_is_started_once_and_outlives_the_daemon() {
+    let server = Server::start("00", "");
+    let app = server.app_add(APP);
+    let mut device = Device::start(&server.gateway, MANY);
+    let installed = Installed::new(&device, APP, "Rows", false).await;
+    let here = device.app(APP).await;
+    here.call::<()>("Disconnect", &APP).await.expect("it is connected");
+    for (id, action, manner) in [("one", "LAUNCH", "foreground"), ("two", "BACKGROUNDLAUNCH", "background")] {
+        installed.forget();
+        let request =
+            json!({ "regID": here.reg_id, "requestID": id, "appData": id, "message": format!("action={action}") });
+        assert_eq!(codes(&post(&server, &app, &request)), [1000]);
+        installed.until("message", 1).await;
+        let started = &installed.events_of("started")[0];
+        let environment = &started["environment"];
+        assert_eq!(
+            (
+                &environment["BELLWIRE_APP"],
+                &environment["BELLWIRE_LAUNCH_TYPE"],
+                &environment["BELLWIRE_LAUNCH_MANNER"]
+            ),
+            (&json!(APP), &json!("notification"), &json!(manner))
+        );
+        assert_eq!(environment["BELLWIRE_MESSAGE_ID"], installed.events_of("message")[0]["members"]["id"]);
+        let pid = started["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("a process");
+        let process = nix::unistd::Pid::from_raw(pid);
+        if id == "one" {
+            device.stop_agent();
+            nix::sys::signal::kill(process, None).expect("the app outlives the daemon");
+            device.restart_agent();
+        }
+        assert_eq!(installed.events_of("started").len(), 1);
+        nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGKILL).expect("the app runs");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_that_cannot_be_started_keeps_its_message_and_somebody_is_told() {
+    let server = Server::start("00", "");
+    let app = server.app_add(APP);
+    let device = Device::start(&server.gateway, MANY);
+    let here = device.app(APP).await;
+    here.call::<()>("Disconnect", &APP).await.expect("it is connected");
+    let bus = device.connect().await;
+    let mut signals = device.signals(&bus, device::MANAGER).await;
+    let launch = |id: &str| {
+        let request = json!({ "regID": here.reg_id, "requestID": id, "appData": id, "message": "action=LAUNCH" });
+        assert_eq!(codes(&post(&server, &app, &request)), [1000]);
+    };
+    launch("nothing");
+    let (of, _, why): (String, String, String) = device::next_signal(&mut signals, "LaunchFailed").await;
+    assert_eq!((of.as_str(), why.as_str()), (APP, "nothing is installed that says how to start it"));
+    // Installed, but of no use: the bus's way and the program's both fail, and both say why.
+    device
+        .install(&format!("dbus-1/services/{APP}.service"), &format!("[D-BUS Service]\nName={APP}\nExec=/bin/false\n"));
+    device.install(
+        &format!("applications/{APP}.desktop"),
+        "[Desktop Entry]\nType=Application\nName=Rows\nExec=/nowhere/rows\n",
+    );
+    zbus::fdo::DBusProxy::new(&bus).await.expect("a bus").reload_config().await.expect("the bus reads its folders");
+    launch("broken");
+    device.until_hop(&bus, "broken", "failed").await;
+    let why = device.reason("broken", "failed");
+    assert!(why.contains("the bus did not start") && why.contains("there is no program /nowhere/rows"), "{why}");
+    assert_eq!(u32::try_from(device.listed(&bus, APP).await["unread"].clone()).expect("a number"), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_connected_app_does_not_take_is_done_when_it_goes() {
+    let stage = Stage::set(MANY).await;
+    let crashing = stage.device.unconnected_app(APP).await;
+    crashing.behave(device::Manners::Ignore);
+    crashing.connect(&[]).await.expect("the app may connect");
+    stage.post("lost", "action=ALERT&alertMessage=lost&badgeOption=INCREASE&badgeNumber=1", json!({}));
+    let (crashing, mut handed) = crashing.split();
+    handed.recv().await.expect("the app was handed it");
+    assert_eq!((stage.badge().await, stage.desktop.displayed(&stage.bus).await), (0, 0));
+    crashing.bus.close().await.expect("it is connected");
+    stage.until_hop("lost", "alerted").await;
+    assert_eq!((stage.badge().await, stage.desktop.displayed(&stage.bus).await), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn badges_are_said_on_both_interfaces_and_again_to_a_new_desktop() {
+    let stage = Stage::set(MANY).await;
+    let mut ours = stage.device.signals(&stage.bus, device::PUSH).await;
+    let other = stage.device.connect().await;
+    let mut theirs = stage.device.signals(&other, "com.canonical.Unity.LauncherEntry").await;
+    stage.post("badge", "action=SILENT&badgeOption=SET&badgeNumber=7", json!({}));
+    let said: (String, u32) = device::next_signal(&mut ours, "BadgeChanged").await;
+    assert_eq!(said, (APP.to_owned(), 7));
+    type Entry = (String, HashMap<String, zbus::OwnedVariant>);
+    let check = |(uri, members): Entry, count: i64| {
+        assert_eq!(uri, format!("application://{APP}.desktop"));
+        assert_eq!(i64::try_from(members["count"].clone()).expect("count is x"), count);
+        assert_eq!(bool::try_from(members["count-visible"].clone()).expect("a boolean"), count > 0);
+    };
+    check(device::next_signal(&mut theirs, "Update").await, 7);
+    // A desktop that starts later.
+    stage.bus.request_name("com.canonical.Unity").await.expect("the name is free");
+    check(device::next_signal(&mut theirs, "Update").await, 7);
+    stage.here.call::<()>("SetBadge", &(APP, 0_u32)).await.expect("it is the app's own");
+    check(device::next_signal(&mut theirs, "Update").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_that_the_user_switches_off_is_deregistered_and_on_again_told_to_register() {
+    let stage = Stage::set(MANY).await;
+    stage.here.connect(&[]).await.expect("the app may connect");
+    let mut signals = stage.device.signals(&stage.here.bus, device::PUSH).await;
+    type Change = (String, String, String, String);
+    assert!(stage.device.tool(&["apps", "disable", APP]).status.success());
+    let (_, state, _, _): Change = device::next_signal(&mut signals, "RegistrationChanged").await;
+    assert_eq!(state, "disabled");
+    let refused = stage.here.call::<String>("Register", &APP).await;
+    assert_eq!(device::error_name(refused), "Disabled");
+    until_answer(&stage, 3008).await;
+    stage.here.call::<()>("Disconnect", &APP).await.expect("it is connected");
+    stage.until_away().await;
+    assert!(stage.device.tool(&["apps", "enable", APP]).status.success());
+    // It is away: it is started to hear of it.
+    stage.installed.until("reason", 1).await;
+    assert_eq!(stage.installed.events_of("reason")[0]["launch_type"], "registration_change");
+    stage.installed.until("ended", 1).await;
+    stage.until_away().await;
+    stage.here.connect(&[]).await.expect("the app may connect");
+    let reg_id: String = stage.here.call("Register", &APP).await.expect("it may register again");
+    assert_ne!(reg_id, stage.reg_id);
+}
+
+/// Waits until the server answers a message for the app's first regId so.
+async fn until_answer(stage: &Stage, code: u64) {
+    let started = Instant::now();
+    loop {
+        let request = json!({ "regID": stage.reg_id, "requestID": "probe", "appData": "probe" });
+        let answer = codes(&post(&stage.server, &stage.app, &request));
+        if answer == [code] {
+            return;
+        }
+        assert!(started.elapsed() < DEADLINE, "the server answers {answer:?}");
+        // Few enough that no queue overflows.
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_that_is_uninstalled_is_deregistered_and_its_id_is_free() {
+    let stage = Stage::set(MANY).await;
+    stage.post("unread", "action=ALERT&alertMessage=unread&badgeOption=SET&badgeNumber=3", json!({}));
+    stage.until_hop("unread", "alerted").await;
+    let data = stage.device.folder.path().join("data");
+    std::fs::remove_file(data.join(format!("applications/{APP}.desktop"))).expect("it is installed");
+    std::fs::remove_file(data.join(format!("dbus-1/services/{APP}.service"))).expect("it is installed");
+    until_answer(&stage, 3008).await;
+    stage.desktop.until_displayed(&stage.bus, 0).await;
+    assert_eq!(stage.device.hops(&stage.bus, "unread").await.last().map(String::as_str), Some("unwanted"));
+    let apps: Vec<HashMap<String, zbus::OwnedVariant>> = stage.device.manage(&stage.bus, "ListApps", &()).await;
+    assert!(apps.is_empty(), "{apps:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registration_that_the_server_ends_starts_the_app() {
+    let mut stage = Stage::set(MANY).await;
+    assert!(stage.server.admin(&["app", "remove", APP]).status.success());
+    stage.server.restart();
+    stage.device.until_link("online").await;
+    stage.installed.until("ended", 1).await;
+    assert_eq!(stage.installed.events_of("reason")[0]["launch_type"], "registration_change");
+    // Told in the background: no window comes in front.
+    assert!(stage.installed.events_of("activated").is_empty());
+}

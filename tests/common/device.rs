@@ -56,11 +56,10 @@ impl Device {
         let config = format!("gateway = {gateway:?}\nstate-folder = {state:?}\n{settings}\n");
         std::fs::write(folder.path().join("agent.toml"), config).expect("the folder is ours");
         let address = format!("unix:path={}", folder.path().join("bus").display());
-        // A bus looks at the folders that are there when it starts.
-        std::fs::create_dir_all(folder.path().join("data/dbus-1/services")).expect("the folder is ours");
+        let bus_config = write_bus_config(folder.path(), &address);
         let mut command = Command::new("dbus-daemon");
         isolate(&mut command, folder.path());
-        command.args(["--session", "--nofork", "--nopidfile", "--print-address=1", "--address", &address]);
+        command.args(["--nofork", "--nopidfile", "--print-address=1", "--config-file"]).arg(bus_config);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut bus = command.spawn().expect("dbus-daemon is missing: apt-get install dbus");
         wait_for(bus.stdout.take().expect("it is piped"), "unix:", &Arc::default());
@@ -128,6 +127,21 @@ impl Device {
             assert!(started.elapsed() < DEADLINE, "{request_id} is {hops:?}, not {hop}:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Why that became of the message with this request id.
+    pub fn reason(&self, request_id: &str, hop: &str) -> String {
+        let shown = self.tool(&["--json", "message", "show", request_id]);
+        let message: Value = serde_json::from_slice(&shown.stdout).unwrap_or_else(|_| panic!("{shown:?}"));
+        let hops = message["hops"].as_array().expect("hops").clone();
+        let found = hops.iter().find(|line| line["hop"] == hop).unwrap_or_else(|| panic!("{hop} is not in {hops:?}"));
+        found["why"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// The signals of this interface from now on.
+    pub async fn signals(&self, bus: &Connection, interface: &'static str) -> MessageStream {
+        let rule = MatchRule::builder().msg_type(zbus::message::Type::Signal).interface(interface).build();
+        MessageStream::for_match_rule(rule.expect("a rule"), bus, None).await.expect("the bus has signals")
     }
 
     /// An app as `ListApps` shows it.
@@ -233,6 +247,35 @@ async fn link_state(bus: &Connection) -> String {
 fn isolate(command: &mut Command, folder: &Path) {
     let (data, nothing) = (folder.join("data"), folder.join("nothing"));
     command.env("XDG_DATA_HOME", data).env("XDG_DATA_DIRS", nothing).env("HOME", folder);
+}
+
+/// A session's bus that starts nothing but what is in the device's folder, and lets in every user
+/// whom the folder lets in: whose an app is, is the daemon's to say.
+fn write_bus_config(folder: &Path, address: &str) -> PathBuf {
+    let services = folder.join("data/dbus-1/services");
+    // A bus looks at the folders that are there when it starts.
+    std::fs::create_dir_all(&services).expect("the folder is ours");
+    let config = format!(
+        "<!DOCTYPE busconfig PUBLIC \"-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN\"
+  \"http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd\">
+<busconfig>
+  <type>session</type>
+  <listen>{address}</listen>
+  <auth>EXTERNAL</auth>
+  <servicedir>{}</servicedir>
+  <policy context=\"default\">
+    <allow user=\"*\"/>
+    <allow send_destination=\"*\" eavesdrop=\"true\"/>
+    <allow eavesdrop=\"true\"/>
+    <allow own=\"*\"/>
+  </policy>
+</busconfig>
+",
+        services.display()
+    );
+    let path = folder.join("bus.conf");
+    std::fs::write(&path, config).expect("the folder is ours");
+    path
 }
 
 fn launch(folder: &TempDir, address: &str, environment: &[(&str, &str)], log: &Arc<Mutex<String>>) -> Child {
@@ -396,6 +439,16 @@ impl DeviceApp {
     /// A message that has come already.
     pub fn try_next(&mut self) -> Option<Message> {
         self.inbox.try_recv().ok()
+    }
+}
+
+/// The next signal of this name; others are passed over.
+pub async fn next_signal<T: serde::de::DeserializeOwned + zbus::Type>(signals: &mut MessageStream, name: &str) -> T {
+    loop {
+        let signal = within(name, signals.next()).await.expect("the bus runs").expect("a signal");
+        if signal.header().member().is_some_and(|member| member == name) {
+            return signal.body().deserialize().expect("the signal has the form of the contract");
+        }
     }
 }
 
