@@ -282,7 +282,11 @@ fn launch(folder: &TempDir, address: &str, environment: &[(&str, &str)], log: &A
     let mut command = Command::new(env!("CARGO_BIN_EXE_bellwired"));
     isolate(&mut command, folder.path());
     command.envs(environment.iter().copied());
-    command.arg("--config").arg(folder.path().join("agent.toml")).env("DBUS_SESSION_BUS_ADDRESS", address);
+    command
+        .arg("--config")
+        .arg(folder.path().join("agent.toml"))
+        .env("DBUS_SESSION_BUS_ADDRESS", address)
+        .env("DBUS_SYSTEM_BUS_ADDRESS", address);
     command.stdin(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the built program runs");
     wait_for(child.stderr.take().expect("it is piped"), " ready ", log);
