@@ -9,6 +9,8 @@ OUT = $(or $(CARGO_TARGET_DIR),target)
 SETUP = tests/setup.sh
 # For all builds but the quick ones of `make check`: the lock file is what was tested.
 BUILD = cargo build --locked --bins
+# The programs under test can be ended at any step of a message's way; those for use cannot.
+TESTED = --locked --features fault-points
 
 .PHONY: help demo test check build install bench setup clean
 
@@ -21,13 +23,12 @@ demo: ## Show the main job: two servers, two devices, an app on each
 	@$(SETUP) demo cargo run --locked --quiet --bin bellwire -- demo
 
 test: ## Run all tests
-	@$(SETUP) test $(BUILD)
 	@$(SETUP) test sh -c 'if cargo nextest --version >/dev/null 2>&1; \
-	    then exec cargo nextest run --locked; else exec cargo test --locked --tests; fi'
+	    then exec cargo nextest run $(TESTED); else exec cargo test --tests $(TESTED); fi'
 
 check: ## Formatting, lints, documentation, and the smaller builds
 	@$(SETUP) check cargo fmt --check
-	@$(SETUP) check cargo clippy --locked --all-targets -- -D warnings
+	@$(SETUP) check cargo clippy --locked --all-targets --features fault-points -- -D warnings
 	@RUSTDOCFLAGS='-D warnings' $(SETUP) check cargo doc --locked --no-deps
 	@$(SETUP) check cargo check --locked --no-default-features --features agent,ws
 	@$(SETUP) check cargo check --locked --no-default-features --features server,ws

@@ -167,6 +167,9 @@ impl Stage {
             let reason = &self.installed.events_of("reason")[0];
             assert_eq!((&reason["launch_type"], &reason["id"]), (&json!("notification"), &message["id"]), "{row}");
         }
+        if launched {
+            self.until_hop(id, "launched").await;
+        }
         if effect == "held" {
             assert_eq!(self.desktop.displayed(&self.bus).await, 0, "{row}");
             self.do_not_disturb(false).await;

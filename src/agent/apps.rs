@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::{Mutex as AsyncMutex, Notify, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard, watch};
 use zbus::OwnedObjectPath;
 use zbus::names::OwnedUniqueName;
 
@@ -142,6 +142,16 @@ impl Apps {
         if let Some(line) = self.line(app) {
             line.ring();
         }
+    }
+
+    /// Waits until no message is being handed over; none is as long as the result lives.
+    pub async fn quiet(&self) -> Vec<OwnedMutexGuard<Head>> {
+        let heads: Vec<_> = lock(&self.lanes).values().map(|lane| Arc::clone(&lane.head)).collect();
+        let mut held = Vec::new();
+        for head in heads {
+            held.push(head.lock_owned().await);
+        }
+        held
     }
 
     /// The app's lane.

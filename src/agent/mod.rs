@@ -46,6 +46,8 @@ use store::Store;
 
 /// Commands that may wait for the connection.
 const COMMANDS: usize = 64;
+/// How long apps may take to answer when the daemon stops.
+const LAST_ANSWERS: std::time::Duration = std::time::Duration::from_secs(2);
 /// Changes that a slow listener may lag behind: more than there may be apps.
 const CHANGES: usize = 256;
 
@@ -148,7 +150,7 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
         gateway,
         dialling,
         store,
-        apps,
+        apps: Arc::clone(&apps),
         hints,
         clock,
         commands: inbox,
@@ -167,6 +169,8 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
     if connection.await.is_err() {
         warn!("the connection did not end in order");
     }
+    // An app that has just been handed a message is not handed it again by the next run.
+    let _quiet = tokio::time::timeout(LAST_ANSWERS, apps.quiet()).await;
     info!("stopped");
     Ok(())
 }

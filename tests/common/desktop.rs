@@ -105,7 +105,9 @@ impl Desktop {
     pub fn click(&self) {
         let (x, y) = NOTIFICATION;
         let mut command = Command::new("xdotool");
-        command.env("DISPLAY", &self.display).args(["mousemove", x, y, "click", "1"]);
+        command.env("DISPLAY", &self.display);
+        // dunst maps its window a moment after it has answered.
+        command.args(["search", "--sync", "--onlyvisible", "--class", "Dunst", "mousemove", x, y, "click", "1"]);
         let done = command.status().expect("xdotool is missing: apt-get install xdotool");
         assert!(done.success());
     }

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 
-from jeepney import DBusAddress, HeaderFields, MatchRule, message_bus, new_error, new_method_call, new_method_return
+from jeepney import DBusAddress, DBusErrorResponse, HeaderFields, MatchRule, MessageType, message_bus, new_error, new_method_call, new_method_return
 from jeepney.io.blocking import open_dbus_connection
 from jeepney.wrappers import unwrap_msg
 
@@ -30,11 +30,21 @@ def main(app, log, bus_name=None):
     def call(method, signature, *arguments):
         return unwrap_msg(bus.send_and_get_reply(new_method_call(AGENT, method, signature, arguments)))
 
-    with bus.filter(MatchRule(type="method_call"), bufsize=64) as calls:
+    def connect():
+        """Connects; without a daemon that is done when one comes."""
+        try:
+            call("Connect", "soa{sv}", app, "/app", {})
+            return call("GetLaunch", "s", app)
+        except DBusErrorResponse as error:
+            note(event="error", name=error.name)
+
+    daemon = MatchRule(type="signal", sender="org.freedesktop.DBus", member="NameOwnerChanged")
+    daemon.add_arg_condition(0, AGENT.bus_name)
+    unwrap_msg(bus.send_and_get_reply(message_bus.AddMatch(daemon)))
+    with bus.filter(MatchRule(), bufsize=64) as calls:
         if bus_name:
             unwrap_msg(bus.send_and_get_reply(message_bus.RequestName(bus_name)))
-        call("Connect", "soa{sv}", app, "/app", {})
-        reason, message_id = call("GetLaunch", "s", app)
+        reason, message_id = connect() or ("", "")
         note(event="reason", launch_type=reason, id=message_id)
         over = reason == "registration_change"
         while not over:
@@ -51,7 +61,11 @@ def main(app, log, bus_name=None):
                 platform = {name: value for name, (_, value) in request.body[0].items()}
                 note(event="activated", platform=platform)
                 bus.send(new_method_return(request))
-            else:
+            elif member == "NameOwnerChanged":
+                # The daemon was started anew, and knows of no connection.
+                if request.body[0] == AGENT.bus_name and request.body[2]:
+                    connect()
+            elif request.header.message_type == MessageType.method_call:
                 bus.send(new_error(request, "org.freedesktop.DBus.Error.UnknownMethod"))
         # What the bus has answered now has been sent before: the last reply is on its way.
         call("Disconnect", "s", app)

@@ -192,11 +192,12 @@ pub(super) fn is_shown(db: &Connection, id: MessageId) -> Result<bool> {
         .query_row([id.as_bytes()], |row| row.get(0))
 }
 
+/// The effect is done. The message may have been read meanwhile, and the effect gone with it.
 fn finish(db: &Connection, place: i64, id: Option<MessageId>, hop: Hop, why: Option<&str>) -> Result<()> {
-    let done = db.prepare_cached("DELETE FROM effects WHERE place = ?1")?.execute([place])?;
+    db.prepare_cached("DELETE FROM effects WHERE place = ?1")?.execute([place])?;
     match id {
-        Some(id) if done > 0 => history::add(db, id, hop, why, world::now()),
-        _ => Ok(()),
+        Some(id) => history::add(db, id, hop, why, world::now()),
+        None => Ok(()),
     }
 }
 

@@ -13,6 +13,7 @@ use super::schema::{Result, id, json, text, to_json};
 use super::{Store, apps, effects};
 use crate::agent::config::Limits;
 use crate::agent::plan::{Place, Plan, plan};
+use crate::daemon::fault_point;
 use crate::db::DbError;
 use crate::proto::frame::{Delivery, Fate, LIST_MAX, Outcome, WINDOW};
 use crate::proto::{AppId, MessageId, Push, UnixMillis};
@@ -200,6 +201,7 @@ fn receive(
         }
         history::add(db, push.id, Hop::Received, reasons(&plan).as_deref(), now)?;
         keep(db, &delivery, plan.place, limits, now)?;
+        fault_point("keeping");
         bring_about(db, push, &plan, &mut received.changes)?;
         if !received.apps.contains(&push.app) {
             received.apps.push(push.app.clone());
