@@ -11,7 +11,7 @@
 //! |---|---|
 //! | [`proto`] | what is said between device and server, and when. Pure: time and luck are arguments |
 //! | [`link`] | frames over a WebSocket, from either end; how a device dials |
-//! | [`agent`] | the device half, `bellwired`: connection, store, D-Bus, delivery |
+//! | [`agent`] | the device half, `bellwired`: connection, store, plan, D-Bus, delivery, effects |
 //! | [`server`] | the server half, `bellwire-server`: sender APIs, store, gateway, regions, administration |
 //! | [`cli`] | the tool, `bellwire`: one file a command |
 //! | [`db`] | SQLite as both halves use it: one writing thread, commits shared by all who wait |
@@ -43,7 +43,9 @@
 //! 5. **The device's disk.** [`agent::connection::run`] has the other end and a
 //!    [`Device`](proto::device::Device), which decides. What it wants
 //!    [stored](proto::device::DeviceAction::Store) goes in batches to
-//!    [`Store::receive`](agent::store::Store::receive), where duplicates end; after the fsync
+//!    [`Store::receive`](agent::store::Store::receive), where duplicates end and
+//!    [`plan`](agent::plan::plan) says what becomes of each: the message, its badge and its effects
+//!    are one transaction. After the fsync
 //!    [`handle_stored`](proto::device::Device::handle_stored) sends the
 //!    [`Ack`](proto::frame::ToServer::Ack), and [`Apps::ring`](agent::apps::Apps::ring) rings at
 //!    the app. The server drops its copy ([`Store::remove`](server::store::Store::remove)).
@@ -51,6 +53,10 @@
 //!    [unread](agent::store::Store::next_unread) message and calls `org.bellwire.App1.Message`. The
 //!    app's reply is the delivery: [`settle`](agent::deliver::Courier::settle) removes the message
 //!    and notes its [outcome](proto::frame::Outcome), which the server is told.
+//! 7. **If the app is away**, the [`Performer`](agent::effects::Performer) takes what is
+//!    [pending](agent::store::Store::pending), as much of it as is [`due`](agent::pace::due), shows
+//!    [alerts](agent::effects::screen) and [starts](agent::effects::launch) the app, and notes how
+//!    that went. A started app connects, and step 6 follows.
 //!
 //! # What always holds
 //!
@@ -60,6 +66,9 @@
 //!   acknowledged; the device's store knows the ids it has seen.
 //! * **In order, and never after its expiry.** Both stores number what they take; the expiry travels
 //!   with the message and is looked at on reading, on storing and before the app.
+//! * **An effect is on record before it is asked for**, in a form that makes asking again the same:
+//!   the number of a notification, the name of a unit, the birth of a process
+//!   ([`agent::effects`]).
 //! * **The store is the only queue.** A wake-up is a hint, never the message. Whoever commits wakes
 //!   afterwards; whoever begins a session enters the registry first and reads afterwards. One of
 //!   the two sees the other.
@@ -68,8 +77,8 @@
 //! * **A dead peer holds nobody up.** A task for each connection, a lane for each app, a deadline
 //!   for each wait. No lock is held over an await but an app's lane.
 //! * **Nobody reads or sends what is not theirs.** A regId is sealed and grants only sending; D-Bus
-//!   callers are who the bus says they are; the server stores secrets
-//!   hashed, and nothing prints one.
+//!   callers are who the bus and the kernel say they are
+//!   ([`agent::identity`]); the server stores secrets hashed, and nothing prints one.
 //! * **Plain text on loopback only**, unless a setting says otherwise
 //!   ([`check_plain_text`](config::check_plain_text), [`dial`](link::dial())).
 //! * **A newer session replaces the older**, and a late goodbye cannot remove the newer
@@ -88,6 +97,9 @@
 //! | what a device remembers | [`agent::store`] | the same |
 //! | what apps see | [`agent::bus`] and `dbus/*.xml` | the XML is the contract, `man/org.bellwire.Push.7` its explanation |
 //! | how a message gets to an app | [`agent::deliver`], [`agent::apps`] | one at a time, in order, no app waits for another |
+//! | what a message does beside being delivered | [`agent::plan`], `tests/truth-table.txt` | it decides and does nothing; the table is run end to end too |
+//! | alerts, starts of apps, badges | [`agent::effects`] | the power may go at any line: `tests/faults.rs` |
+//! | who may be an app | [`agent::identity`], [`agent::installed`] | `tests/identity.rs` |
 //! | a configuration key | `config.rs` of the [`server`](server::config) or [`agent`](agent::config) | `examples/*.toml` and the page in `man/` are tested against it |
 //! | a command of the tool | [`cli`] | `--json`, exit codes in [`daemon::Exit`] |
 //! | administration | [`server::admin`] | |

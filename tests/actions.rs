@@ -40,7 +40,7 @@ impl Stage {
         let server = Server::start("00", "");
         let app = server.app_add(APP);
         let device = Device::start(&server.gateway, settings);
-        let installed = Installed::new(&device, APP, "Rows", true).await;
+        let installed = Installed::new(&device, APP, "Chat", true).await;
         let desktop = Desktop::start(&device).await;
         let here = device.app(APP).await;
         here.call::<()>("Disconnect", &APP).await.expect("it is connected");
@@ -176,7 +176,7 @@ impl Stage {
             self.until_hop(id, "alerted").await;
         }
         let shown = self.desktop.close_all(&self.bus).await;
-        let expected = ["alert", "held"].contains(&effect).then(|| ("Rows".to_owned(), id.to_owned()));
+        let expected = ["alert", "held"].contains(&effect).then(|| ("Chat".to_owned(), id.to_owned()));
         assert_eq!(shown, Vec::from_iter(expected), "{row}");
     }
 }
@@ -295,7 +295,7 @@ async fn without_a_notification_server_the_device_s_shell_is_told() {
     let server = Server::start("00", "");
     let app = server.app_add(APP);
     let device = Device::start(&server.gateway, MANY);
-    let installed = Installed::new(&device, APP, "Rows", true).await;
+    let installed = Installed::new(&device, APP, "Chat", true).await;
     let here = device.app(APP).await;
     here.call::<()>("Disconnect", &APP).await.expect("it is connected");
     let bus = device.connect().await;
@@ -311,7 +311,7 @@ async fn without_a_notification_server_the_device_s_shell_is_told() {
     let (of, id, alert): (String, String, HashMap<String, zbus::OwnedVariant>) =
         device::next_signal(&mut signals, "Alert").await;
     let text = |name: &str| String::try_from(alert[name].clone()).expect("text");
-    assert_eq!((of.as_str(), text("title").as_str(), text("text").as_str()), (APP, "Rows", "hello"));
+    assert_eq!((of.as_str(), text("title").as_str(), text("text").as_str()), (APP, "Chat", "hello"));
     device.until_hop(&bus, "hello", "alerted").await;
     device.manage::<()>(&bus, "OpenAlert", &(id.as_str(), "")).await;
     installed.until("ended", 1).await;
@@ -336,7 +336,7 @@ async fn a_program_is_started_once_and_outlives_the_daemon() {
     let server = Server::start("00", "");
     let app = server.app_add(APP);
     let mut device = Device::start(&server.gateway, MANY);
-    let installed = Installed::new(&device, APP, "Rows", false).await;
+    let installed = Installed::new(&device, APP, "Chat", false).await;
     let here = device.app(APP).await;
     here.call::<()>("Disconnect", &APP).await.expect("it is connected");
     for (id, action, manner) in [("one", "LAUNCH", "foreground"), ("two", "BACKGROUNDLAUNCH", "background")] {
