@@ -10,13 +10,13 @@ mod desktop;
 mod device;
 
 use std::collections::HashMap;
-use std::time::Instant;
+use std::time::Duration;
 
-use common::{App, DEADLINE, Server};
+use common::{App, Server, so};
 use desktop::{Desktop, Installed};
 use device::{Device, DeviceApp, codes, post};
 use serde_json::{Value, json};
-use zbus::{Connection, Variant};
+use zbus::{Connection, OwnedVariant, Variant};
 
 const APP: &str = "org.example.Rows";
 /// Nothing is held back by its number.
@@ -81,11 +81,11 @@ impl Stage {
     }
 
     async fn until_away(&self) {
-        let started = Instant::now();
-        while bool::try_from(self.device.listed(&self.bus, APP).await["connected"].clone()).expect("a boolean") {
-            assert!(started.elapsed() < DEADLINE, "the app does not go");
-            tokio::task::yield_now().await;
-        }
+        common::until(async || {
+            let row = self.device.listed(&self.bus, APP).await;
+            so(row["connected"] == OwnedVariant::from(false), || "the app does not go".to_owned())
+        })
+        .await;
     }
 
     /// Takes whatever is unread, as the app.
@@ -93,7 +93,7 @@ impl Stage {
         self.here.connect(&[("hold-unread", true)]).await.expect("the app may connect");
         let mut taken = Vec::new();
         loop {
-            let message: HashMap<String, zbus::OwnedVariant> =
+            let message: HashMap<String, OwnedVariant> =
                 self.here.call("TakeUnread", &APP).await.expect("it is connected");
             let Some(data) = message.get("app_data") else { break };
             taken.push(String::try_from(data.clone()).expect("text"));
@@ -247,11 +247,10 @@ async fn an_alert_goes_when_its_message_has_expired() {
     stage.until_hop("soon", "alerted").await;
     assert_eq!(stage.desktop.displayed(&stage.bus).await, 1);
     // A minute is the shortest that the API has.
-    let started = Instant::now();
-    while stage.desktop.displayed(&stage.bus).await > 0 {
-        assert!(started.elapsed() < 3 * DEADLINE, "the alert stays");
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-    }
+    common::until_within(Duration::from_secs(100), async || {
+        so(stage.desktop.displayed(&stage.bus).await == 0, || "the alert stays".to_owned())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -308,7 +307,7 @@ async fn without_a_notification_server_the_device_s_shell_is_told() {
         assert_eq!(codes(&post(&server, &app, &request)), [1000]);
     };
     post_one("hello");
-    let (of, id, alert): (String, String, HashMap<String, zbus::OwnedVariant>) =
+    let (of, id, alert): (String, String, HashMap<String, OwnedVariant>) =
         device::next_signal(&mut signals, "Alert").await;
     let text = |name: &str| String::try_from(alert[name].clone()).expect("text");
     assert_eq!((of.as_str(), text("title").as_str(), text("text").as_str()), (APP, "Chat", "hello"));
@@ -323,8 +322,7 @@ async fn without_a_notification_server_the_device_s_shell_is_told() {
     device.until_hop(&bus, "hello", "delivered").await;
     // A message that is read otherwise takes its alert with it.
     post_one("read");
-    let (_, id, _): (String, String, HashMap<String, zbus::OwnedVariant>) =
-        device::next_signal(&mut signals, "Alert").await;
+    let (_, id, _): (String, String, HashMap<String, OwnedVariant>) = device::next_signal(&mut signals, "Alert").await;
     device.until_hop(&bus, "read", "alerted").await;
     here.connect(&[]).await.expect("the app may connect");
     let closed: String = device::next_signal(&mut signals, "AlertClosed").await;
@@ -423,7 +421,7 @@ async fn badges_are_said_on_both_interfaces_and_again_to_a_new_desktop() {
     stage.post("badge", "action=SILENT&badgeOption=SET&badgeNumber=7", json!({}));
     let said: (String, u32) = device::next_signal(&mut ours, "BadgeChanged").await;
     assert_eq!(said, (APP.to_owned(), 7));
-    type Entry = (String, HashMap<String, zbus::OwnedVariant>);
+    type Entry = (String, HashMap<String, OwnedVariant>);
     let check = |(uri, members): Entry, count: i64| {
         assert_eq!(uri, format!("application://{APP}.desktop"));
         assert_eq!(i64::try_from(members["count"].clone()).expect("count is x"), count);
@@ -464,17 +462,14 @@ async fn an_app_that_the_user_switches_off_is_deregistered_and_on_again_told_to_
 
 /// Waits until the server answers a message for the app's first regId so.
 async fn until_answer(stage: &Stage, code: u64) {
-    let started = Instant::now();
-    loop {
-        let request = json!({ "regID": stage.reg_id, "requestID": "probe", "appData": "probe" });
+    common::until(async || {
+        // Nothing of it is kept: no queue overflows.
+        let request =
+            json!({ "regID": stage.reg_id, "requestID": "probe", "appData": "probe", "message": "action=DISCARD" });
         let answer = codes(&post(&stage.server, &stage.app, &request));
-        if answer == [code] {
-            return;
-        }
-        assert!(started.elapsed() < DEADLINE, "the server answers {answer:?}");
-        // Few enough that no queue overflows.
-        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-    }
+        so(answer == [code], || format!("the server answers {answer:?}"))
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -488,7 +483,7 @@ async fn an_app_that_is_uninstalled_is_deregistered_and_its_id_is_free() {
     until_answer(&stage, 3008).await;
     stage.desktop.until_displayed(&stage.bus, 0).await;
     assert_eq!(stage.device.hops(&stage.bus, "unread").await.last().map(String::as_str), Some("unwanted"));
-    let apps: Vec<HashMap<String, zbus::OwnedVariant>> = stage.device.manage(&stage.bus, "ListApps", &()).await;
+    let apps: Vec<HashMap<String, OwnedVariant>> = stage.device.manage(&stage.bus, "ListApps", &()).await;
     assert!(apps.is_empty(), "{apps:?}");
 }
 

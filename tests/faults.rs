@@ -10,9 +10,7 @@ mod desktop;
 #[path = "common/device.rs"]
 mod device;
 
-use std::time::Instant;
-
-use common::{App, DEADLINE, Server};
+use common::{App, Server, so};
 use desktop::{Desktop, Installed};
 use device::{Device, DeviceApp, codes, post};
 use serde_json::json;
@@ -62,12 +60,13 @@ impl Stage {
     }
 
     /// Waits until the daemon has ended, and starts it again for good.
-    fn revive(&mut self, point: &str) {
-        let started = Instant::now();
-        while self.device.agent_runs() {
-            assert!(started.elapsed() < DEADLINE, "the daemon does not come to {point}:\n{}", self.device.log());
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
+    async fn revive(&mut self, point: &str) {
+        let device = &mut self.device;
+        common::until(async || {
+            let ended = !device.agent_runs();
+            so(ended, || format!("the daemon does not come to {point}:\n{}", device.log()))
+        })
+        .await;
         self.device.restart_agent();
     }
 
@@ -96,7 +95,7 @@ async fn an_alert_and_its_badge_come_once_wherever_the_power_goes() {
     for (round, point) in (1..).zip(["arrived", "keeping", "stored", "alerting", "alert-noted", "alerted"]) {
         stage.arm(point).await;
         let id = stage.post("action=ALERT&alertMessage=once&badgeOption=INCREASE&badgeNumber=2");
-        stage.revive(point);
+        stage.revive(point).await;
         stage.device.until_hop(&stage.bus, &id, "alerted").await;
         assert_eq!(stage.badge().await, 2 * round, "{point}");
         assert_eq!(stage.desktop.displayed(&stage.bus).await, 1, "{point}");
@@ -113,7 +112,7 @@ async fn starts_once(activatable: bool, points: &[&str]) {
         stage.installed.forget();
         stage.arm(point).await;
         let id = stage.post("action=BACKGROUNDLAUNCH&badgeOption=INCREASE&badgeNumber=1");
-        stage.revive(point);
+        stage.revive(point).await;
         stage.device.until_hop(&stage.bus, &id, "delivered").await;
         stage.installed.until("ended", 1).await;
         assert_eq!(stage.installed.events_of("started").len(), 1, "{point}: {:?}", stage.installed.events());
@@ -141,7 +140,7 @@ async fn a_connected_app_has_its_message_and_nothing_else_happens() {
         stage.arm(point).await;
         stage.here.connect(&[]).await.expect("the app may connect");
         let id = stage.post("action=ALERT&alertMessage=no&badgeOption=INCREASE&badgeNumber=1");
-        stage.revive(point);
+        stage.revive(point).await;
         // As an app does that sees the daemon come back.
         stage.here.connect(&[]).await.expect("the app may connect");
         stage.device.until_hop(&stage.bus, &id, "delivered").await;
@@ -163,7 +162,7 @@ async fn a_connected_app_that_never_comes_back_is_dealt_with_as_one_that_is_away
     let gone = stage.device.unconnected_app(APP).await;
     gone.connect(&[]).await.expect("the app may connect");
     let id = stage.post("action=ALERT&alertMessage=yes&badgeOption=INCREASE&badgeNumber=1");
-    stage.revive("handing");
+    stage.revive("handing").await;
     stage.device.until_hop(&stage.bus, &id, "alerted").await;
     assert_eq!((stage.badge().await, stage.desktop.displayed(&stage.bus).await), (1, 1));
     assert_eq!(stage.take_all().await, [id.as_str()]);
@@ -176,7 +175,7 @@ async fn a_click_that_was_lost_with_the_power_can_be_made_again() {
     let id = stage.post("action=ALERT&alertMessage=click");
     stage.device.until_hop(&stage.bus, &id, "alerted").await;
     stage.desktop.click();
-    stage.revive("clicked");
+    stage.revive("clicked").await;
     stage.desktop.until_displayed(&stage.bus, 1).await;
     assert!(stage.installed.events().is_empty());
     stage.desktop.click();

@@ -15,7 +15,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use common::{App, Server};
+use common::{App, Server, so};
 use device::{Device, DeviceApp, NAME, OBJECT, codes, error_name, post, request};
 use zbus::Connection;
 
@@ -112,15 +112,11 @@ impl Stage {
         let path = self.device.folder.path().join(folder).join("bellwire/apps.d");
         std::fs::create_dir_all(&path).expect("the folder is ours");
         std::fs::write(path.join("chat.toml"), text).expect("the folder is ours");
-        let started = std::time::Instant::now();
-        loop {
+        common::until(async || {
             let answer = self.call(Caller::Own, "GetBadge", &[APP]).map(drop);
-            if answer == expected.map_err(str::to_owned) {
-                return;
-            }
-            assert!(started.elapsed() < common::DEADLINE, "with {allow} the answer is {answer:?}");
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        }
+            so(answer == expected.map_err(str::to_owned), || format!("with {allow} the answer is {answer:?}"))
+        })
+        .await;
     }
 }
 
@@ -213,11 +209,7 @@ async fn on_the_system_bus_an_app_needs_a_manifest() {
     stage.assert_refused(Caller::Own);
     stage.assert_refused(Caller::User(STRANGER));
     stage.manifest("nothing", &format!("user = {STRANGER}"), Err("PermissionDenied")).await;
-    let started = std::time::Instant::now();
-    while stage.connect(Caller::User(STRANGER)).is_err() {
-        assert!(started.elapsed() < common::DEADLINE, "the manifest has no effect");
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
+    common::until(async || stage.connect(Caller::User(STRANGER)).map(drop)).await;
     stage.assert_refused(Caller::Own);
     stage.manifest("nothing", "", Err("PermissionDenied")).await;
     // The interface for settings is for the daemon's user and root.

@@ -7,12 +7,11 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
 
 use serde_json::Value;
 use zbus::{Connection, OwnedVariant};
 
-use crate::common::{self, DEADLINE};
+use crate::common::{self, so};
 use crate::device::{Device, within};
 
 /// The middle of a notification, on the screen: dunst shows the newest on top, at a place that its
@@ -52,11 +51,11 @@ impl Desktop {
 
     async fn until_ready(&self, bus: &Connection) {
         let (name, path) = ("org.freedesktop.Notifications", "/org/freedesktop/Notifications");
-        let started = Instant::now();
-        while bus.call_method(Some(name), path, Some(name), "GetServerInformation", &()).await.is_err() {
-            assert!(started.elapsed() < DEADLINE, "dunst does not answer");
-            tokio::task::yield_now().await;
-        }
+        common::until(async || {
+            let answer = bus.call_method(Some(name), path, Some(name), "GetServerInformation", &()).await;
+            answer.map(drop).map_err(|error| format!("dunst does not answer: {error}"))
+        })
+        .await;
     }
 
     /// How many notifications are on the screen.
@@ -72,15 +71,11 @@ impl Desktop {
 
     /// Waits until so many notifications are on the screen.
     pub async fn until_displayed(&self, bus: &Connection, count: u32) {
-        let started = Instant::now();
-        loop {
+        common::until(async || {
             let now = self.displayed(bus).await;
-            if now == count {
-                return;
-            }
-            assert!(started.elapsed() < DEADLINE, "{now} notifications are shown, not {count}");
-            tokio::task::yield_now().await;
-        }
+            so(now == count, || format!("{now} notifications are shown, not {count}"))
+        })
+        .await;
     }
 
     /// Closes everything on the screen and returns it, as (app, body), the newest first.
@@ -180,11 +175,8 @@ impl Installed {
 
     /// Waits until it wrote down so many events of this kind.
     pub async fn until(&self, kind: &str, count: usize) {
-        let started = Instant::now();
-        while self.events_of(kind).len() < count {
-            assert!(started.elapsed() < DEADLINE, "no {count} events {kind} in {:?}", self.events());
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
+        let seen = || self.events_of(kind).len() >= count;
+        common::until(async || so(seen(), || format!("no {count} events {kind} in {:?}", self.events()))).await;
     }
 
     /// Forgets what it wrote down.

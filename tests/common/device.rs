@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 use zbus::{Connection, MatchRule, MessageStream, ObjectPath, OwnedVariant, Variant, interface};
 
-use crate::common::{self, Answer, App, DEADLINE, Server};
+use crate::common::{self, Answer, App, DEADLINE, Server, so};
 
 pub const NAME: &str = "org.bellwire.Push";
 pub const OBJECT: &str = "/org/bellwire/Push";
@@ -118,15 +118,12 @@ impl Device {
 
     /// Waits until this has become of the message with this request id.
     pub async fn until_hop(&self, bus: &Connection, request_id: &str, hop: &str) {
-        let started = Instant::now();
-        loop {
+        common::until(async || {
             let hops = self.hops(bus, request_id).await;
-            if hops.iter().any(|name| name == hop) {
-                return;
-            }
-            assert!(started.elapsed() < DEADLINE, "{request_id} is {hops:?}, not {hop}:\n{}", self.log());
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+            let is = hops.iter().any(|name| name == hop);
+            so(is, || format!("{request_id} is {hops:?}, not {hop}:\n{}", self.log()))
+        })
+        .await;
     }
 
     /// Why that became of the message with this request id.

@@ -237,3 +237,26 @@ pub fn python() -> String {
     assert!(made.status.success(), "tests/foreign/setup.sh has said what is missing");
     String::from_utf8(made.stdout).expect("a path").trim().to_owned()
 }
+
+/// Looks again and again until there is what is waited for, with the deadline: for what nothing
+/// tells. An error says what there is instead.
+pub async fn until<T>(look: impl AsyncFnMut() -> Result<T, String>) -> T {
+    until_within(DEADLINE, look).await
+}
+
+/// The same with another deadline.
+pub async fn until_within<T>(time: Duration, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
+    let started = Instant::now();
+    loop {
+        match look().await {
+            Ok(found) => return found,
+            Err(state) => assert!(started.elapsed() < time, "{state}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// `Ok` if it is so.
+pub fn so(is: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
+    if is { Ok(()) } else { Err(otherwise()) }
+}

@@ -2,7 +2,7 @@
 //!
 //! * [`push`]: `org.bellwire.Push1`, for apps.
 //! * [`manager`]: `org.bellwire.Manager1`, for status and settings.
-//! * [`message`], [`error`]: what both say; `polkit`: who else may manage.
+//! * [`message`], [`mod@error`]: what both say; `polkit`: who else may manage.
 //!
 //! Who calls is taken from the bus, never from an argument. An app id belongs to whom its manifest
 //! names or, on a session's bus, to who claimed it first; and, while it is connected, to the

@@ -1,7 +1,7 @@
 //! What the device remembers: who it is, its apps and their regIds, unread messages, what they have
 //! still to bring about, the ids it has seen, and outcomes that the server has not noted yet.
 //!
-//! * [`schema`]: tables, facts, columns; [`apps`], [`messages`], [`effects`], [`history`]: what the
+//! * `schema`: tables, facts, columns; [`apps`], [`messages`], [`effects`], [`history`]: what the
 //!   store does, each beside its SQL.
 //!
 //! Duplicates end here, by message id. [`Store::receive`] returns when the pushes are on disk; only
