@@ -12,173 +12,91 @@ mod device;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use common::{App, Server, so};
-use desktop::{Desktop, Installed};
-use device::{Device, DeviceApp, codes, post};
+use common::{Server, so};
+use desktop::{Installed, Stage};
+use device::{Device, codes, post};
 use serde_json::{Value, json};
-use zbus::{Connection, OwnedVariant, Variant};
+use zbus::OwnedVariant;
 
 const APP: &str = "org.example.Rows";
 /// Nothing is held back by its number.
 const MANY: &str = "[limits]\nalerts-per-minute = 10000\nlaunches-per-minute = 10000";
 
-struct Stage {
-    server: Server,
-    app: App,
-    device: Device,
-    desktop: Desktop,
-    installed: Installed,
-    /// The test's own connection to the bus.
-    bus: Connection,
-    reg_id: String,
-    /// The app as a process of the test.
-    here: DeviceApp,
+/// Runs one row of the table: `number` makes its message known.
+async fn run(stage: &mut Stage, row: &str, number: usize) {
+    let words: Vec<&str> = row.split_whitespace().collect();
+    let [action, app, option, setting, "|", kept, badge, effect] = words[..] else { panic!("no row: {row}") };
+    let id = format!("row{number}");
+    prepare(stage, setting).await;
+    let before = stage.badge().await;
+    if app == "connected" {
+        stage.here.connect(&[]).await.expect("the app may connect");
+    }
+    let mut message = format!("alertMessage={id}");
+    if !["none", "top-level"].contains(&action) {
+        message.push_str(&format!("&action={action}"));
+    }
+    if option != "none" {
+        message.push_str(&format!("&badgeOption={option}&badgeNumber=2"));
+    }
+    let extra = if action == "top-level" { json!({ "action": "backgroundLaunch" }) } else { json!({}) };
+    stage.post(&id, &message, extra);
+    let end = match (kept, effect) {
+        ("handed", _) | (_, "foreground" | "background") => "delivered",
+        ("nowhere", _) => "discarded",
+        (_, "alert") => "alerted",
+        _ => "received",
+    };
+    stage.until_hop(&id, end).await;
+    let badge = badge.parse().unwrap_or(before);
+    assert_eq!(stage.badge().await, badge, "{row}");
+    check_effect(stage, effect, &id, row).await;
+    if kept == "handed" {
+        assert_eq!(stage.here.next_data(1).await, [id.as_str()], "{row}");
+        stage.leave().await;
+    }
+    stage.until_away().await;
+    let waits = kept == "unread" && !["foreground", "background"].contains(&effect);
+    assert_eq!(stage.unread().await, u32::from(waits), "{row}");
+    assert_eq!(stage.take_all().await, Vec::from_iter(waits.then_some(id)), "{row}");
+    assert!(stage.here.try_next().is_none(), "{row}");
 }
 
-impl Stage {
-    async fn set(settings: &str) -> Self {
-        let server = Server::start("00", "");
-        let app = server.app_add(APP);
-        let device = Device::start(&server.gateway, settings);
-        let installed = Installed::new(&device, APP, "Chat", true).await;
-        let desktop = Desktop::start(&device).await;
-        let here = device.app(APP).await;
-        here.call::<()>("Disconnect", &APP).await.expect("it is connected");
-        let bus = device.connect().await;
-        let reg_id = here.reg_id.clone();
-        Self { server, app, device, desktop, installed, bus, reg_id, here }
-    }
+async fn prepare(stage: &Stage, setting: &str) {
+    let on = |name: &str| name != setting;
+    stage.settings(&[("alerts", on("alerts-off")), ("launch", on("launch-off")), ("badge", true)]).await;
+    stage.here.call::<()>("SetBadge", &(APP, 5_u32)).await.expect("it is the app's own");
+    stage.settings(&[("badge", on("badge-off"))]).await;
+    stage.do_not_disturb(setting == "do-not-disturb").await;
+    stage.installed.forget();
+}
 
-    /// Posts a message; `extra` goes beside its other members.
-    fn post(&self, request_id: &str, message: &str, extra: Value) {
-        let mut request = json!({
-            "regID": self.reg_id, "requestID": request_id, "appData": request_id, "message": message,
-            "sessionInfo": "last",
-        });
-        request.as_object_mut().expect("an object").extend(extra.as_object().cloned().unwrap_or_default());
-        assert_eq!(codes(&post(&self.server, &self.app, &request)), [1000], "{request_id}");
+async fn check_effect(stage: &Stage, effect: &str, id: &str, row: &str) {
+    let launched = ["foreground", "background"].contains(&effect);
+    if launched {
+        stage.installed.until("ended", 1).await;
     }
-
-    async fn settings(&self, all: &[(&str, bool)]) {
-        let settings: HashMap<&str, Variant<'_>> = all.iter().map(|(name, on)| (*name, Variant::from(*on))).collect();
-        self.device.manage::<()>(&self.bus, "SetApp", &(APP, settings)).await;
+    assert_eq!(stage.installed.events_of("started").len(), usize::from(launched), "{row}");
+    let events = stage.installed.events();
+    let activated = stage.installed.events_of("activated").len();
+    assert_eq!(activated, usize::from(effect == "foreground"), "{row}: {events:?}");
+    if launched {
+        let message = &stage.installed.events_of("message")[0]["members"];
+        assert_eq!((&message["app_data"], &message["launch_type"]), (&json!(id), &json!("notification")), "{row}");
+        let reason = &stage.installed.events_of("reason")[0];
+        assert_eq!((&reason["launch_type"], &reason["id"]), (&json!("notification"), &message["id"]), "{row}");
     }
-
-    async fn do_not_disturb(&self, on: bool) {
-        self.device.manage::<()>(&self.bus, "SetDoNotDisturb", &on).await;
+    if launched {
+        stage.until_hop(id, "launched").await;
     }
-
-    async fn until_hop(&self, request_id: &str, hop: &str) {
-        self.device.until_hop(&self.bus, request_id, hop).await;
+    if effect == "held" {
+        assert_eq!(stage.desktop.displayed(&stage.bus).await, 0, "{row}");
+        stage.do_not_disturb(false).await;
+        stage.until_hop(id, "alerted").await;
     }
-
-    async fn badge(&self) -> u32 {
-        self.here.call("GetBadge", &APP).await.expect("it is the app's own")
-    }
-
-    async fn unread(&self) -> u32 {
-        u32::try_from(self.device.listed(&self.bus, APP).await["unread"].clone()).expect("a number")
-    }
-
-    async fn until_away(&self) {
-        common::until(async || {
-            let row = self.device.listed(&self.bus, APP).await;
-            so(row["connected"] == OwnedVariant::from(false), || "the app does not go".to_owned())
-        })
-        .await;
-    }
-
-    /// Takes whatever is unread, as the app.
-    async fn take_all(&mut self) -> Vec<String> {
-        self.here.connect(&[("hold-unread", true)]).await.expect("the app may connect");
-        let mut taken = Vec::new();
-        loop {
-            let message: HashMap<String, OwnedVariant> =
-                self.here.call("TakeUnread", &APP).await.expect("it is connected");
-            let Some(data) = message.get("app_data") else { break };
-            taken.push(String::try_from(data.clone()).expect("text"));
-        }
-        self.here.call::<()>("Disconnect", &APP).await.expect("it is connected");
-        self.until_away().await;
-        taken
-    }
-
-    /// Runs one row of the table: `number` makes its message known.
-    async fn run(&mut self, row: &str, number: usize) {
-        let words: Vec<&str> = row.split_whitespace().collect();
-        let [action, app, option, setting, "|", kept, badge, effect] = words[..] else { panic!("no row: {row}") };
-        let id = format!("row{number}");
-        self.prepare(setting).await;
-        let before = self.badge().await;
-        if app == "connected" {
-            self.here.connect(&[]).await.expect("the app may connect");
-        }
-        let mut message = format!("alertMessage={id}");
-        if !["none", "top-level"].contains(&action) {
-            message.push_str(&format!("&action={action}"));
-        }
-        if option != "none" {
-            message.push_str(&format!("&badgeOption={option}&badgeNumber=2"));
-        }
-        let extra = if action == "top-level" { json!({ "action": "backgroundLaunch" }) } else { json!({}) };
-        self.post(&id, &message, extra);
-        let end = match (kept, effect) {
-            ("handed", _) | (_, "foreground" | "background") => "delivered",
-            ("nowhere", _) => "discarded",
-            (_, "alert") => "alerted",
-            _ => "received",
-        };
-        self.until_hop(&id, end).await;
-        let badge = badge.parse().unwrap_or(before);
-        assert_eq!(self.badge().await, badge, "{row}");
-        self.check_effect(effect, &id, row).await;
-        if kept == "handed" {
-            assert_eq!(self.here.next_data(1).await, [id.as_str()], "{row}");
-            self.here.call::<()>("Disconnect", &APP).await.expect("it is connected");
-        }
-        self.until_away().await;
-        let waits = kept == "unread" && !["foreground", "background"].contains(&effect);
-        assert_eq!(self.unread().await, u32::from(waits), "{row}");
-        assert_eq!(self.take_all().await, Vec::from_iter(waits.then_some(id)), "{row}");
-        assert!(self.here.try_next().is_none(), "{row}");
-    }
-
-    async fn prepare(&self, setting: &str) {
-        let on = |name: &str| name != setting;
-        self.settings(&[("alerts", on("alerts-off")), ("launch", on("launch-off")), ("badge", true)]).await;
-        self.here.call::<()>("SetBadge", &(APP, 5_u32)).await.expect("it is the app's own");
-        self.settings(&[("badge", on("badge-off"))]).await;
-        self.do_not_disturb(setting == "do-not-disturb").await;
-        self.installed.forget();
-    }
-
-    async fn check_effect(&self, effect: &str, id: &str, row: &str) {
-        let launched = ["foreground", "background"].contains(&effect);
-        if launched {
-            self.installed.until("ended", 1).await;
-        }
-        assert_eq!(self.installed.events_of("started").len(), usize::from(launched), "{row}");
-        let events = self.installed.events();
-        let activated = self.installed.events_of("activated").len();
-        assert_eq!(activated, usize::from(effect == "foreground"), "{row}: {events:?}");
-        if launched {
-            let message = &self.installed.events_of("message")[0]["members"];
-            assert_eq!((&message["app_data"], &message["launch_type"]), (&json!(id), &json!("notification")), "{row}");
-            let reason = &self.installed.events_of("reason")[0];
-            assert_eq!((&reason["launch_type"], &reason["id"]), (&json!("notification"), &message["id"]), "{row}");
-        }
-        if launched {
-            self.until_hop(id, "launched").await;
-        }
-        if effect == "held" {
-            assert_eq!(self.desktop.displayed(&self.bus).await, 0, "{row}");
-            self.do_not_disturb(false).await;
-            self.until_hop(id, "alerted").await;
-        }
-        let shown = self.desktop.close_all(&self.bus).await;
-        let expected = ["alert", "held"].contains(&effect).then(|| ("Chat".to_owned(), id.to_owned()));
-        assert_eq!(shown, Vec::from_iter(expected), "{row}");
-    }
+    let shown = stage.desktop.close_all(&stage.bus).await;
+    let expected = ["alert", "held"].contains(&effect).then(|| ("Chat".to_owned(), id.to_owned()));
+    assert_eq!(shown, Vec::from_iter(expected), "{row}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -186,15 +104,15 @@ async fn every_row_of_the_truth_table_holds_through_the_built_programs() {
     let table = include_str!("truth-table.txt");
     let rows: Vec<&str> = table.lines().filter(|line| !line.starts_with('#')).collect();
     assert_eq!(rows.len(), 7 * 2 * 4 * 5);
-    let mut stage = Stage::set(MANY).await;
+    let mut stage = Stage::set(APP, MANY, true).await;
     for (number, row) in rows.into_iter().enumerate() {
-        stage.run(row, number).await;
+        run(&mut stage, row, number).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_click_on_an_alert_starts_the_app_with_its_message() {
-    let stage = Stage::set(MANY).await;
+    let stage = Stage::set(APP, MANY, true).await;
     stage.post("click", "action=ALERT&alertMessage=Lunch+at+%3Cnoon%3E+%26+not+later", json!({ "sender": "kitchen" }));
     stage.until_hop("click", "alerted").await;
     stage.desktop.until_displayed(&stage.bus, 1).await;
@@ -216,7 +134,7 @@ async fn a_click_on_an_alert_starts_the_app_with_its_message() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_alert_outlives_daemon_and_server_and_goes_when_its_message_is_read() {
-    let mut stage = Stage::set(MANY).await;
+    let mut stage = Stage::set(APP, MANY, true).await;
     let more = json!({ "sessionInfo": "more" });
     stage.post("one", "action=ALERT&alertMessage=one", more.clone());
     stage.post("two", "action=ALERT&alertMessage=two", more);
@@ -242,7 +160,7 @@ async fn an_alert_outlives_daemon_and_server_and_goes_when_its_message_is_read()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_alert_goes_when_its_message_has_expired() {
-    let stage = Stage::set(MANY).await;
+    let stage = Stage::set(APP, MANY, true).await;
     stage.post("soon", "action=ALERT&alertMessage=soon", json!({ "expiryDate": 1 }));
     stage.until_hop("soon", "alerted").await;
     assert_eq!(stage.desktop.displayed(&stage.bus).await, 1);
@@ -255,7 +173,7 @@ async fn an_alert_goes_when_its_message_has_expired() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_comes_too_fast_is_one_alert_and_the_same_topic_is_the_same_alert() {
-    let mut stage = Stage::set("[limits]\nalerts-per-minute = 3").await;
+    let stage = Stage::set(APP, "[limits]\nalerts-per-minute = 3", true).await;
     // While alerts are held back they gather.
     stage.do_not_disturb(true).await;
     for number in 1..=5 {
@@ -276,7 +194,7 @@ async fn what_comes_too_fast_is_one_alert_and_the_same_topic_is_the_same_alert()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_alert_with_the_request_id_of_an_earlier_one_takes_its_place() {
-    let stage = Stage::set(MANY).await;
+    let stage = Stage::set(APP, MANY, true).await;
     stage.post("score", "action=ALERT&alertMessage=1:0", json!({}));
     stage.until_hop("score", "alerted").await;
     stage.post("score", "action=ALERT&alertMessage=2:0", json!({}));
@@ -399,7 +317,7 @@ async fn an_app_that_cannot_be_started_keeps_its_message_and_somebody_is_told() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_connected_app_does_not_take_is_done_when_it_goes() {
-    let stage = Stage::set(MANY).await;
+    let stage = Stage::set(APP, MANY, true).await;
     let crashing = stage.device.unconnected_app(APP).await;
     crashing.behave(device::Manners::Ignore);
     crashing.connect(&[]).await.expect("the app may connect");
@@ -414,7 +332,7 @@ async fn what_a_connected_app_does_not_take_is_done_when_it_goes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn badges_are_said_on_both_interfaces_and_again_to_a_new_desktop() {
-    let stage = Stage::set(MANY).await;
+    let stage = Stage::set(APP, MANY, true).await;
     let mut ours = stage.device.signals(&stage.bus, device::PUSH).await;
     let other = stage.device.connect().await;
     let mut theirs = stage.device.signals(&other, "com.canonical.Unity.LauncherEntry").await;
@@ -437,7 +355,7 @@ async fn badges_are_said_on_both_interfaces_and_again_to_a_new_desktop() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_app_that_the_user_switches_off_is_deregistered_and_on_again_told_to_register() {
-    let stage = Stage::set(MANY).await;
+    let stage = Stage::set(APP, MANY, true).await;
     stage.here.connect(&[]).await.expect("the app may connect");
     let mut signals = stage.device.signals(&stage.here.bus, device::PUSH).await;
     type Change = (String, String, String, String);
@@ -447,7 +365,7 @@ async fn an_app_that_the_user_switches_off_is_deregistered_and_on_again_told_to_
     let refused = stage.here.call::<String>("Register", &APP).await;
     assert_eq!(device::error_name(refused), "Disabled");
     until_answer(&stage, 3008).await;
-    stage.here.call::<()>("Disconnect", &APP).await.expect("it is connected");
+    stage.leave().await;
     stage.until_away().await;
     assert!(stage.device.tool(&["apps", "enable", APP]).status.success());
     // It is away: it is started to hear of it.
@@ -457,7 +375,7 @@ async fn an_app_that_the_user_switches_off_is_deregistered_and_on_again_told_to_
     stage.until_away().await;
     stage.here.connect(&[]).await.expect("the app may connect");
     let reg_id: String = stage.here.call("Register", &APP).await.expect("it may register again");
-    assert_ne!(reg_id, stage.reg_id);
+    assert_ne!(reg_id, stage.here.reg_id);
 }
 
 /// Waits until the server answers a message for the app's first regId so.
@@ -465,7 +383,7 @@ async fn until_answer(stage: &Stage, code: u64) {
     common::until(async || {
         // Nothing of it is kept: no queue overflows.
         let request =
-            json!({ "regID": stage.reg_id, "requestID": "probe", "appData": "probe", "message": "action=DISCARD" });
+            json!({ "regID": stage.here.reg_id, "requestID": "probe", "appData": "probe", "message": "action=DISCARD" });
         let answer = codes(&post(&stage.server, &stage.app, &request));
         so(answer == [code], || format!("the server answers {answer:?}"))
     })
@@ -474,7 +392,7 @@ async fn until_answer(stage: &Stage, code: u64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_app_that_is_uninstalled_is_deregistered_and_its_id_is_free() {
-    let stage = Stage::set(MANY).await;
+    let stage = Stage::set(APP, MANY, true).await;
     stage.post("unread", "action=ALERT&alertMessage=unread&badgeOption=SET&badgeNumber=3", json!({}));
     stage.until_hop("unread", "alerted").await;
     let data = stage.device.folder.path().join("data");
@@ -489,7 +407,7 @@ async fn an_app_that_is_uninstalled_is_deregistered_and_its_id_is_free() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registration_that_the_server_ends_starts_the_app() {
-    let mut stage = Stage::set(MANY).await;
+    let mut stage = Stage::set(APP, MANY, true).await;
     assert!(stage.server.admin(&["app", "remove", APP]).status.success());
     stage.server.restart();
     stage.device.until_link("online").await;

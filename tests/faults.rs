@@ -10,92 +10,48 @@ mod desktop;
 #[path = "common/device.rs"]
 mod device;
 
-use common::{App, Server, so};
-use desktop::{Desktop, Installed};
-use device::{Device, DeviceApp, codes, post};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use common::so;
+use desktop::Stage;
 use serde_json::json;
-use zbus::Connection;
 
 const APP: &str = "org.example.Faulty";
 
-struct Stage {
-    server: Server,
-    app: App,
-    device: Device,
-    desktop: Desktop,
-    installed: Installed,
-    bus: Connection,
-    here: DeviceApp,
-    sent: u32,
+const SETTINGS: &str = "[limits]\nalerts-per-minute = 1000\nlaunches-per-minute = 1000\nreconnect-s = 1";
+
+/// Starts the daemon so that it ends at this point.
+async fn arm(stage: &mut Stage, point: &str) {
+    stage.device.restart_agent_with(&[("BELLWIRE_FAULT", point)]);
+    stage.device.until_online().await;
 }
 
-impl Stage {
-    async fn set(activatable: bool) -> Self {
-        let server = Server::start("00", "");
-        let app = server.app_add(APP);
-        let settings = "[limits]\nalerts-per-minute = 1000\nlaunches-per-minute = 1000\nreconnect-s = 1";
-        let device = Device::start(&server.gateway, settings);
-        let installed = Installed::new(&device, APP, "Faulty", activatable).await;
-        let desktop = Desktop::start(&device).await;
-        let here = device.app(APP).await;
-        here.call::<()>("Disconnect", &APP).await.expect("it is connected");
-        let bus = device.connect().await;
-        Self { server, app, device, desktop, installed, bus, here, sent: 0 }
-    }
+/// Waits until the daemon has ended, and starts it again for good.
+async fn revive(stage: &mut Stage, point: &str) {
+    let device = &mut stage.device;
+    common::until(async || {
+        let ended = !device.agent_runs();
+        so(ended, || format!("the daemon does not come to {point}:\n{}", device.log()))
+    })
+    .await;
+    stage.device.restart_agent();
+}
 
-    /// Posts a message that asks for this, and returns its request id.
-    fn post(&mut self, message: &str) -> String {
-        self.sent += 1;
-        let id = format!("m{}", self.sent);
-        let request = json!({ "regID": self.here.reg_id, "requestID": id, "appData": id, "message": message,
-                              "sessionInfo": "last" });
-        assert_eq!(codes(&post(&self.server, &self.app, &request)), [1000]);
-        id
-    }
-
-    /// Starts the daemon so that it ends at this point.
-    async fn arm(&mut self, point: &str) {
-        self.device.restart_agent_with(&[("BELLWIRE_FAULT", point)]);
-        self.device.until_online().await;
-    }
-
-    /// Waits until the daemon has ended, and starts it again for good.
-    async fn revive(&mut self, point: &str) {
-        let device = &mut self.device;
-        common::until(async || {
-            let ended = !device.agent_runs();
-            so(ended, || format!("the daemon does not come to {point}:\n{}", device.log()))
-        })
-        .await;
-        self.device.restart_agent();
-    }
-
-    async fn badge(&self) -> u32 {
-        self.here.call("GetBadge", &APP).await.expect("it is the app's own")
-    }
-
-    /// What the app finds unread, in order.
-    async fn take_all(&self) -> Vec<String> {
-        self.here.connect(&[("hold-unread", true)]).await.expect("the app may connect");
-        let mut taken = Vec::new();
-        loop {
-            let message: std::collections::HashMap<String, zbus::OwnedVariant> =
-                self.here.call("TakeUnread", &APP).await.expect("it is connected");
-            let Some(data) = message.get("app_data") else { break };
-            taken.push(String::try_from(data.clone()).expect("text"));
-        }
-        self.here.call::<()>("Disconnect", &APP).await.expect("it is connected");
-        taken
-    }
+/// Posts a message that asks for this, and returns its request id.
+fn post_one(stage: &Stage, message: &str) -> String {
+    static SENT: AtomicU32 = AtomicU32::new(1);
+    let id = format!("m{}", SENT.fetch_add(1, Ordering::Relaxed));
+    stage.post(&id, message, json!({}));
+    id
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_alert_and_its_badge_come_once_wherever_the_power_goes() {
-    let mut stage = Stage::set(true).await;
+    let mut stage = Stage::set(APP, SETTINGS, true).await;
     for (round, point) in (1..).zip(["arrived", "keeping", "stored", "alerting", "alert-noted", "alerted"]) {
-        stage.arm(point).await;
-        let id = stage.post("action=ALERT&alertMessage=once&badgeOption=INCREASE&badgeNumber=2");
-        stage.revive(point).await;
+        arm(&mut stage, point).await;
+        let id = post_one(&stage, "action=ALERT&alertMessage=once&badgeOption=INCREASE&badgeNumber=2");
+        revive(&mut stage, point).await;
         stage.device.until_hop(&stage.bus, &id, "alerted").await;
         assert_eq!(stage.badge().await, 2 * round, "{point}");
         assert_eq!(stage.desktop.displayed(&stage.bus).await, 1, "{point}");
@@ -107,12 +63,12 @@ async fn an_alert_and_its_badge_come_once_wherever_the_power_goes() {
 }
 
 async fn starts_once(activatable: bool, points: &[&str]) {
-    let mut stage = Stage::set(activatable).await;
+    let mut stage = Stage::set(APP, SETTINGS, activatable).await;
     for (round, point) in (1..).zip(points) {
         stage.installed.forget();
-        stage.arm(point).await;
-        let id = stage.post("action=BACKGROUNDLAUNCH&badgeOption=INCREASE&badgeNumber=1");
-        stage.revive(point).await;
+        arm(&mut stage, point).await;
+        let id = post_one(&stage, "action=BACKGROUNDLAUNCH&badgeOption=INCREASE&badgeNumber=1");
+        revive(&mut stage, point).await;
         stage.device.until_hop(&stage.bus, &id, "delivered").await;
         stage.installed.until("ended", 1).await;
         assert_eq!(stage.installed.events_of("started").len(), 1, "{point}: {:?}", stage.installed.events());
@@ -135,12 +91,12 @@ async fn a_program_is_started_once_wherever_the_power_goes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connected_app_has_its_message_and_nothing_else_happens() {
-    let mut stage = Stage::set(true).await;
+    let mut stage = Stage::set(APP, SETTINGS, true).await;
     for point in ["arrived", "keeping", "stored", "handing", "handed", "delivered"] {
-        stage.arm(point).await;
+        arm(&mut stage, point).await;
         stage.here.connect(&[]).await.expect("the app may connect");
-        let id = stage.post("action=ALERT&alertMessage=no&badgeOption=INCREASE&badgeNumber=1");
-        stage.revive(point).await;
+        let id = post_one(&stage, "action=ALERT&alertMessage=no&badgeOption=INCREASE&badgeNumber=1");
+        revive(&mut stage, point).await;
         // As an app does that sees the daemon come back.
         stage.here.connect(&[]).await.expect("the app may connect");
         stage.device.until_hop(&stage.bus, &id, "delivered").await;
@@ -151,18 +107,18 @@ async fn a_connected_app_has_its_message_and_nothing_else_happens() {
             assert!(point == "handed" && second.data() == id && second.members.contains_key("again"), "{point}");
         }
         assert_eq!((stage.badge().await, stage.desktop.displayed(&stage.bus).await), (0, 0), "{point}");
-        stage.here.call::<()>("Disconnect", &APP).await.expect("it is connected");
+        stage.leave().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connected_app_that_never_comes_back_is_dealt_with_as_one_that_is_away() {
-    let mut stage = Stage::set(true).await;
-    stage.arm("handing").await;
+    let mut stage = Stage::set(APP, SETTINGS, true).await;
+    arm(&mut stage, "handing").await;
     let gone = stage.device.unconnected_app(APP).await;
     gone.connect(&[]).await.expect("the app may connect");
-    let id = stage.post("action=ALERT&alertMessage=yes&badgeOption=INCREASE&badgeNumber=1");
-    stage.revive("handing").await;
+    let id = post_one(&stage, "action=ALERT&alertMessage=yes&badgeOption=INCREASE&badgeNumber=1");
+    revive(&mut stage, "handing").await;
     stage.device.until_hop(&stage.bus, &id, "alerted").await;
     assert_eq!((stage.badge().await, stage.desktop.displayed(&stage.bus).await), (1, 1));
     assert_eq!(stage.take_all().await, [id.as_str()]);
@@ -170,12 +126,12 @@ async fn a_connected_app_that_never_comes_back_is_dealt_with_as_one_that_is_away
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_click_that_was_lost_with_the_power_can_be_made_again() {
-    let mut stage = Stage::set(true).await;
-    stage.arm("clicked").await;
-    let id = stage.post("action=ALERT&alertMessage=click");
+    let mut stage = Stage::set(APP, SETTINGS, true).await;
+    arm(&mut stage, "clicked").await;
+    let id = post_one(&stage, "action=ALERT&alertMessage=click");
     stage.device.until_hop(&stage.bus, &id, "alerted").await;
     stage.desktop.click();
-    stage.revive("clicked").await;
+    revive(&mut stage, "clicked").await;
     stage.desktop.until_displayed(&stage.bus, 1).await;
     assert!(stage.installed.events().is_empty());
     stage.desktop.click();

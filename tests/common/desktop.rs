@@ -1,5 +1,5 @@
 //! A desktop for tests: a screen nobody sees (Xvfb), a real notification server (dunst) on a
-//! device's bus, and an app that can be started.
+//! device's bus, an app that can be started, and the stage on which all of it meets.
 
 // Each test file is a program of its own and uses a part of this.
 #![allow(dead_code)]
@@ -8,11 +8,11 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use serde_json::Value;
-use zbus::{Connection, OwnedVariant};
+use serde_json::{Value, json};
+use zbus::{Connection, OwnedVariant, Variant};
 
-use crate::common::{self, so};
-use crate::device::{Device, within};
+use crate::common::{self, App, Server, so};
+use crate::device::{Device, DeviceApp, codes, post, within};
 
 /// The middle of a notification, on the screen: dunst shows the newest on top, at a place that its
 /// configuration names.
@@ -182,5 +182,96 @@ impl Installed {
     /// Forgets what it wrote down.
     pub fn forget(&self) {
         let _ = std::fs::remove_file(&self.log);
+    }
+}
+
+/// A server, a device with a desktop, and an app that is installed and registered there, and away.
+pub struct Stage {
+    pub server: Server,
+    pub app: App,
+    pub device: Device,
+    pub desktop: Desktop,
+    pub installed: Installed,
+    /// The test's own connection to the bus.
+    pub bus: Connection,
+    /// The app as a process of the test.
+    pub here: DeviceApp,
+}
+
+impl Stage {
+    /// A stage for the app with this id, whose name is Chat, on an agent with these settings.
+    pub async fn set(id: &str, settings: &str, activatable: bool) -> Self {
+        let server = Server::start("00", "");
+        let app = server.app_add(id);
+        let device = Device::start(&server.gateway, settings);
+        let installed = Installed::new(&device, id, "Chat", activatable).await;
+        let desktop = Desktop::start(&device).await;
+        let here = device.app(id).await;
+        let bus = device.connect().await;
+        let stage = Self { server, app, device, desktop, installed, bus, here };
+        stage.leave().await;
+        stage
+    }
+
+    /// Posts a message with this request id, which is its `appData` too; `extra` goes beside its
+    /// other members.
+    pub fn post(&self, request_id: &str, message: &str, extra: Value) {
+        let mut request = json!({
+            "regID": self.here.reg_id, "requestID": request_id, "appData": request_id, "message": message,
+            "sessionInfo": "last",
+        });
+        request.as_object_mut().expect("an object").extend(extra.as_object().cloned().unwrap_or_default());
+        assert_eq!(codes(&post(&self.server, &self.app, &request)), [1000], "{request_id}");
+    }
+
+    /// Changes what the user allows the app.
+    pub async fn settings(&self, all: &[(&str, bool)]) {
+        let settings: HashMap<&str, Variant<'_>> = all.iter().map(|(name, on)| (*name, Variant::from(*on))).collect();
+        self.device.manage::<()>(&self.bus, "SetApp", &(self.here.id.as_str(), settings)).await;
+    }
+
+    pub async fn do_not_disturb(&self, on: bool) {
+        self.device.manage::<()>(&self.bus, "SetDoNotDisturb", &on).await;
+    }
+
+    /// Waits until this has become of the message with this request id.
+    pub async fn until_hop(&self, request_id: &str, hop: &str) {
+        self.device.until_hop(&self.bus, request_id, hop).await;
+    }
+
+    pub async fn badge(&self) -> u32 {
+        self.here.call("GetBadge", &self.here.id).await.expect("it is the app's own")
+    }
+
+    pub async fn unread(&self) -> u32 {
+        u32::try_from(self.device.listed(&self.bus, &self.here.id).await["unread"].clone()).expect("a number")
+    }
+
+    /// Disconnects the app of the test.
+    pub async fn leave(&self) {
+        self.here.call::<()>("Disconnect", &self.here.id).await.expect("it is connected");
+        self.until_away().await;
+    }
+
+    pub async fn until_away(&self) {
+        common::until(async || {
+            let row = self.device.listed(&self.bus, &self.here.id).await;
+            so(row["connected"] == OwnedVariant::from(false), || "the app does not go".to_owned())
+        })
+        .await;
+    }
+
+    /// Takes whatever is unread, as the app: the `appData` of each.
+    pub async fn take_all(&self) -> Vec<String> {
+        self.here.connect(&[("hold-unread", true)]).await.expect("the app may connect");
+        let mut taken = Vec::new();
+        loop {
+            let message: HashMap<String, OwnedVariant> =
+                self.here.call("TakeUnread", &self.here.id).await.expect("it is connected");
+            let Some(data) = message.get("app_data") else { break };
+            taken.push(String::try_from(data.clone()).expect("text"));
+        }
+        self.leave().await;
+        taken
     }
 }
