@@ -171,7 +171,9 @@ async fn a_sandboxed_app_has_nothing_of_another_nor_the_other_way_round() {
     stage.assert_untouched(&mut app).await;
     // The first comer of another id is a sandboxed app: it keeps the id against all others.
     let other = |caller| stage.call(caller, "SetBadge", &["org.example.Mail", "4"]);
-    assert_eq!(other(Caller::Flatpak("org.example.Mail")), Ok("()".to_owned()));
+    assert_eq!(other(Caller::Flatpak("org.example.Mail")), Err("UnknownApp".to_owned()));
+    let connect = ["org.example.Mail", "/app", "@a{sv} {}"];
+    assert!(stage.call(Caller::Flatpak("org.example.Mail"), "Connect", &connect).is_ok());
     let denied = Err("PermissionDenied".to_owned());
     assert_eq!(other(Caller::Flatpak("org.example.Other")), denied);
     assert_eq!(other(Caller::Own), denied);

@@ -18,7 +18,7 @@ use super::{PATH, Shared, caller, identity, is_there};
 use crate::agent::apps::{Head, Line};
 use crate::agent::connection::{Change, Command, Status};
 use crate::agent::identity::{Right, right};
-use crate::agent::store::{AppRow, Claim};
+use crate::agent::store::{AppRow, Claim, Owner};
 use crate::proto::AppId;
 use crate::proto::device::LinkState;
 use crate::proto::wishes::Wish;
@@ -50,26 +50,32 @@ impl Push {
 
     /// The app, if it is the caller's or nobody's yet.
     async fn claim(&self, bus: &Connection, app: &AppId, caller: &OwnedUniqueName) -> Result<AppRow, Error> {
-        let denied =
-            |why: &dyn std::fmt::Display| Error::PermissionDenied(format!("the app {app} is not yours: {why}"));
-        let identity = identity(bus, caller).await?;
-        let manifest = self.shared.installed.manifest(app);
-        let right = right(self.shared.config.bus, manifest.as_deref(), &identity).map_err(|why| denied(&why))?;
-        let owner = identity.owner();
+        let (owner, right) = self.right(bus, app, caller).await?;
         let installed = !self.shared.profile(bus, app).await.absent;
         let claim = Claim { app: app.clone(), owner: owner.clone(), by_manifest: right == Right::Manifest, installed };
         let row = self.shared.store.claim(claim).await?;
         let row = row.ok_or_else(|| Error::TooMany("this device has as many apps as it may have".into()))?;
-        if row.owner != owner {
-            return Err(denied(&"another user or sandboxed app had it first"));
-        }
-        Ok(row)
+        if row.owner == owner { Ok(row) } else { Err(not_yours(app, "another user or sandboxed app had it first")) }
     }
 
     /// The app that the caller wants to look at or change, which need not be connected.
     async fn own(&self, bus: &Connection, header: &Header<'_>, app: &str) -> Result<AppRow, Error> {
         let app = parse(app)?;
-        self.claim(bus, &app, &caller(header)?).await
+        let (owner, right) = self.right(bus, &app, &caller(header)?).await?;
+        let row = self.shared.store.app(app.clone()).await?;
+        let row = row.ok_or_else(|| Error::UnknownApp(format!("no app {app} has ever connected")))?;
+        if right == Right::Manifest || row.owner == owner {
+            return Ok(row);
+        }
+        Err(not_yours(&app, "another user or sandboxed app had it first"))
+    }
+
+    /// Who the caller is, and what its right to the app rests on, if it is not another's already.
+    async fn right(&self, bus: &Connection, app: &AppId, caller: &OwnedUniqueName) -> Result<(Owner, Right), Error> {
+        let identity = identity(bus, caller).await?;
+        let manifest = self.shared.installed.manifest(app);
+        let right = right(self.shared.config.bus, manifest.as_deref(), &identity);
+        Ok((identity.owner(), right.map_err(|why| not_yours(app, &why.to_string()))?))
     }
 
     /// Opens the app's line for the caller, unless another connection that is still there has it.
@@ -278,6 +284,10 @@ impl Push {
         reg_id: &str,
         reason: &str,
     ) -> zbus::Result<()>;
+}
+
+fn not_yours(app: &AppId, why: &str) -> Error {
+    Error::PermissionDenied(format!("the app {app} is not yours: {why}"))
 }
 
 fn parse(app: &str) -> Result<AppId, Error> {

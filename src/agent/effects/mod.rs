@@ -170,6 +170,7 @@ impl Job {
             Ok(how) => (Hop::Launched, how),
             Err(why) => {
                 warn!(%app, "the app was not started: {why}");
+                self.shared.store.launching(app.clone(), None).await?;
                 self.report(app, &reason, &why).await;
                 (Hop::Failed, why)
             }
@@ -195,7 +196,7 @@ impl Job {
         if !by_user && self.shared.apps.line(app).is_some() {
             return Ok(Ok("the app has connected meanwhile".to_owned()));
         }
-        self.shared.store.launching(app.clone(), reason.launch).await?;
+        self.shared.store.launching(app.clone(), Some(reason.launch)).await?;
         fault_point("launching");
         let launcher = Launcher { shared: &self.shared, bus: &self.bus };
         launcher.start(&row, reason, effects).await

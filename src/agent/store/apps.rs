@@ -189,9 +189,9 @@ impl Store {
         self.worker.write(move |db| uninstall(db, &app)).await
     }
 
-    /// The daemon is about to start the app for this reason.
-    pub async fn launching(&self, app: AppId, launch: Launch) -> Result<(), DbError> {
-        self.worker.write(move |db| set_launch(db, &app, Some(launch))).await
+    /// The daemon is about to start the app for this reason, or did not start it.
+    pub async fn launching(&self, app: AppId, launch: Option<Launch>) -> Result<(), DbError> {
+        self.worker.write(move |db| set_launch(db, &app, launch)).await
     }
 }
 
@@ -250,30 +250,30 @@ fn wish_named(name: &str) -> Wish {
 
 fn give(db: &Connection, claim: &Claim, limit: u32) -> Result<Option<AppRow>> {
     let Claim { app, owner, by_manifest, installed } = claim;
-    let known: Option<bool> =
-        db.query_row("SELECT gone FROM apps WHERE app = ?1", [app.as_str()], |row| row.get(0)).optional()?;
-    match known {
-        None => {
-            let count: u32 = db.query_row("SELECT count(*) FROM apps", [], |row| row.get(0))?;
-            if count >= limit {
-                return Ok(None);
-            }
-            db.execute(
-                "INSERT INTO apps (app, uid, flatpak, installed) VALUES (?1, ?2, ?3, ?4)",
-                params![app.as_str(), owner.uid, owner.flatpak, installed],
-            )?;
-        }
-        Some(gone) if gone || *by_manifest => {
-            db.execute(
-                "UPDATE apps SET uid = ?2, flatpak = ?3, installed = ?4, gone = 0 WHERE app = ?1",
-                params![app.as_str(), owner.uid, owner.flatpak, installed],
-            )?;
-        }
-        Some(_) if *installed => {
-            db.execute("UPDATE apps SET installed = 1 WHERE app = ?1", [app.as_str()])?;
-        }
-        Some(_) => {}
+    let Some(row) = find(db, app)? else { return insert(db, claim, limit) };
+    if (*by_manifest && row.owner != *owner) || (*installed && !row.installed) {
+        let owner = if *by_manifest { owner } else { &row.owner };
+        db.execute(
+            "UPDATE apps SET uid = ?2, flatpak = ?3, installed = ?4 WHERE app = ?1",
+            params![app.as_str(), owner.uid, owner.flatpak, *installed || row.installed],
+        )?;
     }
+    find(db, app)
+}
+
+/// Enters an app that is nobody's: it is new, or was uninstalled and the server has still to hear
+/// of that.
+fn insert(db: &Connection, claim: &Claim, limit: u32) -> Result<Option<AppRow>> {
+    let Claim { app, owner, installed, .. } = claim;
+    let others: u32 = db.query_row("SELECT count(*) FROM apps WHERE app != ?1", [app.as_str()], |row| row.get(0))?;
+    if others >= limit {
+        return Ok(None);
+    }
+    db.execute(
+        "INSERT INTO apps (app, uid, flatpak, installed) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (app) DO UPDATE SET uid = ?2, flatpak = ?3, installed = ?4, gone = 0",
+        params![app.as_str(), owner.uid, owner.flatpak, installed],
+    )?;
     find(db, app)
 }
 

@@ -226,8 +226,8 @@ fn keep(db: &Connection, delivery: &Delivery, place: Place, limits: Limits, now:
     let push = &delivery.push;
     let longest = now.0.saturating_add(i64::from(limits.unread_hours) * 3_600_000);
     db.prepare_cached(
-        "INSERT INTO unread (app, received_ms, expires_ms, dropped, body, id, planned)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        "INSERT INTO unread (app, received_ms, expires_ms, dropped, body, bytes, id, planned)
+         VALUES (?1, ?2, ?3, ?4, ?5, octet_length(?5), ?6, ?7)",
     )?
     .execute(params![
         push.app.as_str(),
@@ -285,13 +285,13 @@ fn plan_left_over(db: &Connection, app: &AppId, now: UnixMillis) -> Result<Chang
 
 /// Whether the app's queue is too long. A single message is always kept.
 fn over_app_limit(db: &Connection, app: &AppId, limits: Limits) -> Result<bool> {
-    db.prepare_cached("SELECT count(*), coalesce(sum(octet_length(body)), 0) FROM unread WHERE app = ?1")?
+    db.prepare_cached("SELECT count(*), coalesce(sum(bytes), 0) FROM unread WHERE app = ?1")?
         .query_row([app.as_str()], |row| over(row, limits.unread_messages, limits.unread_bytes))
 }
 
 /// Whether all queues together are too long.
 fn over_total_limit(db: &Connection, limits: Limits) -> Result<bool> {
-    db.prepare_cached("SELECT count(*), coalesce(sum(octet_length(body)), 0) FROM unread")?
+    db.prepare_cached("SELECT count(*), coalesce(sum(bytes), 0) FROM unread")?
         .query_row([], |row| over(row, limits.total_messages, limits.total_bytes))
 }
 
@@ -302,7 +302,7 @@ fn over(row: &Row<'_>, messages: u32, bytes: u64) -> Result<bool> {
 
 /// The app whose unread messages take the most room: it makes room for the others.
 fn largest(db: &Connection) -> Result<AppId> {
-    db.prepare_cached("SELECT app FROM unread GROUP BY app ORDER BY sum(octet_length(body)) DESC LIMIT 1")?
+    db.prepare_cached("SELECT app FROM unread GROUP BY app ORDER BY sum(bytes) DESC LIMIT 1")?
         .query_row([], |row| text(row, 0))
 }
 

@@ -54,8 +54,11 @@ pub const MIGRATIONS: &[&str] = &[
     ALTER TABLE apps ADD COLUMN launch_id BLOB;
     -- planned: what the message asks for has been decided as for an app that is away.
     ALTER TABLE unread ADD COLUMN id BLOB;
+    ALTER TABLE unread ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE unread ADD COLUMN planned INTEGER NOT NULL DEFAULT 0;
-    UPDATE unread SET id = unhex(replace(body ->> '$.id', '-', ''));
+    UPDATE unread SET id = unhex(replace(body ->> '$.id', '-', '')), bytes = octet_length(body);
+    -- Queues are measured without a look at the messages.
+    CREATE INDEX unread_sizes ON unread (app, bytes);
     CREATE UNIQUE INDEX unread_by_id ON unread (id);
     CREATE INDEX unread_unplanned ON unread (app) WHERE NOT planned;
     -- What messages have still to bring about. id: the message; none for a changed registration.

@@ -324,7 +324,7 @@ async fn the_message_that_started_the_app_says_so_until_the_app_goes() {
     let batch = [asking("action=LAUNCH"), asking("action=SILENT")];
     fixture.store.receive(batch.to_vec(), |_| false).await.unwrap();
     let launch = Launch::Notification(batch[0].push.id);
-    fixture.store.launching(app("chat"), launch).await.unwrap();
+    fixture.store.launching(app("chat"), Some(launch)).await.unwrap();
     assert_eq!(fixture.store.app(app("chat")).await.unwrap().unwrap().launch, Some(launch));
     let first = fixture.store.next_unread(app("chat")).await.unwrap().unwrap();
     assert!(first.launched);
