@@ -45,7 +45,7 @@ install: build ## Install programs, manual, completions and samples below DESTDI
 	install -m 644 dbus/*.xml '$(SHARE)/dbus-1/interfaces'
 	install -m 644 dbus/org.bellwire.policy '$(SHARE)/polkit-1/actions'
 	install -m 644 README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE '$(SHARE)/doc/bellwire'
-	install -m 644 examples/*.toml '$(SHARE)/doc/bellwire/examples'
+	install -m 644 examples/*.toml examples/*.c '$(SHARE)/doc/bellwire/examples'
 	install -m 755 examples/*.py examples/*.sh '$(SHARE)/doc/bellwire/examples'
 	rm -rf '$(OUT)/man' && mkdir -p '$(OUT)/man'
 	'$(OUT)/release/bellwire' man '$(OUT)/man'

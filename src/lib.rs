@@ -95,7 +95,7 @@
 //! | a sender API | [`server::doors`]; a new one beside [`tizen`](server::doors::tizen) | it has no queue and no model of its own |
 //! | what the server remembers | [`server::store`] | SQL stays in its `sql.rs`; a migration is only ever added |
 //! | what a device remembers | [`agent::store`] | the same |
-//! | what apps see | [`agent::bus`] and `dbus/*.xml` | the XML is the contract, `man/org.bellwire.Push.7` its explanation |
+//! | what apps see | [`agent::bus`] and `dbus/*.xml` | the XML is the contract, `man/org.bellwire.Push.7` its explanation; `examples/app.*` call all of it |
 //! | how a message gets to an app | [`agent::deliver`], [`agent::apps`] | one at a time, in order, no app waits for another |
 //! | what a message does beside being delivered | [`agent::plan`], `tests/truth-table.txt` | it decides and does nothing; the table is run end to end too |
 //! | alerts, starts of apps, badges | [`agent::effects`] | the power may go at any line: `tests/faults.rs` |

@@ -188,4 +188,31 @@ fn a_reader_that_has_gone_ends_the_listener_in_order() {
     good(send(&server, &app, &[listening["reg_id"].as_str().expect("a regId"), "--data", "unheard"]));
     let status = listener.wait().expect("the listener is ours");
     assert!(status.success(), "{status}");
+    // It has not answered what it could not print.
+    let events = good(device.tool(&["--json", "listen", APP, "--count", "1", "--timeout", "30"]));
+    let message: Value = serde_json::from_str(events.lines().nth(1).expect("a message")).expect("JSON");
+    assert_eq!((&message["app_data"], &message["again"]), (&json!("unheard"), &json!(true)));
+}
+
+#[test]
+fn a_listener_hears_on_when_the_agent_is_started_anew() {
+    let server = Server::start("00", "");
+    let app = server.app_add(APP);
+    let mut device = Device::start(&server.gateway, "");
+    let mut listener = Command::new(env!("CARGO_BIN_EXE_bellwire"))
+        .args(["--json", "--bus", &device.address, "listen", APP, "--count", "1", "--timeout", "60"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the built program runs");
+    let output = BufReader::new(listener.stdout.take().expect("it is piped"));
+    let mut events = output.lines().map(|line| {
+        let line = line.expect("text");
+        serde_json::from_str::<Value>(&line).unwrap_or_else(|error| panic!("{error}: {line}"))
+    });
+    let first = events.next().expect("it listens");
+    device.restart_agent();
+    assert_eq!(events.next().expect("it listens again"), first);
+    good(send(&server, &app, &[first["reg_id"].as_str().expect("a regId"), "--data", "after the restart"]));
+    assert_eq!(events.next().expect("a message")["app_data"], "after the restart");
+    assert!(listener.wait().expect("the listener is ours").success());
 }

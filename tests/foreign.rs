@@ -7,22 +7,12 @@ mod common;
 #[path = "common/device.rs"]
 mod device;
 
-use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::Server;
+use common::{Server, python};
 use device::Device;
 
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/foreign");
-
-/// The Python that has the judge's library; made under `target` at the first run.
-fn python() -> String {
-    let environment = Path::new(env!("CARGO_TARGET_TMPDIR")).join("foreign");
-    let made = Command::new(format!("{FOLDER}/setup.sh")).arg(environment).stderr(Stdio::inherit()).output();
-    let made = made.expect("a shell runs");
-    assert!(made.status.success(), "tests/foreign/setup.sh has said what is missing");
-    String::from_utf8(made.stdout).expect("a path").trim().to_owned()
-}
 
 #[test]
 fn an_app_and_a_sender_with_none_of_our_code_exchange_messages() {

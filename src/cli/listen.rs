@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use zbus::{ObjectPath, OwnedVariant, Variant, interface};
 
 use super::Output;
@@ -51,18 +52,16 @@ pub async fn deregister(bus_name: &BusName, app: &AppId, output: Output) -> Resu
     Ok(())
 }
 
-/// Connects an app, registers it, and prints its messages as they come.
+/// Connects an app, registers it, and prints its messages as they come. An agent that is started
+/// anew does not know the app: it is connected again.
 pub async fn listen(bus_name: &BusName, args: ListenArgs, output: Output) -> Result<(), Fatal> {
     let mut stop = Stop::on_signals().map_err(Fatal::of(Exit::Software))?;
     // One message at a time: the agent sends the next one after our reply.
     let (messages, mut inbox) = mpsc::channel(1);
     let bus = bus::open_with(bus_name, path(), Listener { messages }).await?;
     let push = PushProxy::new(&bus).await.map_err(fatal)?;
-    push.connect(args.app.as_str(), &path(), HashMap::new()).await.map_err(fatal)?;
-    let reg_id = push.register(args.app.as_str()).await.map_err(fatal)?;
-    output.print(&json!({ "event": "listening", "app": args.app, "reg_id": reg_id }), || {
-        format!("{} listens; its regId is\n{reg_id}", args.app)
-    });
+    let mut owners = push.inner().receive_owner_changed().await.map_err(fatal)?;
+    begin(&push, &args.app, output).await?;
     let mut taken = 0;
     let deadline = async {
         match args.timeout {
@@ -74,16 +73,24 @@ pub async fn listen(bus_name: &BusName, args: ListenArgs, output: Output) -> Res
     while args.count.is_none_or(|count| taken < count) {
         tokio::select! {
             message = inbox.recv() => {
-                let Some(message) = message else { break };
+                let Some((message, printed)) = message else { break };
                 taken += 1;
                 output.print(&message, || line(&message));
+                // Nobody waits for it if the agent has gone.
+                let _ = printed.send(());
             }
+            Some(owner) = owners.next() => if owner.is_some() {
+                begin(&push, &args.app, output).await?;
+            },
             () = &mut deadline => break,
             () = stop.wait() => break,
         }
     }
-    // A last reply is a delivery: the bus has it once it has answered what we sent after it. If it
-    // is gone, the message stays unread.
+    // What was not printed is refused, and stays unread.
+    drop(inbox);
+    // The last reply goes first, and the bus has it once it has answered what goes after it. If the
+    // bus is gone, the message stays unread.
+    tokio::task::yield_now().await;
     if let Ok(dbus) = zbus::fdo::DBusProxy::new(&bus).await {
         let _ = dbus.get_id().await;
     }
@@ -93,8 +100,21 @@ pub async fn listen(bus_name: &BusName, args: ListenArgs, output: Output) -> Res
     }
 }
 
+/// Connects and registers, and says so.
+async fn begin(push: &PushProxy<'_>, app: &AppId, output: Output) -> Result<(), Fatal> {
+    push.connect(app.as_str(), &path(), HashMap::new()).await.map_err(fatal)?;
+    let reg_id = push.register(app.as_str()).await.map_err(fatal)?;
+    output.print(&json!({ "event": "listening", "app": app, "reg_id": reg_id }), || {
+        format!("{app} listens; its regId is\n{reg_id}")
+    });
+    Ok(())
+}
+
+/// A message, and whom to tell that it was printed.
+type Handed = (Value, oneshot::Sender<()>);
+
 struct Listener {
-    messages: mpsc::Sender<Value>,
+    messages: mpsc::Sender<Handed>,
 }
 
 #[interface(name = "org.bellwire.App1")]
@@ -105,8 +125,11 @@ impl Listener {
         members.insert("app".into(), app.into());
         members.insert("id".into(), id.into());
         members.insert("delivered_ms".into(), world::now().0.into());
-        let ended = |_| zbus::fdo::Error::Failed("the listener is ending".into());
-        self.messages.send(Value::Object(members)).await.map_err(ended)
+        let ended = || zbus::fdo::Error::Failed("the listener is ending".into());
+        let (printed, is_printed) = oneshot::channel();
+        self.messages.send((Value::Object(members), printed)).await.map_err(|_| ended())?;
+        // The reply is the delivery.
+        is_printed.await.map_err(|_| ended())
     }
 }
 

@@ -160,11 +160,11 @@ fn launch(folder: &TempDir) -> (Child, Arc<Mutex<String>>, [String; 2]) {
     panic!("the server did not start:\n{}", log.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
-/// Keeps what is logged, and passes each line on for as long as somebody listens.
-fn follow(stderr: impl Read + Send + 'static, log: Arc<Mutex<String>>) -> Receiver<String> {
+/// Keeps what a program says, and passes each line on for as long as somebody listens.
+pub fn follow(output: impl Read + Send + 'static, log: Arc<Mutex<String>>) -> Receiver<String> {
     let (sender, lines) = channel();
     std::thread::spawn(move || {
-        for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
             let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
             log.push_str(&line);
             log.push('\n');
