@@ -81,7 +81,7 @@ pub async fn serve(shared: Arc<Shared>) -> zbus::Result<zbus::Connection> {
     tokio::spawn(Performer::new(Arc::clone(&shared), bus.clone()).run());
     tokio::spawn(badges::run(Arc::clone(&shared), bus.clone()));
     tokio::spawn(uninstall::run(Arc::clone(&shared), bus.clone()));
-    tokio::spawn(effects::plan_left_over(shared));
+    tokio::spawn(effects::end_earlier_run(shared));
     Ok(bus)
 }
 
@@ -105,11 +105,10 @@ impl Shared {
         self.installed.profile(app, owner.as_ref(), |name| names.iter().any(|known| known == name))
     }
 
-    /// Decides about the messages that the app had not taken when it went. `over`: so it was
-    /// started for nothing any more.
-    pub async fn plan_left_over(&self, app: &AppId, over: bool) {
+    /// Decides about the messages that the app had not taken when it went.
+    pub async fn app_left(&self, app: &AppId) {
         let apps = Arc::clone(&self.apps);
-        match self.store.left(app.clone(), over, move |app| apps.line(app).is_some()).await {
+        match self.store.left(app.clone(), move |app| apps.line(app).is_some()).await {
             Ok(changes) => self.tell(&changes),
             Err(error) => error!("the store failed: {error}"),
         }

@@ -331,7 +331,7 @@ async fn attend(shared: &Arc<Shared>, bus: &Connection, line: Arc<Line>) {
         warn!(app = %line.app, "an app was not served to the end: {error}");
     }
     debug!(app = %line.app, "an app disconnected");
-    shared.plan_left_over(&line.app, true).await;
+    shared.app_left(&line.app).await;
 }
 
 async fn wait_until_gone(bus: &Connection, line: &Line) -> zbus::Result<()> {

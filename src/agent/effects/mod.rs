@@ -241,16 +241,16 @@ fn reason(effects: &[Pending]) -> Option<Reason> {
     reason
 }
 
-/// Decides, a while after the start, about messages that an earlier run was handing to connected
-/// apps: an app that is still there connects again within that time.
-pub async fn plan_left_over(shared: Arc<Shared>) {
+/// Decides, a while after the start, about what an earlier run was doing with connected apps: an app
+/// that is still there connects again within that time.
+pub async fn end_earlier_run(shared: Arc<Shared>) {
     tokio::time::sleep(Duration::from_secs(shared.config.limits.reconnect_s.into())).await;
     let apps = shared.store.left_over().await.unwrap_or_else(|error| {
         error!("the store failed: {error}");
         Vec::new()
     });
     for app in apps {
-        shared.plan_left_over(&app, false).await;
+        shared.app_left(&app).await;
     }
 }
 

@@ -342,7 +342,11 @@ fn forget_if_gone(db: &Connection, app: &AppId) -> Result<()> {
 
 pub(super) fn set_launch(db: &Connection, app: &AppId, launch: Option<Launch>) -> Result<()> {
     let id = launch.and_then(Launch::message);
-    db.prepare_cached("UPDATE apps SET launch_type = ?2, launch_id = ?3 WHERE app = ?1")?.execute(params![
+    // An app that comes and goes by itself writes nothing.
+    db.prepare_cached(
+        "UPDATE apps SET launch_type = ?2, launch_id = ?3 WHERE app = ?1 AND (launch_type IS NOT ?2 OR launch_id IS NOT ?3)",
+    )?
+    .execute(params![
         app.as_str(),
         launch.map(Launch::name),
         id.as_ref().map(MessageId::as_bytes)

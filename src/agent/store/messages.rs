@@ -78,11 +78,10 @@ impl Store {
     }
 
     /// Decides about the messages that were for the app when it was connected and that it has not
-    /// taken, unless it is connected. `over`: so it was started for nothing any more.
+    /// taken, unless it is connected; why it was started is over as well.
     pub async fn left(
         &self,
         app: AppId,
-        over: bool,
         connected: impl Fn(&AppId) -> bool + Send + 'static,
     ) -> Result<Changes, DbError> {
         self.worker
@@ -90,21 +89,22 @@ impl Store {
                 if connected(&app) {
                     return Ok(Changes::default());
                 }
-                if over {
-                    apps::set_launch(db, &app, None)?;
-                }
+                apps::set_launch(db, &app, None)?;
                 plan_left_over(db, &app, world::now())
             })
             .await
     }
 
-    /// Apps that have messages about which [`left`](Self::left) would decide.
+    /// Apps for which [`left`](Self::left) would do something.
     pub async fn left_over(&self) -> Result<Vec<AppId>, DbError> {
         self.worker
             .read(|db| {
-                db.prepare_cached("SELECT DISTINCT app FROM unread WHERE NOT planned")?
-                    .query_map([], |row| text(row, 0))?
-                    .collect()
+                db.prepare_cached(
+                    "SELECT app FROM unread WHERE NOT planned
+                     UNION SELECT app FROM apps WHERE launch_type IS NOT NULL",
+                )?
+                .query_map([], |row| text(row, 0))?
+                .collect()
             })
             .await
     }

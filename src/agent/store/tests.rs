@@ -258,14 +258,14 @@ async fn what_a_connected_app_does_not_take_is_decided_about_when_it_goes() {
     assert_eq!((received.changes, badge(&fixture).await), (Changes::default(), 0));
     assert_eq!(fixture.store.left_over().await.unwrap(), [app("chat")]);
     // It is still there.
-    let nothing = fixture.store.left(app("chat"), true, |_| true).await.unwrap();
+    let nothing = fixture.store.left(app("chat"), |_| true).await.unwrap();
     assert_eq!((nothing, fixture.store.left_over().await.unwrap().len()), (Changes::default(), 1));
-    let changes = fixture.store.left(app("chat"), true, |_| false).await.unwrap();
+    let changes = fixture.store.left(app("chat"), |_| false).await.unwrap();
     assert_eq!(changes, Changes { badges: vec![(app("chat"), 7)], effects: true, outcomes: true });
     assert_eq!(fixture.fates().await, [Fate::Discarded]);
     assert_eq!(fixture.store.pending().await.unwrap().len(), 2);
     assert_eq!(fixture.store.left_over().await.unwrap(), []);
-    let later = fixture.store.left(app("chat"), true, |_| false).await.unwrap();
+    let later = fixture.store.left(app("chat"), |_| false).await.unwrap();
     assert_eq!((later, badge(&fixture).await), (Changes::default(), 7));
 }
 
@@ -330,7 +330,7 @@ async fn the_message_that_started_the_app_says_so_until_the_app_goes() {
     assert!(first.launched);
     fixture.store.delivered(&first).await.unwrap();
     assert!(!fixture.store.next_unread(app("chat")).await.unwrap().unwrap().launched);
-    fixture.store.left(app("chat"), true, |_| false).await.unwrap();
+    fixture.store.left(app("chat"), |_| false).await.unwrap();
     assert_eq!(fixture.store.app(app("chat")).await.unwrap().unwrap().launch, None);
 }
 
@@ -424,7 +424,7 @@ fn a_store_of_the_first_version_is_taken_over_with_its_messages() {
     let (store, _) = Store::open(&path, Limits::default()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        let changes = store.left(app("chat"), false, |_| false).await.unwrap();
+        let changes = store.left(app("chat"), |_| false).await.unwrap();
         assert_eq!(changes, Changes::default());
         let unread = store.next_unread(app("chat")).await.unwrap().unwrap();
         assert_eq!(unread.push, push);
