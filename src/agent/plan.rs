@@ -84,12 +84,12 @@ pub struct Plan {
 
 /// Decides about a message of an app that has this badge and is `connected` or not.
 pub fn plan(message: &Push, connected: bool, badge: u16, settings: Settings) -> Plan {
-    if connected {
-        return Plan { place: Place::HandOver, badge: None, effect: None, reasons: Vec::new() };
-    }
     let nothing = Fields::default();
     let fields = message.message.as_ref().map_or(&nothing, |field| field.fields());
     let mut reasons = fields.problems.clone();
+    if connected {
+        return Plan { place: Place::HandOver, badge: None, effect: None, reasons };
+    }
     let top_level = message.background_launch.then_some(Action::BackgroundLaunch);
     let action = fields.action.or(top_level).unwrap_or(Action::Silent);
     if action == Action::Discard {

@@ -83,5 +83,6 @@ fn whatever_was_passed_over_has_its_reason() {
     assert_eq!(reasons("action=LAUNCH", quiet), ["do-not-disturb: the app was not started"]);
     assert_eq!(reasons("action=ALERT", quiet), ["the alert waits until do-not-disturb ends"]);
     assert_eq!(reasons("action=SHOUT", Settings::default()).len(), 1);
+    assert_eq!(plan(&message("action=SHOUT", false), true, 0, Settings::default()).reasons.len(), 1);
     assert_eq!(reasons("action=ALERT&badgeOption=SET&badgeNumber=1", Settings::default()), [""; 0]);
 }
