@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what is missing on this machine, says so, and runs a command with a fit Rust toolchain:
 #
-#     tests/setup.sh build|demo|test|check|all [COMMAND [ARGUMENT...]]
+#     tests/setup.sh build|demo|test|systemd|check|all [COMMAND [ARGUMENT...]]
 #
 # Packages come from Debian; as Rust serves the toolchain that is there, if it is new enough, else
 # Debian's rustc-web and cargo-web. Nothing is removed and nothing that is there is replaced.
@@ -56,13 +56,15 @@ for_build="gcc libc6-dev ca-certificates"
 for_demo="$for_build dbus"
 for_test="$for_demo curl openssl python3-venv groff-base
     dunst xvfb xdotool libglib2.0-bin bubblewrap systemd jq libsystemd-dev pkg-config"
+for_systemd="$for_build python3 systemd-container mmdebstrap"
 case ${1-} in
     build) packages=$for_build lints= ;;
     demo) packages=$for_demo lints= ;;
     test) packages=$for_test lints= ;;
+    systemd) packages=$for_systemd lints= ;;
     check) packages=$for_build lints=1 ;;
-    all) packages=$for_test lints=1 ;;
-    *) echo "usage: tests/setup.sh build|demo|test|check|all [COMMAND [ARGUMENT...]]" >&2; exit 64 ;;
+    all) packages="$for_test $for_systemd" lints=1 ;;
+    *) echo "usage: tests/setup.sh build|demo|test|systemd|check|all [COMMAND [ARGUMENT...]]" >&2; exit 64 ;;
 esac
 shift
 

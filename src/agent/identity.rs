@@ -175,10 +175,19 @@ fn unit_in(cgroups: &str) -> Option<Unit> {
     let path = |prefix: &str| cgroups.lines().find_map(|line| line.split_once(':')?.1.strip_prefix(prefix));
     // systemd's own hierarchy, where there still is one beside the unified one.
     let path = path("name=systemd:").or_else(|| path(":"))?;
-    let is_unit = |part: &&str| part.ends_with(".service") || part.ends_with(".scope");
-    let of_user = path.split('/').any(|part| part.starts_with("user@") && part.ends_with(".service"));
-    let name = path.split('/').rfind(is_unit)?;
-    Some(Unit { name: name.to_owned(), of_user: of_user && !name.starts_with("user@") })
+    let unit = |name: &str, of_user| is_unit(name).then(|| Unit { name: name.to_owned(), of_user });
+    // As systemd finds it: the first group that is no slice. Below its own a unit may make groups
+    // and name them as it likes.
+    let mut parts = path.split('/').filter(|part| !part.is_empty() && !part.ends_with(".slice"));
+    let first = parts.next()?;
+    if !first.starts_with("user@") {
+        return unit(first, false);
+    }
+    parts.next().map_or_else(|| unit(first, false), |name| unit(name, true))
+}
+
+fn is_unit(name: &str) -> bool {
+    name.ends_with(".service") || name.ends_with(".scope")
 }
 
 #[cfg(test)]
@@ -243,7 +252,18 @@ mod tests {
         let older = "4:pids:/x\n1:name=systemd:/user.slice/user-0.slice/session-1.scope\n0::/\n";
         assert_eq!(unit(older), Some(("session-1.scope".into(), false)));
         assert_eq!(unit("0::/user.slice/user@1000.service/init.scope"), Some(("init.scope".into(), true)));
+        assert_eq!(unit("0::/user.slice/user@1000.service/app"), None);
         assert_eq!(unit("0::/\n"), None);
+    }
+
+    #[test]
+    fn a_group_below_a_unit_s_own_is_no_unit() {
+        let unit = |text: &str| unit_in(text).map(|unit| (unit.name, unit.of_user));
+        assert_eq!(unit("0::/system.slice/other.service/chat.service\n"), Some(("other.service".into(), false)));
+        let container = "0::/machine.slice/machine-a.scope/payload/system.slice/chat.service\n";
+        assert_eq!(unit(container), Some(("machine-a.scope".into(), false)));
+        let other = "0::/system.slice/other.service/user@1000.service/app.slice/chat.service\n";
+        assert_eq!(unit(other), Some(("other.service".into(), false)));
     }
 
     #[test]

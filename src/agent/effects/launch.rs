@@ -141,15 +141,17 @@ impl Launcher<'_> {
     /// Starts it by its name on the bus. An app with a window is activated, which brings that to the
     /// front; the start is the same without one.
     async fn by_name(&self, name: &OwnedWellKnownName, reason: &Reason) -> Result<String, NoStart> {
-        let started = match reason.manner {
-            Manner::Background => {
-                let dbus = DBusProxy::new(self.bus).await.map_err(|error| unknown(&error))?;
-                let start =
-                    async { dbus.start_service_by_name(name.clone().into(), 0).await.map_err(zbus::Error::from) };
-                tokio::time::timeout(START, start).await.map(|started| started.map(drop))
+        let start = async {
+            match reason.manner {
+                Manner::Background => self.start_by_name(name).await,
+                Manner::Foreground => match self.activate(name, reason).await {
+                    // The bus lets nobody call it, and has not started it.
+                    Err(error) if is_denied(&error) => self.start_by_name(name).await,
+                    activated => activated,
+                },
             }
-            Manner::Foreground => tokio::time::timeout(START, self.activate(name, reason)).await,
         };
+        let started = tokio::time::timeout(START, start).await;
         match started {
             Ok(Ok(())) => Ok(format!("by its name {name} on the bus")),
             Ok(Err(error)) if runs_without_windows(&error) => Ok(format!("by its name {name} on the bus")),
@@ -159,6 +161,11 @@ impl Launcher<'_> {
             Ok(Err(error)) => Err(unknown(&error)),
             Err(_) => Err(NoStart::Unknown(format!("{name} did not answer"))),
         }
+    }
+
+    async fn start_by_name(&self, name: &OwnedWellKnownName) -> zbus::Result<()> {
+        DBusProxy::new(self.bus).await?.start_service_by_name(name.clone().into(), 0).await?;
+        Ok(())
     }
 
     async fn activate(&self, name: &OwnedWellKnownName, reason: &Reason) -> zbus::Result<()> {
@@ -190,9 +197,15 @@ fn runs_without_windows(error: &zbus::Error) -> bool {
         .is_some_and(|name| names.iter().any(|known| name == format!("org.freedesktop.DBus.Error.{known}")))
 }
 
+fn is_denied(error: &zbus::Error) -> bool {
+    error_name(error).is_some_and(|name| name == "org.freedesktop.DBus.Error.AccessDenied")
+}
+
+/// The bus could not start it, nor could systemd where an activation file names a unit.
 fn was_not_started(error: &zbus::Error) -> bool {
     let name = error_name(error).unwrap_or_default();
-    name.starts_with("org.freedesktop.DBus.Error.Spawn.") || name == "org.freedesktop.DBus.Error.ServiceUnknown"
+    ["org.freedesktop.DBus.Error.Spawn.", "org.freedesktop.systemd1."].iter().any(|start| name.starts_with(start))
+        || name == "org.freedesktop.DBus.Error.ServiceUnknown"
 }
 
 /// The name of an error that a method was answered with.

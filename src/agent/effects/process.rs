@@ -7,6 +7,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
@@ -65,13 +66,21 @@ pub struct Held {
     child: Child,
 }
 
+/// What the shell does until it is the program.
+const HOLD: &str = "read -r go && exec \"$@\" </dev/null";
+/// How a shell ends that cannot become a program: POSIX, "Exit Status for Commands".
+const NO_PROGRAM: [i32; 2] = [126, 127];
+/// Becoming one takes a moment: the pause between looks, and most looks.
+const LOOK: Duration = Duration::from_millis(2);
+const LOOKS: u32 = 1000;
+
 /// Makes the process.
 pub fn hold(program: &Program, environment: &[(&str, String)]) -> Result<Held, NoStart> {
     let path = program.path()?;
     let failed = |error: std::io::Error| NoStart::NotThisWay(format!("no process could be made: {error}"));
     let mut command = Command::new("/bin/sh");
     // If the daemon ends before it has written, the shell reads an end and so ends as well.
-    command.args(["-c", "read -r go && exec \"$@\" </dev/null", "sh", &path]).args(&program.arguments[1..]);
+    command.args(["-c", HOLD, "sh", &path]).args(&program.arguments[1..]);
     command.stdin(Stdio::piped()).process_group(0);
     command.envs(environment.iter().map(|(name, value)| (name, value)));
     if let Some(folder) = &program.folder {
@@ -92,12 +101,33 @@ impl Held {
             return Err(NoStart::NotThisWay("the process has no input".to_owned()));
         };
         input.write_all(b"go\n").await.map_err(failed)?;
-        let how = format!("as process {}", self.child.id().unwrap_or_default());
+        let pid = self.child.id().unwrap_or_default();
+        self.changed(pid).await?;
+        let how = format!("as process {pid}");
         tokio::spawn(async move {
             // Nobody waits for what it says; it must not stay behind as a zombie.
             let _ = self.child.wait().await;
         });
         Ok(how)
+    }
+
+    /// Waits until the shell has become the program, or has ended because it could not.
+    async fn changed(&mut self, pid: u32) -> Result<(), NoStart> {
+        for _ in 0..LOOKS {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return match status.code().is_some_and(|code| NO_PROGRAM.contains(&code)) {
+                    true => Err(NoStart::NotThisWay(format!("its program could not be executed: {status}"))),
+                    false => Ok(()),
+                };
+            }
+            let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            // One that has just ended has no arguments any more.
+            if !arguments.is_empty() && !arguments.split(|byte| *byte == 0).any(|word| word == HOLD.as_bytes()) {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
     }
 }
 
@@ -159,6 +189,17 @@ mod tests {
         while !mark.exists() {
             tokio::task::yield_now().await;
         }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_cannot_be_executed_was_not_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("program");
+        std::fs::write(&path, "#!/no/such/interpreter\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let started = hold(&program(&[path.to_str().unwrap()]), &[]).unwrap().release().await;
+        assert!(started.unwrap_err().to_string().contains("could not be executed"));
+        assert!(hold(&program(&["false"]), &[]).unwrap().release().await.is_ok());
     }
 
     #[test]
