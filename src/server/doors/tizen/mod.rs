@@ -15,7 +15,7 @@ use axum::Json;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::header::RETRY_AFTER;
+use axum::http::header::{RETRY_AFTER, TRANSFER_ENCODING};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
@@ -30,7 +30,7 @@ use crate::server::regid::Opened;
 use crate::server::store::{Accepted, AppCheck, Incoming};
 use crate::world;
 
-pub use code::Code;
+pub use code::{Code, Row, TABLE, Use};
 use request::{Content, Entry, Malformed};
 
 /// The path of the door.
@@ -92,6 +92,9 @@ async fn push(State(server): State<Arc<Server>>, headers: HeaderMap, body: Body)
         Ok(sender) => sender,
         Err(code) => return refuse(code, "the headers appID and appSecret do not name a registered application"),
     };
+    if headers.contains_key(TRANSFER_ENCODING) {
+        return refuse(Code::Chunked, "the body comes in chunks; send it with a Content-Length");
+    }
     let limits = server.config.limits;
     let body = match tokio::time::timeout(BODY, read(body, limits.body_bytes)).await {
         Ok(Ok(body)) => body,
