@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify, mpsc};
 use tracing::{debug, error, warn};
 use zbus::fdo::DBusProxy;
 use zbus::names::OwnedUniqueName;
@@ -281,12 +281,6 @@ impl Screen {
                 let (number, _reason): (u32, u32) = body.deserialize()?;
                 self.gone(number).await;
             }
-            "NameOwnerChanged" => {
-                let (_, _, new_owner): (String, String, String) = body.deserialize()?;
-                if !new_owner.is_empty() {
-                    self.or_log(self.show_again().await);
-                }
-            }
             _ => {}
         }
         Ok(())
@@ -386,33 +380,64 @@ fn silent() -> zbus::Error {
     zbus::Error::Failure("it does not answer".into())
 }
 
-/// The signals of the notification server, and news of its end and start.
-type Signals = futures_util::stream::SelectAll<MessageStream>;
+/// Most signals of the notification server that wait to be looked at; what comes on top is lost.
+const SIGNALS: usize = 64;
 
-/// Listens to the notification server, then shows again what was on the screen before.
+/// Listens to the notification server, and shows again what was on the screen before.
 pub async fn begin(screen: Arc<Screen>) {
-    match signals(&screen.bus).await {
-        Ok(signals) => drop(tokio::spawn(listen(Arc::clone(&screen), signals))),
+    let (inbox, signals) = mpsc::channel(SIGNALS);
+    let came = Arc::new(Notify::new());
+    // What an earlier run has shown is shown again.
+    came.notify_one();
+    match streams(&screen.bus).await {
+        Ok((server, owners)) => {
+            tokio::spawn(hear(server, inbox));
+            tokio::spawn(watch(owners, Arc::clone(&came)));
+        }
         Err(error) => warn!("clicks on alerts are not heard: {error}"),
     }
-    screen.or_log(screen.show_again().await);
+    tokio::spawn(listen(screen, signals, came));
 }
 
-async fn signals(bus: &zbus::Connection) -> zbus::Result<Signals> {
-    // Only the owner of the name is heard: the bus sees to that.
+/// The signals of the notification server, and news of its end and start.
+async fn streams(bus: &zbus::Connection) -> zbus::Result<(MessageStream, MessageStream)> {
     let server = MatchRule::builder().sender(NAME).interface(NAME).build()?;
     let owner = MatchRule::builder().sender("org.freedesktop.DBus").member("NameOwnerChanged").arg(0, NAME).build()?;
-    Ok(futures_util::stream::select_all([
+    Ok((
         MessageStream::for_match_rule(server, bus, None).await?,
         MessageStream::for_match_rule(owner, bus, None).await?,
-    ]))
+    ))
 }
 
-async fn listen(screen: Arc<Screen>, mut signals: Signals) {
-    let mut tokens = HashMap::new();
+/// Takes signals as fast as they come: a stream that is not read holds up everything on the bus, and
+/// with it the answers that its reader waits for.
+async fn hear(mut signals: MessageStream, inbox: mpsc::Sender<zbus::Message>) {
     while let Some(Ok(message)) = signals.next().await {
-        if let Err(error) = screen.handle(&message, &mut tokens).await {
-            debug!("the notification server said something odd: {error}");
+        if inbox.try_send(message).is_err() {
+            debug!("a signal of the notification server is lost: there are too many");
+        }
+    }
+}
+
+/// Tells, once for any number of times, that a notification server has come.
+async fn watch(mut owners: MessageStream, came: Arc<Notify>) {
+    while let Some(Ok(change)) = owners.next().await {
+        if change.body().deserialize().is_ok_and(|(_, _, new): (String, String, String)| !new.is_empty()) {
+            came.notify_one();
+        }
+    }
+}
+
+async fn listen(screen: Arc<Screen>, mut signals: mpsc::Receiver<zbus::Message>, came: Arc<Notify>) {
+    let mut tokens = HashMap::new();
+    loop {
+        tokio::select! {
+            () = came.notified() => screen.or_log(screen.show_again().await),
+            Some(message) = signals.recv() => {
+                if let Err(error) = screen.handle(&message, &mut tokens).await {
+                    debug!("the notification server said something odd: {error}");
+                }
+            }
         }
     }
 }
