@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use tokio::sync::{Mutex, Notify, mpsc};
 use tracing::{debug, error, warn};
 use zbus::fdo::DBusProxy;
-use zbus::names::OwnedUniqueName;
+use zbus::names::{OwnedUniqueName, UniqueName};
 use zbus::object_server::SignalEmitter;
 use zbus::{MatchRule, MessageStream, Variant, proxy};
 
@@ -261,7 +261,11 @@ impl Screen {
 
     async fn handle(&self, message: &zbus::Message, tokens: &mut HashMap<u32, String>) -> zbus::Result<()> {
         let header = message.header();
-        let Some(member) = header.member() else { return Ok(()) };
+        let (Some(member), Some(sender)) = (header.member(), header.sender()) else { return Ok(()) };
+        // A signal that is sent to us alone passes every rule of the bus, whoever sends it.
+        if !self.is_server(sender).await {
+            return Ok(());
+        }
         let body = message.body();
         match member.as_str() {
             "ActivationToken" => {
@@ -284,6 +288,15 @@ impl Screen {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Whether this is the connection of the notification server that runs now.
+    async fn is_server(&self, sender: &UniqueName<'_>) -> bool {
+        // Makes the server known, if it is not yet.
+        let server = self.server_if_running().await;
+        let known = self.server.lock().await;
+        matches!(server, Some(Server::Desktop { .. }))
+            && known.as_ref().is_some_and(|(owner, _)| owner.as_str() == sender.as_str())
     }
 
     async fn clicked(&self, number: u32, token: Option<String>) {
