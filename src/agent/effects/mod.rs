@@ -151,15 +151,19 @@ struct Job {
 
 impl Job {
     async fn carry_out(&self, app: &AppId, due: Due) {
-        for start in due.starts {
-            if let Err(error) = self.start(app, start).await {
-                error!(%app, "a start could not be noted: {error}");
+        let done = async {
+            for start in due.starts {
+                self.start(app, start).await?;
             }
-        }
-        for alert in due.alerts {
-            if let Err(error) = self.screen.alert(app, alert).await {
-                error!(%app, "an alert could not be noted: {error}");
+            for alert in due.alerts {
+                self.screen.alert(app, alert).await?;
             }
+            Ok::<_, DbError>(())
+        };
+        if let Err(error) = done.await {
+            error!(%app, "what was done for the app could not be noted, and will be tried again: {error}");
+            // What is not noted is still due: without a rest it would be done again at once, for ever.
+            tokio::time::sleep(STORE_RETRY).await;
         }
     }
 
