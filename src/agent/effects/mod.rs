@@ -25,7 +25,7 @@ use super::bus::manager::Manager;
 use super::bus::{PATH, Shared};
 use super::pace::{self, Due, Paces, Rates};
 use super::plan::Manner;
-use super::store::{Changes, Hop, Launch, Pending, Task};
+use super::store::{Changes, Hop, Launch, Pending, Task, history};
 use crate::daemon::fault_point;
 use crate::db::DbError;
 use crate::proto::{AppId, MessageId, Moment};
@@ -173,6 +173,7 @@ impl Job {
         let (hop, how) = match self.launch(app, &reason, &effects).await? {
             Ok(how) => (Hop::Launched, how),
             Err(why) => {
+                let why = history::brief(&why).to_owned();
                 warn!(%app, "the app was not started: {why}");
                 self.shared.store.launching(app.clone(), None).await?;
                 self.report(app, &reason, &why).await;

@@ -22,7 +22,7 @@ use super::moment_of;
 use crate::agent::bus::manager::Manager;
 use crate::agent::bus::{PATH, Shared, activatable_names};
 use crate::agent::installed::Profile;
-use crate::agent::store::{Pending, Shown, Task};
+use crate::agent::store::{Pending, Shown, Task, history};
 use crate::daemon::fault_point;
 use crate::db::DbError;
 use crate::proto::message::Urgency;
@@ -117,6 +117,7 @@ impl Screen {
             }
             Err(error) => {
                 let why = format!("the notification server failed: {error}");
+                let why = history::brief(&why).to_owned();
                 warn!(%app, "an alert was not shown: {why}");
                 self.shared.store.not_alerted(newest.id, done, why).await
             }
