@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use freedesktop_desktop_entry::DesktopEntry;
 use serde::Deserialize;
-use tracing::warn;
+use tracing::{debug, warn};
 use zbus::names::{OwnedWellKnownName, WellKnownName};
 
 use super::config::Bus;
@@ -205,8 +205,9 @@ impl Installed {
         match DesktopEntry::from_path(path.clone(), Some(&languages)) {
             Ok(entry) if entry.hidden() => None,
             Ok(entry) => Some(entry),
+            // Looked at for every call of an app: a line each would have no end.
             Err(error) => {
-                warn!("{}: not a desktop file: {error}", path.display());
+                debug!("{}: not a desktop file: {error}", path.display());
                 None
             }
         }
@@ -222,7 +223,8 @@ fn manifests_in(folder: &Path) -> Vec<Manifest> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     paths.sort();
-    paths.retain(|path| path.extension().is_some_and(|ending| ending == "toml"));
+    // To open a pipe is to wait for whoever writes to it.
+    paths.retain(|path| path.extension().is_some_and(|ending| ending == "toml") && path.is_file());
     paths
         .into_iter()
         .filter_map(|path| match read_manifest(&path) {
