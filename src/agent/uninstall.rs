@@ -39,6 +39,10 @@ pub async fn run(shared: Arc<Shared>, bus: zbus::Connection) {
 }
 
 async fn end_uninstalled(shared: &Shared, bus: &zbus::Connection) {
+    if shared.installed.is_unsure() {
+        // The log says which manifest is to be mended; until then no app loses its messages.
+        return;
+    }
     let apps = match shared.store.apps().await {
         Ok(apps) => apps,
         Err(error) => return error!("the store failed: {error}"),
