@@ -74,7 +74,8 @@ impl Identity {
     }
 }
 
-/// Whether this caller may be the app that the manifest, if there is one, is about. PURE.
+/// Whether this caller may be the app that the manifest, if there is one, is about. Only the number
+/// of a user that the manifest names is looked up.
 pub fn right(bus: Bus, manifest: Option<&Manifest>, caller: &Identity) -> Result<Right, NoRight> {
     let no = |why: &str| Err(NoRight(why.to_owned()));
     let Some(manifest) = manifest else {

@@ -26,9 +26,9 @@ use crate::proto::AppId;
 pub struct Manifest {
     /// The app.
     pub app: AppId,
-    /// Its name for people, where no desktop file has one.
+    /// Its name for people, in place of that of its desktop file.
     pub name: Option<String>,
-    /// Its icon: a name of the icon theme or a path.
+    /// Its icon, in the same way: a name of the icon theme or a path.
     pub icon: Option<String>,
     /// How it is started.
     #[serde(default)]
