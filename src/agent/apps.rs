@@ -83,7 +83,7 @@ pub struct Lane {
 #[derive(Debug, Default)]
 pub struct Apps {
     lines: Mutex<HashMap<AppId, Arc<Line>>>,
-    /// One for each app that ever connected; their number is limited by the store's.
+    /// One for each app that has connected in this run.
     lanes: Mutex<HashMap<AppId, Arc<Lane>>>,
 }
 

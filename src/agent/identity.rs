@@ -4,8 +4,9 @@
 //! sandbox and the systemd unit of its process, its security label. The process is pinned by the
 //! bus's pidfd where there is one (dbus 1.15.8 or later), else its number is looked at twice.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use zbus::fdo::DBusProxy;
@@ -73,7 +74,8 @@ impl Identity {
     }
 }
 
-/// Whether this caller may be the app that the manifest, if there is one, is about. PURE.
+/// Whether this caller may be the app that the manifest, if there is one, is about. Only the number
+/// of a user that the manifest names is looked up.
 pub fn right(bus: Bus, manifest: Option<&Manifest>, caller: &Identity) -> Result<Right, NoRight> {
     let no = |why: &str| Err(NoRight(why.to_owned()));
     let Some(manifest) = manifest else {
@@ -151,10 +153,16 @@ pub fn start_time(stat: &str) -> Option<String> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(19).map(str::to_owned)
 }
 
+/// Most bytes of Flatpak's description of a sandbox; a real one has about a thousand.
+const FLATPAK_INFO_MAX: u64 = 64 * 1024;
+
 fn sandbox(process: &Path) -> Sandbox {
     let path = process.join("root/.flatpak-info");
     match std::fs::symlink_metadata(&path) {
-        Ok(info) if info.is_file() => flatpak_id(&path).map_or(Sandbox::Unknown, Sandbox::Flatpak),
+        // The caller may have made the file itself, as large as it likes.
+        Ok(info) if info.is_file() && info.len() <= FLATPAK_INFO_MAX => {
+            flatpak_id(&path).map_or(Sandbox::Unknown, Sandbox::Flatpak)
+        }
         Ok(_) => Sandbox::Unknown,
         Err(error) if error.kind() == ErrorKind::NotFound => Sandbox::None,
         Err(_) => Sandbox::Unknown,
@@ -162,7 +170,11 @@ fn sandbox(process: &Path) -> Sandbox {
 }
 
 fn flatpak_id(path: &Path) -> Option<String> {
-    let info = freedesktop_desktop_entry::GenericEntry::from_path(path).ok()?;
+    // It may have become a pipe or grown since it was looked at.
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(nix::fcntl::OFlag::O_NONBLOCK.bits()).open(path);
+    let mut text = String::new();
+    file.ok()?.take(FLATPAK_INFO_MAX).read_to_string(&mut text).ok()?;
+    let info = freedesktop_desktop_entry::GenericEntry::from_str(path, &text).ok()?;
     info.group("Application")?.entry("name").map(str::to_owned)
 }
 

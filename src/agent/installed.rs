@@ -4,12 +4,14 @@
 //! one goes by its id: a desktop file or bus name that is called so belongs to it.
 
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use freedesktop_desktop_entry::DesktopEntry;
 use serde::Deserialize;
-use tracing::warn;
+use tracing::{debug, warn};
 use zbus::names::{OwnedWellKnownName, WellKnownName};
 
 use super::config::Bus;
@@ -24,9 +26,9 @@ use crate::proto::AppId;
 pub struct Manifest {
     /// The app.
     pub app: AppId,
-    /// Its name for people, where no desktop file has one.
+    /// Its name for people, in place of that of its desktop file.
     pub name: Option<String>,
-    /// Its icon: a name of the icon theme or a path.
+    /// Its icon, in the same way: a name of the icon theme or a path.
     pub icon: Option<String>,
     /// How it is started.
     #[serde(default)]
@@ -129,6 +131,8 @@ pub struct Installed {
     /// Folders with shared data, the first goes before the others.
     data: Vec<PathBuf>,
     manifests: Mutex<HashMap<AppId, Arc<Manifest>>>,
+    /// A manifest could not be read: nobody knows which app's it is.
+    unsure: AtomicBool,
 }
 
 /// Most bytes of a manifest.
@@ -141,20 +145,29 @@ impl Installed {
             Bus::Session => config::user_data_folder(),
             Bus::System => None,
         };
-        let this = Self { data: user.into_iter().chain(config::data_folders()).collect(), manifests: Mutex::default() };
+        let data = user.into_iter().chain(config::data_folders()).collect();
+        let this = Self { data, manifests: Mutex::default(), unsure: AtomicBool::new(false) };
         this.reload();
         this
     }
 
     /// Reads the manifests anew.
     pub fn reload(&self) {
-        let mut found = HashMap::new();
+        let (mut found, mut unsure) = (HashMap::new(), false);
         for folder in self.data.iter().map(|folder| folder.join(APPS)) {
-            for manifest in manifests_in(&folder) {
+            let (manifests, all) = manifests_in(&folder);
+            unsure |= !all;
+            for manifest in manifests {
                 found.entry(manifest.app.clone()).or_insert_with(|| Arc::new(manifest));
             }
         }
         *lock(&self.manifests) = found;
+        self.unsure.store(unsure, Ordering::Relaxed);
+    }
+
+    /// Whether an app that seems to be gone may only have a manifest that could not be read.
+    pub fn is_unsure(&self) -> bool {
+        self.unsure.load(Ordering::Relaxed)
     }
 
     /// The app's manifest.
@@ -205,8 +218,9 @@ impl Installed {
         match DesktopEntry::from_path(path.clone(), Some(&languages)) {
             Ok(entry) if entry.hidden() => None,
             Ok(entry) => Some(entry),
+            // Looked at for every call of an app: a line each would have no end.
             Err(error) => {
-                warn!("{}: not a desktop file: {error}", path.display());
+                debug!("{}: not a desktop file: {error}", path.display());
                 None
             }
         }
@@ -217,22 +231,26 @@ const APPS: &str = "bellwire/apps.d";
 const APPLICATIONS: &str = "applications";
 const SERVICES: &str = "dbus-1/services";
 
-/// The manifests in a folder; one that is wrong is passed over with a line in the log.
-fn manifests_in(folder: &Path) -> Vec<Manifest> {
-    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+/// The manifests in a folder, and whether these are all; one that is wrong is passed over with a
+/// line in the log.
+fn manifests_in(folder: &Path) -> (Vec<Manifest>, bool) {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) => return (Vec::new(), error.kind() == ErrorKind::NotFound),
+    };
     let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     paths.sort();
-    paths.retain(|path| path.extension().is_some_and(|ending| ending == "toml"));
-    paths
-        .into_iter()
-        .filter_map(|path| match read_manifest(&path) {
-            Ok(manifest) => Some(manifest),
-            Err(error) => {
-                warn!("a manifest is passed over: {error}");
-                None
-            }
-        })
-        .collect()
+    // To open a pipe is to wait for whoever writes to it.
+    paths.retain(|path| path.extension().is_some_and(|ending| ending == "toml") && path.is_file());
+    let (mut manifests, all) = (Vec::new(), paths.len());
+    for path in paths {
+        match read_manifest(&path) {
+            Ok(manifest) => manifests.push(manifest),
+            Err(error) => warn!("a manifest is passed over: {error}"),
+        }
+    }
+    let complete = manifests.len() == all;
+    (manifests, complete)
 }
 
 fn read_manifest(path: &Path) -> Result<Manifest, config::ConfigError> {
@@ -288,8 +306,12 @@ mod tests {
         );
         write(user.path(), "bellwire/apps.d/x.toml", "app = \"chat\"\nname = \"for me\"");
         let data = vec![user.path().to_owned(), everybody.path().to_owned()];
-        let installed = Installed { data, manifests: Mutex::default() };
+        let installed = Installed { data, manifests: Mutex::default(), unsure: AtomicBool::new(false) };
         installed.reload();
+        assert!(installed.is_unsure());
+        std::fs::remove_file(everybody.path().join("bellwire/apps.d/wrong.toml")).unwrap();
+        installed.reload();
+        assert!(!installed.is_unsure());
         let profile = |app: &str| installed.profile(&app.parse().unwrap(), None, |name| name == "org.example.Bus");
         assert_eq!(profile("chat").name, "for me");
         let mail = profile("org.example.Mail");

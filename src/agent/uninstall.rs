@@ -21,6 +21,9 @@ use crate::proto::wishes::Wish;
 /// The silence after the last change of a folder: packages are replaced file by file.
 const SETTLED: Duration = Duration::from_secs(3);
 
+/// How long that is waited for, whatever goes on changing.
+const LONGEST: Duration = Duration::from_secs(30);
+
 /// Runs as long as the daemon.
 pub async fn run(shared: Arc<Shared>, bus: zbus::Connection) {
     loop {
@@ -39,6 +42,10 @@ pub async fn run(shared: Arc<Shared>, bus: zbus::Connection) {
 }
 
 async fn end_uninstalled(shared: &Shared, bus: &zbus::Connection) {
+    if shared.installed.is_unsure() {
+        // The log says which manifest is to be mended; until then no app loses its messages.
+        return;
+    }
     let apps = match shared.store.apps().await {
         Ok(apps) => apps,
         Err(error) => return error!("the store failed: {error}"),
@@ -91,8 +98,12 @@ fn watch(folders: &[PathBuf]) -> std::io::Result<EventStream<[u8; 4096]>> {
 async fn until_settled(mut changes: EventStream<[u8; 4096]>) -> std::io::Result<()> {
     let ended = || std::io::Error::from(ErrorKind::UnexpectedEof);
     changes.next().await.ok_or_else(ended)??;
-    while let Ok(more) = tokio::time::timeout(SETTLED, changes.next()).await {
-        more.ok_or_else(ended)??;
-    }
-    Ok(())
+    let quiet = async {
+        while let Ok(more) = tokio::time::timeout(SETTLED, changes.next()).await {
+            more.ok_or_else(ended)??;
+        }
+        Ok(())
+    };
+    // Files that change all the time do not hide the others.
+    tokio::time::timeout(LONGEST, quiet).await.unwrap_or(Ok(()))
 }

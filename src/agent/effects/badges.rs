@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
+use tokio::sync::Notify;
 use tracing::{debug, error};
 use zbus::object_server::SignalEmitter;
 use zbus::{MatchRule, MessageStream, Variant};
@@ -24,10 +25,12 @@ const LAUNCHER_ENTRY: &str = "com.canonical.Unity.LauncherEntry";
 /// Runs as long as the daemon.
 pub async fn run(shared: Arc<Shared>, bus: zbus::Connection) {
     let mut said: HashMap<AppId, u16> = HashMap::new();
-    let mut desktops = match desktops(&bus).await {
+    let desktops = match desktops(&bus).await {
         Ok(stream) => stream,
         Err(error) => return error!("badges are not shown: {error}"),
     };
+    let came = Arc::new(Notify::new());
+    tokio::spawn(watch(desktops, Arc::clone(&came)));
     loop {
         match shared.store.apps().await {
             Ok(apps) => say_changed(&shared, &bus, &apps, &mut said).await,
@@ -35,11 +38,17 @@ pub async fn run(shared: Arc<Shared>, bus: zbus::Connection) {
         }
         tokio::select! {
             () = shared.hints.badges.notified() => {}
-            Some(Ok(change)) = desktops.next() => {
-                if change.body().deserialize().is_ok_and(|(_, _, new): (String, String, String)| !new.is_empty()) {
-                    said.clear();
-                }
-            }
+            () = came.notified() => said.clear(),
+        }
+    }
+}
+
+/// Tells, once for any number of times, that a desktop has come. It only reads: a stream that is not
+/// read holds up everything on the bus.
+async fn watch(mut desktops: MessageStream, came: Arc<Notify>) {
+    while let Some(Ok(change)) = desktops.next().await {
+        if change.body().deserialize().is_ok_and(|(_, _, new): (String, String, String)| !new.is_empty()) {
+            came.notify_one();
         }
     }
 }

@@ -25,7 +25,7 @@ use super::bus::manager::Manager;
 use super::bus::{PATH, Shared};
 use super::pace::{self, Due, Paces, Rates};
 use super::plan::Manner;
-use super::store::{Changes, Hop, Launch, Pending, Task};
+use super::store::{Changes, Hop, Launch, Pending, Task, history};
 use crate::daemon::fault_point;
 use crate::db::DbError;
 use crate::proto::{AppId, MessageId, Moment};
@@ -151,15 +151,19 @@ struct Job {
 
 impl Job {
     async fn carry_out(&self, app: &AppId, due: Due) {
-        for start in due.starts {
-            if let Err(error) = self.start(app, start).await {
-                error!(%app, "a start could not be noted: {error}");
+        let done = async {
+            for start in due.starts {
+                self.start(app, start).await?;
             }
-        }
-        for alert in due.alerts {
-            if let Err(error) = self.screen.alert(app, alert).await {
-                error!(%app, "an alert could not be noted: {error}");
+            for alert in due.alerts {
+                self.screen.alert(app, alert).await?;
             }
+            Ok::<_, DbError>(())
+        };
+        if let Err(error) = done.await {
+            error!(%app, "what was done for the app could not be noted, and will be tried again: {error}");
+            // What is not noted is still due: without a rest it would be done again at once, for ever.
+            tokio::time::sleep(STORE_RETRY).await;
         }
     }
 
@@ -169,6 +173,7 @@ impl Job {
         let (hop, how) = match self.launch(app, &reason, &effects).await? {
             Ok(how) => (Hop::Launched, how),
             Err(why) => {
+                let why = history::brief(&why).to_owned();
                 warn!(%app, "the app was not started: {why}");
                 self.shared.store.launching(app.clone(), None).await?;
                 self.report(app, &reason, &why).await;

@@ -61,7 +61,7 @@ pub fn program(profile: &Profile) -> Result<Program, NoStart> {
 
 /// A process that waits to become its program.
 pub struct Held {
-    /// Its number and birth, which no other process has together.
+    /// Its number, birth and machine's start, which no other process has together.
     pub id: String,
     child: Child,
 }
@@ -143,7 +143,9 @@ fn identity_of(pid: u32) -> Option<String> {
     if stat.rsplit_once(')')?.1.trim_start().starts_with('Z') {
         return None;
     }
-    Some(format!("{pid}:{}", identity::start_time(&stat)?))
+    // Births are counted from the start of the machine, and one start is much like another.
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(format!("{pid}:{}:{}", identity::start_time(&stat)?, boot.trim()))
 }
 
 /// Moves the process to a control group beside the daemon's, in cgroup v2.

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify, mpsc};
 use tracing::{debug, error, warn};
 use zbus::fdo::DBusProxy;
-use zbus::names::OwnedUniqueName;
+use zbus::names::{OwnedUniqueName, UniqueName};
 use zbus::object_server::SignalEmitter;
 use zbus::{MatchRule, MessageStream, Variant, proxy};
 
@@ -22,7 +22,7 @@ use super::moment_of;
 use crate::agent::bus::manager::Manager;
 use crate::agent::bus::{PATH, Shared, activatable_names};
 use crate::agent::installed::Profile;
-use crate::agent::store::{Pending, Shown, Task};
+use crate::agent::store::{Pending, Shown, Task, history};
 use crate::daemon::fault_point;
 use crate::db::DbError;
 use crate::proto::message::Urgency;
@@ -117,6 +117,7 @@ impl Screen {
             }
             Err(error) => {
                 let why = format!("the notification server failed: {error}");
+                let why = history::brief(&why).to_owned();
                 warn!(%app, "an alert was not shown: {why}");
                 self.shared.store.not_alerted(newest.id, done, why).await
             }
@@ -261,7 +262,11 @@ impl Screen {
 
     async fn handle(&self, message: &zbus::Message, tokens: &mut HashMap<u32, String>) -> zbus::Result<()> {
         let header = message.header();
-        let Some(member) = header.member() else { return Ok(()) };
+        let (Some(member), Some(sender)) = (header.member(), header.sender()) else { return Ok(()) };
+        // A signal that is sent to us alone passes every rule of the bus, whoever sends it.
+        if !self.is_server(sender).await {
+            return Ok(());
+        }
         let body = message.body();
         match member.as_str() {
             "ActivationToken" => {
@@ -281,15 +286,18 @@ impl Screen {
                 let (number, _reason): (u32, u32) = body.deserialize()?;
                 self.gone(number).await;
             }
-            "NameOwnerChanged" => {
-                let (_, _, new_owner): (String, String, String) = body.deserialize()?;
-                if !new_owner.is_empty() {
-                    self.or_log(self.show_again().await);
-                }
-            }
             _ => {}
         }
         Ok(())
+    }
+
+    /// Whether this is the connection of the notification server that runs now.
+    async fn is_server(&self, sender: &UniqueName<'_>) -> bool {
+        // Makes the server known, if it is not yet.
+        let server = self.server_if_running().await;
+        let known = self.server.lock().await;
+        matches!(server, Some(Server::Desktop { .. }))
+            && known.as_ref().is_some_and(|(owner, _)| owner.as_str() == sender.as_str())
     }
 
     async fn clicked(&self, number: u32, token: Option<String>) {
@@ -386,33 +394,64 @@ fn silent() -> zbus::Error {
     zbus::Error::Failure("it does not answer".into())
 }
 
-/// The signals of the notification server, and news of its end and start.
-type Signals = futures_util::stream::SelectAll<MessageStream>;
+/// Most signals of the notification server that wait to be looked at; what comes on top is lost.
+const SIGNALS: usize = 64;
 
-/// Listens to the notification server, then shows again what was on the screen before.
+/// Listens to the notification server, and shows again what was on the screen before.
 pub async fn begin(screen: Arc<Screen>) {
-    match signals(&screen.bus).await {
-        Ok(signals) => drop(tokio::spawn(listen(Arc::clone(&screen), signals))),
+    let (inbox, signals) = mpsc::channel(SIGNALS);
+    let came = Arc::new(Notify::new());
+    // What an earlier run has shown is shown again.
+    came.notify_one();
+    match streams(&screen.bus).await {
+        Ok((server, owners)) => {
+            tokio::spawn(hear(server, inbox));
+            tokio::spawn(watch(owners, Arc::clone(&came)));
+        }
         Err(error) => warn!("clicks on alerts are not heard: {error}"),
     }
-    screen.or_log(screen.show_again().await);
+    tokio::spawn(listen(screen, signals, came));
 }
 
-async fn signals(bus: &zbus::Connection) -> zbus::Result<Signals> {
-    // Only the owner of the name is heard: the bus sees to that.
+/// The signals of the notification server, and news of its end and start.
+async fn streams(bus: &zbus::Connection) -> zbus::Result<(MessageStream, MessageStream)> {
     let server = MatchRule::builder().sender(NAME).interface(NAME).build()?;
     let owner = MatchRule::builder().sender("org.freedesktop.DBus").member("NameOwnerChanged").arg(0, NAME).build()?;
-    Ok(futures_util::stream::select_all([
+    Ok((
         MessageStream::for_match_rule(server, bus, None).await?,
         MessageStream::for_match_rule(owner, bus, None).await?,
-    ]))
+    ))
 }
 
-async fn listen(screen: Arc<Screen>, mut signals: Signals) {
-    let mut tokens = HashMap::new();
+/// Takes signals as fast as they come: a stream that is not read holds up everything on the bus, and
+/// with it the answers that its reader waits for.
+async fn hear(mut signals: MessageStream, inbox: mpsc::Sender<zbus::Message>) {
     while let Some(Ok(message)) = signals.next().await {
-        if let Err(error) = screen.handle(&message, &mut tokens).await {
-            debug!("the notification server said something odd: {error}");
+        if inbox.try_send(message).is_err() {
+            debug!("a signal of the notification server is lost: there are too many");
+        }
+    }
+}
+
+/// Tells, once for any number of times, that a notification server has come.
+async fn watch(mut owners: MessageStream, came: Arc<Notify>) {
+    while let Some(Ok(change)) = owners.next().await {
+        if change.body().deserialize().is_ok_and(|(_, _, new): (String, String, String)| !new.is_empty()) {
+            came.notify_one();
+        }
+    }
+}
+
+async fn listen(screen: Arc<Screen>, mut signals: mpsc::Receiver<zbus::Message>, came: Arc<Notify>) {
+    let mut tokens = HashMap::new();
+    loop {
+        tokio::select! {
+            () = came.notified() => screen.or_log(screen.show_again().await),
+            Some(message) = signals.recv() => {
+                if let Err(error) = screen.handle(&message, &mut tokens).await {
+                    debug!("the notification server said something odd: {error}");
+                }
+            }
         }
     }
 }

@@ -97,18 +97,16 @@ async fn wait(
     call: impl Future<Output = zbus::Result<OwnedObjectPath>>,
 ) -> Result<(), NoStart> {
     let mut removed = manager.receive_job_removed().await.map_err(|error| unknown(&error))?;
-    // Without a subscriber systemd sends no signals. A second subscription is an error, and none.
-    let subscribed = manager.subscribe().await;
-    if let Err(error) = &subscribed
-        && is_absent(error)
-    {
-        return Err(NoStart::NotThisWay("there is no systemd on this bus".to_owned()));
-    }
-    let job = match call.await {
-        Ok(job) => job,
-        Err(error) if is(&error, "org.freedesktop.systemd1.UnitExists") => return Ok(()),
-        Err(error) => return Err(NoStart::NotThisWay(format!("systemd did not start it: {error}"))),
+    let (mut begun, mut early) = (std::pin::pin!(begin(manager, call)), Vec::new());
+    let job = loop {
+        tokio::select! {
+            job = &mut begun => break job?,
+            // A stream that is not read holds up everything on the bus, and with it the answer.
+            Some(signal) = removed.next() => early.push(signal),
+        }
     };
+    let Some(job) = job else { return Ok(()) };
+    let mut removed = futures_util::stream::iter(early).chain(removed);
     while let Some(signal) = removed.next().await {
         let Ok(ended) = signal.args() else { continue };
         if ended.job() == &job {
@@ -119,6 +117,25 @@ async fn wait(
         }
     }
     Err(NoStart::Unknown("the bus is gone".to_owned()))
+}
+
+/// The job that a call begins; `None` if the unit runs already.
+async fn begin(
+    manager: &ManagerProxy<'_>,
+    call: impl Future<Output = zbus::Result<OwnedObjectPath>>,
+) -> Result<Option<OwnedObjectPath>, NoStart> {
+    // Without a subscriber systemd sends no signals. A second subscription is an error, and none.
+    let subscribed = manager.subscribe().await;
+    if let Err(error) = &subscribed
+        && is_absent(error)
+    {
+        return Err(NoStart::NotThisWay("there is no systemd on this bus".to_owned()));
+    }
+    match call.await {
+        Ok(job) => Ok(Some(job)),
+        Err(error) if is(&error, "org.freedesktop.systemd1.UnitExists") => Ok(None),
+        Err(error) => Err(NoStart::NotThisWay(format!("systemd did not start it: {error}"))),
+    }
 }
 
 fn is_absent(error: &zbus::Error) -> bool {

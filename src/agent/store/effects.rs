@@ -66,9 +66,10 @@ pub struct Shown {
 pub type Alerting = (Push, UnixMillis);
 
 impl Store {
-    /// Everything that is still to be done, oldest first, at most [`PENDING_MAX`].
+    /// Everything that is still to be done, oldest first, at most [`PENDING_MAX`]. Nothing is done
+    /// for a message that has expired but to open its app.
     pub async fn pending(&self) -> Result<Vec<Pending>, DbError> {
-        self.worker.read(pending).await
+        self.worker.read(|db| pending(db, world::now())).await
     }
 
     /// The alerts on the screen, each with its message and that one's end, as long as it is unread
@@ -201,12 +202,14 @@ fn finish(db: &Connection, place: i64, id: Option<MessageId>, hop: Hop, why: Opt
     }
 }
 
-fn pending(db: &Connection) -> Result<Vec<Pending>> {
+fn pending(db: &Connection, now: UnixMillis) -> Result<Vec<Pending>> {
     db.prepare_cached(
         "SELECT e.place, e.app, e.kind, e.id, e.token, e.process, u.body FROM effects e
-         LEFT JOIN unread u ON u.id = e.id ORDER BY e.place LIMIT ?1",
+         LEFT JOIN unread u ON u.id = e.id
+         WHERE e.kind = ?2 OR e.id IS NULL OR u.expires_ms > ?3
+         ORDER BY e.place LIMIT ?1",
     )?
-    .query_map([PENDING_MAX], |row| {
+    .query_map(params![PENDING_MAX, OPEN, now.0], |row| {
         Ok(Pending { place: row.get(0)?, app: text(row, 1)?, task: task(row)?, process: row.get(5)? })
     })?
     .collect()

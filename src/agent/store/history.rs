@@ -13,6 +13,9 @@ pub const MESSAGES_MAX: i64 = 200;
 /// Most hops of a message that is still tried; one that is tried for ever adds no more.
 const HOPS_MAX: i64 = 16;
 
+/// Most bytes of a reason: an app's error may be as long as the bus takes.
+const WHY_MAX: usize = 300;
+
 /// A step of a message's life on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hop {
@@ -120,9 +123,15 @@ pub(super) fn add(db: &Connection, id: MessageId, hop: Hop, why: Option<&str>, n
         id.as_bytes(),
         now.0,
         hop.name(),
-        why
+        why.map(brief)
     ])?;
     Ok(())
+}
+
+/// The beginning of a reason, which a peer may have worded.
+pub fn brief(why: &str) -> &str {
+    let end = (0..=WHY_MAX.min(why.len())).rev().find(|at| why.is_char_boundary(*at)).unwrap_or(0);
+    &why[..end]
 }
 
 fn count(db: &Connection, id: MessageId) -> Result<i64> {

@@ -278,6 +278,25 @@ async fn a_message_that_is_read_brings_about_nothing_more() {
 }
 
 #[tokio::test]
+async fn a_message_that_has_expired_brings_about_nothing_more() {
+    let fixture = Fixture::new(Limits::default()).await;
+    fixture.store.receive(vec![asking("action=ALERT"), asking("action=LAUNCH")], |_| false).await.unwrap();
+    assert_eq!(fixture.store.pending().await.unwrap().len(), 2);
+    fixture.store.worker.write(|db| db.execute("UPDATE unread SET expires_ms = 1", [])).await.unwrap();
+    assert_eq!(fixture.store.pending().await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn an_app_s_long_error_is_kept_in_brief() {
+    let fixture = Fixture::new(Limits::default()).await;
+    let one = asking("");
+    fixture.receive(std::slice::from_ref(&one)).await;
+    fixture.store.refused(one.push.id, "\u{e9}".repeat(1_000_000)).await.unwrap();
+    let life = fixture.store.history(1).await.unwrap().remove(0);
+    assert_eq!(life.hops[1].why.as_deref().map(str::len), Some(300));
+}
+
+#[tokio::test]
 async fn an_alert_on_the_screen_goes_with_its_message_or_its_app_s_right() {
     let fixture = Fixture::new(Limits::default()).await;
     let one = asking("action=ALERT&alertMessage=Hi");
