@@ -42,11 +42,12 @@ build: ## Build the programs for use: small and optimized, takes minutes
 
 install: build ## Install programs, manual, completions and samples below DESTDIR and PREFIX
 	install -d '$(BIN)' '$(SHARE)/dbus-1/interfaces' '$(SHARE)/doc/bellwire/examples' \
-	    '$(SHARE)/polkit-1/actions' '$(SHARE)/bellwire/apps.d' \
+	    '$(SHARE)/polkit-1/actions' '$(SHARE)/dbus-1/system.d' '$(SHARE)/bellwire/apps.d' \
 	    $(foreach n,1 5 7,'$(SHARE)/man/man$(n)') '$(SHARE)/bash-completion/completions' \
 	    '$(SHARE)/zsh/site-functions' '$(SHARE)/fish/vendor_completions.d'
 	install -m 755 $(foreach p,bellwired bellwire-server bellwire,'$(OUT)/release/$(p)') '$(BIN)'
 	install -m 644 dbus/*.xml '$(SHARE)/dbus-1/interfaces'
+	install -m 644 dbus/org.bellwire.Push.conf '$(SHARE)/dbus-1/system.d'
 	install -m 644 dbus/org.bellwire.policy '$(SHARE)/polkit-1/actions'
 	install -m 644 README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE '$(SHARE)/doc/bellwire'
 	install -m 644 examples/*.toml examples/*.c '$(SHARE)/doc/bellwire/examples'

@@ -4,10 +4,7 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-
-use common::{Answer, App, DEADLINE, Server, curl};
+use common::{Answer, App, Server, curl};
 use serde_json::{Value, json};
 
 const PATH: &str = "/spp/pns/api/push";

@@ -3,13 +3,14 @@
 //! An app is connected as long as that name lives. Messages of one app go one at a time through
 //! its lane, whoever delivers them; no app waits for another.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard, watch};
 use zbus::OwnedObjectPath;
 use zbus::names::OwnedUniqueName;
 
+use super::store::Presence;
 use crate::daemon::lock;
 use crate::proto::{AppId, MessageId};
 
@@ -85,6 +86,10 @@ pub struct Apps {
     lines: Mutex<HashMap<AppId, Arc<Line>>>,
     /// One for each app that has connected in this run.
     lanes: Mutex<HashMap<AppId, Arc<Lane>>>,
+    /// Apps that were connected in an earlier run and may come back.
+    returning: Mutex<HashSet<AppId>>,
+    /// Apps that this run has started and that have not connected yet.
+    awaited: Mutex<HashSet<AppId>>,
 }
 
 /// Another connection has the app.
@@ -95,6 +100,11 @@ pub struct Taken {
 }
 
 impl Apps {
+    /// None is connected; these may come back.
+    pub fn expecting(returning: impl IntoIterator<Item = AppId>) -> Self {
+        Self { returning: Mutex::new(returning.into_iter().collect()), ..Self::default() }
+    }
+
     /// Connects an app. The same name may connect again, with another path or wish.
     pub fn connect(
         &self,
@@ -117,6 +127,8 @@ impl Apps {
             attention: Notify::new(),
             closed: watch::Sender::new(false),
         });
+        lock(&self.returning).remove(&app);
+        lock(&self.awaited).remove(&app);
         if let Some(older) = lines.insert(app, Arc::clone(&line)) {
             older.close();
         }
@@ -135,6 +147,34 @@ impl Apps {
     /// The app's line, if it is connected.
     pub fn line(&self, app: &AppId) -> Option<Arc<Line>> {
         lock(&self.lines).get(app).cloned()
+    }
+
+    /// Whether messages are for the app as it runs: it is connected, or about to be so again.
+    pub fn is_in_use(&self, app: &AppId) -> bool {
+        self.line(app).is_some() || lock(&self.returning).contains(app)
+    }
+
+    /// Those that did not come back, from now on away.
+    pub fn end_return(&self) -> HashSet<AppId> {
+        std::mem::take(&mut *lock(&self.returning))
+    }
+
+    /// The app is being started: it will connect.
+    pub fn expect(&self, app: &AppId) {
+        lock(&self.awaited).insert(app.clone());
+    }
+
+    /// The app was not started after all.
+    pub fn give_up(&self, app: &AppId) {
+        lock(&self.awaited).remove(app);
+    }
+
+    /// Whether the app is there.
+    pub fn presence(&self, app: &AppId) -> Presence {
+        if self.line(app).is_some() {
+            return Presence::Connected;
+        }
+        if lock(&self.awaited).contains(app) { Presence::Awaited } else { Presence::Away }
     }
 
     /// Rings at the app, if it is connected.

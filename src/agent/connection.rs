@@ -230,8 +230,7 @@ impl Connection {
             let (store, batch) = (self.parts.store.clone(), std::mem::take(&mut self.waiting));
             let apps = Arc::clone(&self.parts.apps);
             fault_point("arrived");
-            self.stored =
-                Some(Box::pin(async move { store.receive(batch, move |app| apps.line(app).is_some()).await }));
+            self.stored = Some(Box::pin(async move { store.receive(batch, move |app| apps.is_in_use(app)).await }));
         }
         self.publish();
     }

@@ -36,6 +36,9 @@ pub struct Manifest {
     /// Who may be it: everything that is given must hold.
     #[serde(default)]
     pub allow: Allow,
+    /// Its file.
+    #[serde(skip)]
+    pub path: PathBuf,
 }
 
 /// The ways to start an app.
@@ -95,11 +98,11 @@ impl Allow {
 impl Manifest {
     /// One that says nothing.
     pub fn of(app: AppId) -> Self {
-        Self { app, name: None, icon: None, launch: LaunchBy::default(), allow: Allow::default() }
+        Self { app, name: None, icon: None, launch: LaunchBy::default(), allow: Allow::default(), path: PathBuf::new() }
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self, config::ConfigError> {
-        config::parse(path, text)
+        Ok(Self { path: path.to_owned(), ..config::parse(path, text)? })
     }
 }
 
@@ -121,8 +124,8 @@ pub struct Profile {
     pub bus_name: Option<OwnedWellKnownName>,
     /// The systemd unit that starts it.
     pub unit: Option<String>,
-    /// Nothing of it is installed.
-    pub absent: bool,
+    /// A file of it, empty if only the bus knows it; nothing if nothing is installed.
+    pub file: Option<String>,
 }
 
 /// The manifests and where they and desktop files are.
@@ -198,10 +201,13 @@ impl Installed {
         let languages = freedesktop_desktop_entry::get_languages_from_env();
         let entry_name = desktop.as_ref().and_then(|entry| entry.name(&languages).map(|name| name.into_owned()));
         let entry_icon = desktop.as_ref().and_then(|entry| entry.icon().map(str::to_owned));
+        let files = manifest.as_ref().map(|manifest| &manifest.path);
+        let file = files.or(desktop.as_ref().map(|entry| &entry.path)).map(|path| path.to_string_lossy().into_owned());
+        let file = file.or(bus_name.as_ref().map(|_| String::new()));
         Profile {
             name: named.or(entry_name).unwrap_or_else(|| app.to_string()),
             icon: manifest.as_ref().and_then(|manifest| manifest.icon.clone()).or(entry_icon),
-            absent: manifest.is_none() && desktop.is_none() && bus_name.is_none(),
+            file,
             desktop,
             bus_name,
             unit: launch.unit,
@@ -315,9 +321,11 @@ mod tests {
         let profile = |app: &str| installed.profile(&app.parse().unwrap(), None, |name| name == "org.example.Bus");
         assert_eq!(profile("chat").name, "for me");
         let mail = profile("org.example.Mail");
-        assert_eq!((mail.name.as_str(), mail.icon.as_deref(), mail.absent), ("Mail", Some("mail"), false));
+        assert_eq!((mail.name.as_str(), mail.icon.as_deref()), ("Mail", Some("mail")));
+        assert!(mail.file.is_some_and(|file| file.ends_with("applications/org.example.Mail.desktop")));
         assert!(profile("org.example.Bus").bus_name.is_some());
-        assert!(profile("org.example.Other").absent);
+        assert_eq!(profile("org.example.Bus").file.as_deref(), Some(""));
+        assert_eq!(profile("org.example.Other").file, None);
         let flatpak = Owner { uid: 0, flatpak: Some("org.example.Mail".into()) };
         assert_eq!(installed.profile(&"0123".parse().unwrap(), Some(&flatpak), |_| false).name, "Mail");
     }

@@ -116,7 +116,8 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
     let database = |error: DbError| Fatal::new(Exit::IoErr, error);
     let (store, credentials) = Store::open(&config.database(), config.limits).map_err(database)?;
     let gateway = choose_gateway(&store, &config).await.map_err(database)?;
-    let (apps, clock) = (Arc::new(Apps::default()), Clock::start());
+    let returning = store.connected_before().await.map_err(database)?;
+    let (apps, clock) = (Arc::new(Apps::expecting(returning)), Clock::start());
     let (commands, inbox) = mpsc::channel(COMMANDS);
     let (changes, _) = broadcast::channel(CHANGES);
     let (status_out, status) =

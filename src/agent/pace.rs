@@ -68,7 +68,8 @@ pub struct Due {
 }
 
 /// Divides the pending effects of one app, oldest first, into what is due now and what waits.
-pub fn due(pending: Vec<Pending>, paces: &mut Paces, rates: Rates, do_not_disturb: bool, now: Moment) -> Due {
+/// `hold_alerts`: the user wants to be left alone, or nobody can show them just now.
+pub fn due(pending: Vec<Pending>, paces: &mut Paces, rates: Rates, hold_alerts: bool, now: Moment) -> Due {
     let mut due = Due::default();
     let (mut alerts, mut launches) = (Vec::new(), Vec::new());
     for effect in pending {
@@ -87,7 +88,7 @@ pub fn due(pending: Vec<Pending>, paces: &mut Paces, rates: Rates, do_not_distur
             due.again = paces.launches.next();
         }
     }
-    if !alerts.is_empty() && !do_not_disturb {
+    if !alerts.is_empty() && !hold_alerts {
         let room = paces.alerts.room(now, rates.alerts);
         let single = if alerts.len() <= room { alerts.len() } else { room.saturating_sub(1) };
         let together = alerts.split_off(single);
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn do_not_disturb_holds_alerts_and_nothing_else() {
+    fn alerts_that_are_held_hold_nothing_else() {
         let mut paces = Paces::default();
         let mut both = alerts(0..1);
         both.push(launch(1));

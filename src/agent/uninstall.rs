@@ -13,10 +13,8 @@ use futures_util::StreamExt;
 use inotify::{EventStream, Inotify, WatchMask};
 use tracing::{error, info, warn};
 
-use super::bus::Shared;
-use super::connection::{Change, Command};
+use super::bus::{Shared, activatable_names};
 use super::store::AppRow;
-use crate::proto::wishes::Wish;
 
 /// The silence after the last change of a folder: packages are replaced file by file.
 const SETTLED: Duration = Duration::from_secs(3);
@@ -50,27 +48,29 @@ async fn end_uninstalled(shared: &Shared, bus: &zbus::Connection) {
         Ok(apps) => apps,
         Err(error) => return error!("the store failed: {error}"),
     };
-    for row in apps.into_iter().filter(|row| row.installed) {
-        if shared.profile(bus, &row.app).await.absent {
+    // A bus that does not answer knows of no app.
+    if activatable_names(bus).await.is_err() {
+        return;
+    }
+    for row in apps {
+        let Some(seen) = &row.installed else { continue };
+        if is_gone(Path::new(seen)) && shared.profile(bus, &row.app).await.file.is_none() {
             end(shared, row).await;
         }
     }
 }
 
+/// Whether a file that was here is not any more. With its folder gone, which may be a disk that is
+/// not mounted yet, nobody knows.
+fn is_gone(file: &Path) -> bool {
+    file.as_os_str().is_empty() || (!file.exists() && file.parent().is_some_and(Path::is_dir))
+}
+
 async fn end(shared: &Shared, row: AppRow) {
     info!(app = %row.app, "the app was uninstalled");
-    if let Err(error) = shared.store.uninstalled(row.app.clone()).await {
-        return error!("the store failed: {error}");
+    if let Err(error) = shared.forget(row).await {
+        error!("the store failed: {error}");
     }
-    if row.reg_id.is_some() || row.wish.is_some() {
-        // The wish is on disk: if the daemon is stopping, the next start has it.
-        let _ = shared.commands.send(Command::Wish(row.app.clone(), Wish::Deregister)).await;
-    }
-    // Nobody may be listening.
-    let _ = shared.changes.send(Change::Unregistered(row.app));
-    shared.hints.effects.notify_one();
-    shared.hints.badges.notify_one();
-    let _ = shared.commands.try_send(Command::Report);
 }
 
 /// The folders' changes; those above a folder that is not there yet, for its own.

@@ -39,16 +39,25 @@ pub trait Push {
 )]
 pub trait Manager {
     /// Where the connection stands.
+    #[zbus(allow_interactive_auth)]
     fn get_status(&self) -> zbus::Result<HashMap<String, OwnedVariant>>;
     /// The apps.
+    #[zbus(allow_interactive_auth)]
     fn list_apps(&self) -> zbus::Result<Vec<HashMap<String, OwnedVariant>>>;
     /// Changes what the user allows an app.
+    #[zbus(allow_interactive_auth)]
     fn set_app(&self, app: &str, settings: HashMap<&str, Variant<'_>>) -> zbus::Result<()>;
+    /// Forgets an app.
+    #[zbus(allow_interactive_auth)]
+    fn forget_app(&self, app: &str) -> zbus::Result<()>;
     /// Whether the user wants to be left alone.
+    #[zbus(allow_interactive_auth)]
     fn set_do_not_disturb(&self, on: bool) -> zbus::Result<()>;
     /// The newest messages.
+    #[zbus(allow_interactive_auth)]
     fn list_messages(&self, most: u32) -> zbus::Result<Vec<HashMap<String, OwnedVariant>>>;
     /// Skips the wait.
+    #[zbus(allow_interactive_auth)]
     fn try_now(&self) -> zbus::Result<()>;
 }
 

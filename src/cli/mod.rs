@@ -109,6 +109,11 @@ enum AppCommand {
         /// The app id
         app: AppId,
     },
+    /// Remove all that this device has of an app, and end its registration
+    Forget {
+        /// The app id
+        app: AppId,
+    },
     /// Show an app's badge, or set it
     Badge {
         /// The app id
@@ -216,6 +221,7 @@ async fn app(bus: &BusName, command: AppCommand, output: Output) -> Result<(), F
         AppCommand::Set(args) => settings::set(bus, args, output).await,
         AppCommand::Enable { app } => settings::enable(bus, &app, true, output).await,
         AppCommand::Disable { app } => settings::enable(bus, &app, false, output).await,
+        AppCommand::Forget { app } => settings::forget(bus, &app, output).await,
         AppCommand::Badge { app, count } => settings::badge(bus, &app, count, output).await,
         AppCommand::Deregister { app } => listen::deregister(bus, &app, output).await,
     }

@@ -72,6 +72,15 @@ pub async fn enable(bus_name: &BusName, app: &AppId, on: bool, output: Output) -
     Ok(())
 }
 
+/// Removes all that the device has of an app.
+pub async fn forget(bus_name: &BusName, app: &AppId, output: Output) -> Result<(), Fatal> {
+    manager(bus_name).await?.forget_app(app.as_str()).await.map_err(fatal)?;
+    output.print(&json!({ "app": app, "forgotten": true }), || {
+        format!("{app} is forgotten; whoever connects it next has it")
+    });
+    Ok(())
+}
+
 /// Prints an app's badge, after setting it if there is a number.
 pub async fn badge(bus_name: &BusName, app: &AppId, count: Option<u32>, output: Output) -> Result<(), Fatal> {
     let bus = bus::open(bus_name).await?;

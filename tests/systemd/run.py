@@ -31,7 +31,8 @@ PROGRAMS = ["bellwire-server", "bellwired"]
 PACKAGES = ["systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "libnss-systemd", "polkitd",
             "python3-jeepney", "curl"]
 # What is shipped and belongs into a machine, and where.
-SHIPPED = {"examples/server.toml": "etc/bellwire", "dbus/org.bellwire.policy": "usr/share/polkit-1/actions"}
+SHIPPED = {"examples/server.toml": "etc/bellwire", "dbus/org.bellwire.policy": "usr/share/polkit-1/actions",
+           "dbus/org.bellwire.Push.conf": "usr/share/dbus-1/system.d"}
 # Where the machine has the apps and the checks.
 TOOLS = "usr/lib/bellwire-test"
 CHECKS = "bellwire-checks.service"

@@ -13,7 +13,7 @@ use super::push::{link_state, registration};
 use super::{Shared, caller, identity, polkit};
 use crate::agent::connection::{Change, Command};
 use crate::agent::effects::screen;
-use crate::agent::store::{AppRow, Life, Switches};
+use crate::agent::store::{AppRow, Life, SwitchTo, Switches};
 use crate::proto::device::LinkState;
 use crate::proto::wishes::Wish;
 use crate::proto::{AppId, MessageId};
@@ -35,7 +35,7 @@ impl Manager {
     async fn check(&self, bus: &Connection, header: &Header<'_>) -> Result<(), Error> {
         let name = caller(header)?;
         let uid = identity(bus, &name).await?.uid;
-        if uid == 0 || uid == nix::unistd::geteuid().as_raw() || polkit::allows(bus, &name).await {
+        if uid == 0 || uid == nix::unistd::geteuid().as_raw() || polkit::allows(bus, &name, may_ask(header)).await {
             return Ok(());
         }
         Err(Error::PermissionDenied("only the daemon's user, root and whom polkit lets may do this".into()))
@@ -46,6 +46,13 @@ impl Manager {
             app.parse().map_err(|error: crate::proto::ids::IdError| Error::InvalidAppId(error.to_string()))?;
         let row = self.shared.store.app(id).await?;
         row.ok_or_else(|| Error::UnknownApp(format!("no app {app} has ever connected")))
+    }
+
+    /// The message of an alert that the device's own shell shows.
+    async fn shell_alert(&self, id: &str) -> Result<MessageId, Error> {
+        let message: MessageId = id.parse().map_err(|_| no_alert(id))?;
+        let alert = self.shared.store.alert_at(screen::SHELL, message).await?;
+        alert.map(|alert| alert.id).ok_or_else(|| no_alert(id))
     }
 
     /// What follows once an app has been switched off or on.
@@ -118,10 +125,24 @@ impl Manager {
     ) -> Result<(), Error> {
         self.check(bus, &header).await?;
         let row = self.app(app).await?;
-        let to = changed(row.switches, &settings)?;
-        if let Some(before) = self.shared.store.switch(row.app.clone(), to).await? {
-            self.after_switch(&row.app, before.switches, to).await;
+        if let Some((from, to)) = self.shared.store.switch(row.app.clone(), wanted(&settings)?).await? {
+            self.after_switch(&row.app, from, to).await;
         }
+        Ok(())
+    }
+
+    async fn forget_app(
+        &self,
+        app: &str,
+        #[zbus(connection)] bus: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<(), Error> {
+        self.check(bus, &header).await?;
+        let row = self.app(app).await?;
+        if let Some(line) = self.shared.apps.line(&row.app) {
+            self.shared.apps.disconnect(&line);
+        }
+        self.shared.forget(row).await?;
         Ok(())
     }
 
@@ -157,9 +178,9 @@ impl Manager {
     ) -> Result<(), Error> {
         self.check(bus, &header).await?;
         let token = (!token.is_empty()).then(|| token.to_owned());
-        let Some(id) = message_id(id) else { return Err(no_alert(id)) };
-        if !self.shared.store.alert_clicked(id, token).await? {
-            return Err(no_alert(&id.to_string()));
+        let alert = self.shell_alert(id).await?;
+        if !self.shared.store.alert_clicked(alert, token).await? {
+            return Err(no_alert(id));
         }
         self.shared.hints.effects.notify_one();
         Ok(())
@@ -172,8 +193,8 @@ impl Manager {
         #[zbus(header)] header: Header<'_>,
     ) -> Result<(), Error> {
         self.check(bus, &header).await?;
-        let Some(id) = message_id(id) else { return Err(no_alert(id)) };
-        Ok(self.shared.store.alert_closed(id).await?)
+        let alert = self.shell_alert(id).await?;
+        Ok(self.shared.store.alert_closed(alert).await?)
     }
 
     /// An alert for the device's own shell, where there is no notification server.
@@ -224,19 +245,21 @@ impl Manager {
     }
 }
 
-/// The switches with those settings changed that are given.
-fn changed(mut switches: Switches, settings: &HashMap<String, OwnedVariant>) -> Result<Switches, Error> {
+/// The settings as the store takes them.
+fn wanted(settings: &HashMap<String, OwnedVariant>) -> Result<SwitchTo, Error> {
+    let mut to = SwitchTo::default();
     for (name, value) in settings {
         let switch = match name.as_str() {
-            "enabled" => &mut switches.enabled,
-            "alerts" => &mut switches.alerts,
-            "launch" => &mut switches.launch,
-            "badge" => &mut switches.badge,
+            "enabled" => &mut to.enabled,
+            "alerts" => &mut to.alerts,
+            "launch" => &mut to.launch,
+            "badge" => &mut to.badge,
             other => return Err(Error::InvalidSetting(format!("{other} is none of enabled, alerts, launch, badge"))),
         };
-        *switch = bool::try_from(&**value).map_err(|_| Error::InvalidSetting(format!("{name} is a boolean")))?;
+        let on = bool::try_from(&**value).map_err(|_| Error::InvalidSetting(format!("{name} is a boolean")))?;
+        *switch = Some(on);
     }
-    Ok(switches)
+    Ok(to)
 }
 
 fn describe_life(life: &Life) -> Dictionary {
@@ -266,8 +289,9 @@ fn describe_life(life: &Life) -> Dictionary {
     members
 }
 
-fn message_id(text: &str) -> Option<MessageId> {
-    text.parse().ok()
+/// Whether the caller waits while somebody is asked for a password.
+fn may_ask(header: &Header<'_>) -> bool {
+    header.primary().flags().contains(zbus::message::Flags::ALLOW_INTERACTIVE_AUTH)
 }
 
 fn no_alert(id: &str) -> Error {

@@ -29,8 +29,10 @@ use super::deliver::Courier;
 use super::effects::{self, Hints, Performer, badges};
 use super::identity::{self, Identity};
 use super::installed::{Installed, Profile};
-use super::store::{Changes, Store};
+use super::store::{AppRow, Changes, Store};
 use super::uninstall;
+use crate::db::DbError;
+use crate::proto::wishes::Wish;
 use crate::proto::{AppId, DeviceId};
 use crate::world::Clock;
 use error::Error;
@@ -101,17 +103,32 @@ impl Shared {
     /// How the app looks and starts, from what is installed of it now.
     pub async fn profile(&self, bus: &zbus::Connection, app: &AppId) -> Profile {
         let owner = self.store.app(app.clone()).await.ok().flatten().map(|row| row.owner);
-        let names = activatable_names(bus).await;
+        let names = activatable_names(bus).await.unwrap_or_default();
         self.installed.profile(app, owner.as_ref(), |name| names.iter().any(|known| known == name))
     }
 
     /// Decides about the messages that the app had not taken when it went.
     pub async fn app_left(&self, app: &AppId) {
         let apps = Arc::clone(&self.apps);
-        match self.store.left(app.clone(), move |app| apps.line(app).is_some()).await {
+        match self.store.left(app.clone(), move |app| apps.presence(app)).await {
             Ok(changes) => self.tell(&changes),
             Err(error) => error!("the store failed: {error}"),
         }
+    }
+
+    /// Forgets an app that is gone: its messages go, and its registration ends.
+    pub async fn forget(&self, row: AppRow) -> Result<(), DbError> {
+        self.store.uninstalled(row.app.clone()).await?;
+        if row.reg_id.is_some() || row.wish.is_some() {
+            // The wish is on disk: if the daemon is stopping, the next start has it.
+            let _ = self.commands.send(Command::Wish(row.app.clone(), Wish::Deregister)).await;
+        }
+        // Nobody may be listening.
+        let _ = self.changes.send(Change::Unregistered(row.app));
+        self.hints.effects.notify_one();
+        self.hints.badges.notify_one();
+        let _ = self.commands.try_send(Command::Report);
+        Ok(())
     }
 
     /// Tells everybody what has changed in the store.
@@ -125,10 +142,9 @@ impl Shared {
 }
 
 /// The names that the bus can start.
-pub async fn activatable_names(bus: &zbus::Connection) -> Vec<String> {
-    let Ok(dbus) = DBusProxy::new(bus).await else { return Vec::new() };
-    let names = dbus.list_activatable_names().await.unwrap_or_default();
-    names.iter().map(|name| name.as_str().to_owned()).collect()
+pub async fn activatable_names(bus: &zbus::Connection) -> zbus::Result<Vec<String>> {
+    let names = DBusProxy::new(bus).await?.list_activatable_names().await?;
+    Ok(names.iter().map(|name| name.as_str().to_owned()).collect())
 }
 
 /// The caller's name, which lives as long as its connection.

@@ -2,6 +2,7 @@
 //! `org.bellwire.manage`. Where there is no polkit on the bus, nobody else may.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use tracing::debug;
 use zbus::names::UniqueName;
@@ -11,6 +12,8 @@ use zbus::{Connection, Variant, proxy};
 const ACTION: &str = "org.bellwire.manage";
 /// polkit may ask the user.
 const ALLOW_USER_INTERACTION: u32 = 1;
+/// How long the user may take to answer.
+const ANSWER: Duration = Duration::from_secs(120);
 
 /// polkit's authority.
 #[proxy(
@@ -30,16 +33,18 @@ trait Authority {
     ) -> zbus::Result<(bool, bool, HashMap<String, String>)>;
 }
 
-/// Whether whoever has this name may manage.
-pub async fn allows(bus: &Connection, name: &UniqueName<'_>) -> bool {
+/// Whether whoever has this name may manage. `ask`: somebody may be asked for a password.
+pub async fn allows(bus: &Connection, name: &UniqueName<'_>, ask: bool) -> bool {
     let asked = async {
         let subject = ("system-bus-name", HashMap::from([("name", Variant::from(name.as_str()))]));
         let authority = AuthorityProxy::new(bus).await?;
-        authority.check_authorization(&subject, ACTION, HashMap::new(), ALLOW_USER_INTERACTION, "").await
+        let flags = if ask { ALLOW_USER_INTERACTION } else { 0 };
+        authority.check_authorization(&subject, ACTION, HashMap::new(), flags, "").await
     };
-    match asked.await {
-        Ok((authorized, _, _)) => authorized,
-        Err(error) => {
+    match tokio::time::timeout(ANSWER, asked).await {
+        Ok(Ok((authorized, _, _))) => authorized,
+        Err(_) => false,
+        Ok(Err(error)) => {
             debug!("polkit was not asked: {error}");
             false
         }

@@ -51,9 +51,10 @@ impl Push {
     /// The app, if it is the caller's or nobody's yet.
     async fn claim(&self, bus: &Connection, app: &AppId, caller: &OwnedUniqueName) -> Result<AppRow, Error> {
         let (owner, right) = self.right(bus, app, caller).await?;
-        let installed = !self.shared.profile(bus, app).await.absent;
+        let installed = self.shared.profile(bus, app).await.file;
         let claim = Claim { app: app.clone(), owner: owner.clone(), by_manifest: right == Right::Manifest, installed };
-        let row = self.shared.store.claim(claim).await?;
+        let apps = Arc::clone(&self.shared.apps);
+        let row = self.shared.store.claim(claim, move |app| apps.is_in_use(app)).await?;
         let row = row.ok_or_else(|| Error::TooMany("this device has as many apps as it may have".into()))?;
         if row.owner == owner { Ok(row) } else { Err(not_yours(app, "another user or sandboxed app had it first")) }
     }
@@ -95,8 +96,15 @@ impl Push {
         {
             apps.disconnect(&older);
         }
-        apps.connect(app.clone(), caller, path, hold)
-            .map_err(|taken| Error::PermissionDenied(format!("the app {app} is connected by {}", taken.by.as_str())))
+        let line = apps
+            .connect(app.clone(), caller, path, hold)
+            .map_err(|taken| Error::PermissionDenied(format!("the app {app} is connected by {}", taken.by.as_str())))?;
+        // A daemon that is started anew waits a while for the apps that were here.
+        if let Err(error) = self.shared.store.came(app.clone()).await {
+            apps.disconnect(&line);
+            return Err(error.into());
+        }
+        Ok(line)
     }
 
     /// Puts a wish on disk and waits for what becomes of it.

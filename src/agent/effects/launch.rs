@@ -117,7 +117,7 @@ impl Launcher<'_> {
             Way::Bus(name) => self.by_name(name, reason).await,
             Way::TransientUnit => {
                 let program = process::program(profile)?;
-                let unit = systemd::transient_name(row.app.as_str(), &occasion(reason, effects));
+                let unit = systemd::transient_name(row.app.as_str(), &occasion(effects));
                 systemd::start_program(self.bus, &unit, &profile.name, &program, &environment(row, reason)).await
             }
             Way::Unit(unit) => systemd::start_unit(self.bus, unit).await,
@@ -220,15 +220,23 @@ pub fn error_name(error: &zbus::Error) -> Option<String> {
     None
 }
 
+/// A call that was not answered: nobody knows what came of it.
+pub fn has_no_answer(error: &zbus::Error) -> bool {
+    let silent = ["NoReply", "Timeout", "TimedOut", "Disconnected"];
+    error_name(error).is_none_or(|name| silent.iter().any(|known| name.ends_with(known)))
+}
+
 /// An error after which nobody knows whether something was started.
 pub fn unknown(error: &zbus::Error) -> NoStart {
     NoStart::Unknown(error.to_string())
 }
 
-/// A name for this start that the same start has after a power cut, and no other has.
-fn occasion(reason: &Reason, effects: &[Pending]) -> String {
-    let id = reason.launch.message().as_ref().map(MessageId::to_string);
-    id.unwrap_or_else(|| effects.first().map_or_else(String::new, |effect| format!("registration{}", effect.place)))
+/// A name for this start that the same start has after a power cut, and no other has: that of the
+/// oldest effect, whatever has come to it since.
+fn occasion(effects: &[Pending]) -> String {
+    let Some(oldest) = effects.first() else { return String::new() };
+    let id = super::message(&oldest.task).as_ref().map(MessageId::to_string);
+    id.unwrap_or_else(|| format!("registration{}", oldest.place))
 }
 
 /// What a started program finds in its environment.
@@ -267,7 +275,7 @@ mod tests {
             desktop: Some(Arc::new(entry)),
             bus_name: Some(OwnedWellKnownName::try_from("org.example.Chat").unwrap()),
             unit: Some("chat.service".into()),
-            absent: false,
+            file: None,
         }
     }
 

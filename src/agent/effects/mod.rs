@@ -48,7 +48,7 @@ impl Hints {
         if changes.effects {
             self.effects.notify_one();
         }
-        if !changes.badges.is_empty() {
+        if changes.badges {
             self.badges.notify_one();
         }
     }
@@ -65,14 +65,22 @@ pub struct Performer {
     paces: HashMap<AppId, Paces>,
     /// Apps for which something is being done: what comes for them waits until it is.
     busy: HashSet<AppId>,
-    jobs: JoinSet<AppId>,
+    /// Alerts are being taken off the screen.
+    tidying: bool,
+    jobs: JoinSet<Done>,
+}
+
+/// What a job was for.
+enum Done {
+    App(AppId),
+    Tidying,
 }
 
 impl Performer {
     /// Over the bus that the apps are on.
     pub fn new(shared: Arc<Shared>, bus: zbus::Connection) -> Self {
         let screen = Arc::new(Screen::new(Arc::clone(&shared), bus.clone()));
-        Self { shared, bus, screen, paces: HashMap::new(), busy: HashSet::new(), jobs: JoinSet::new() }
+        Self { shared, bus, screen, paces: HashMap::new(), busy: HashSet::new(), tidying: false, jobs: JoinSet::new() }
     }
 
     /// Runs as long as the daemon.
@@ -94,9 +102,10 @@ impl Performer {
         }
     }
 
-    fn finish(&mut self, done: Result<AppId, tokio::task::JoinError>) {
+    fn finish(&mut self, done: Result<Done, tokio::task::JoinError>) {
         match done {
-            Ok(app) => drop(self.busy.remove(&app)),
+            Ok(Done::App(app)) => drop(self.busy.remove(&app)),
+            Ok(Done::Tidying) => self.tidying = false,
             // Its app stays busy: what broke would break again.
             Err(error) => error!("an effect was not carried out: {error}"),
         }
@@ -104,21 +113,23 @@ impl Performer {
 
     /// Begins what is due; returns when to look again.
     async fn begin_due(&mut self) -> Result<Option<Moment>, DbError> {
-        let expiry = self.screen.tidy().await?;
+        self.begin_tidying().await?;
+        let expiry = self.shared.store.next_alert_end().await?.map(|end| moment_of(end, &self.shared));
         let pending = self.shared.store.pending().await?;
         if pending.is_empty() {
             return Ok(expiry);
         }
-        let do_not_disturb = self.shared.store.do_not_disturb().await?;
+        let resting = self.screen.resting();
+        let hold_alerts = resting.is_some() || self.shared.store.do_not_disturb().await?;
         let limits = self.shared.config.limits;
         let rates = Rates { alerts: limits.alerts_per_minute, launches: limits.launches_per_minute };
         let now = self.shared.clock.now();
-        let mut again = expiry;
+        let mut again = expiry.into_iter().chain(resting).min();
         for (app, pending) in by_app(pending) {
             if self.busy.contains(&app) {
                 continue;
             }
-            let due = pace::due(pending, self.paces.entry(app.clone()).or_default(), rates, do_not_disturb, now);
+            let due = pace::due(pending, self.paces.entry(app.clone()).or_default(), rates, hold_alerts, now);
             again = again.into_iter().chain(due.again).min();
             if !due.starts.is_empty() || !due.alerts.is_empty() {
                 self.busy.insert(app.clone());
@@ -126,11 +137,34 @@ impl Performer {
                     Job { shared: Arc::clone(&self.shared), bus: self.bus.clone(), screen: Arc::clone(&self.screen) };
                 self.jobs.spawn(async move {
                     job.carry_out(&app, due).await;
-                    app
+                    Done::App(app)
                 });
             }
         }
         Ok(again)
+    }
+}
+
+impl Performer {
+    /// Takes alerts that are over off the screen, in a job of its own: nobody waits for a server that
+    /// hangs.
+    async fn begin_tidying(&mut self) -> Result<(), DbError> {
+        if self.tidying {
+            return Ok(());
+        }
+        let over = self.shared.store.alerts_over().await?;
+        if !over.is_empty() {
+            self.tidying = true;
+            let screen = Arc::clone(&self.screen);
+            self.jobs.spawn(async move {
+                if let Err(error) = screen.take_off(over).await {
+                    error!("the store failed: {error}");
+                    tokio::time::sleep(STORE_RETRY).await;
+                }
+                Done::Tidying
+            });
+        }
+        Ok(())
     }
 }
 
@@ -175,6 +209,7 @@ impl Job {
             Err(why) => {
                 let why = history::brief(&why).to_owned();
                 warn!(%app, "the app was not started: {why}");
+                self.shared.apps.give_up(app);
                 self.shared.store.launching(app.clone(), None).await?;
                 self.report(app, &reason, &why).await;
                 (Hop::Failed, why)
@@ -201,6 +236,11 @@ impl Job {
         if !by_user && self.shared.apps.line(app).is_some() {
             return Ok(Ok("the app has connected meanwhile".to_owned()));
         }
+        let in_front = reason.manner == Manner::Foreground;
+        if !by_user && in_front && self.shared.store.do_not_disturb().await? {
+            return Ok(Err("do-not-disturb: the app was not started".to_owned()));
+        }
+        self.shared.apps.expect(app);
         self.shared.store.launching(app.clone(), Some(reason.launch)).await?;
         fault_point("launching");
         let launcher = Launcher { shared: &self.shared, bus: &self.bus };
@@ -250,10 +290,11 @@ fn reason(effects: &[Pending]) -> Option<Reason> {
 /// that is still there connects again within that time.
 pub async fn end_earlier_run(shared: Arc<Shared>) {
     tokio::time::sleep(Duration::from_secs(shared.config.limits.reconnect_s.into())).await;
-    let apps = shared.store.left_over().await.unwrap_or_else(|error| {
-        error!("the store failed: {error}");
-        Vec::new()
-    });
+    let mut apps = shared.apps.end_return();
+    match shared.store.left_over().await {
+        Ok(others) => apps.extend(others),
+        Err(error) => error!("the store failed: {error}"),
+    }
     for app in apps {
         shared.app_left(&app).await;
     }

@@ -82,6 +82,10 @@ pub fn hold(program: &Program, environment: &[(&str, String)]) -> Result<Held, N
     // If the daemon ends before it has written, the shell reads an end and so ends as well.
     command.args(["-c", HOLD, "sh", &path]).args(&program.arguments[1..]);
     command.stdin(Stdio::piped()).process_group(0);
+    // The daemon's own affairs with systemd.
+    for own in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+        command.env_remove(own);
+    }
     command.envs(environment.iter().map(|(name, value)| (name, value)));
     if let Some(folder) = &program.folder {
         command.current_dir(folder);

@@ -18,12 +18,12 @@ use zbus::names::{OwnedUniqueName, UniqueName};
 use zbus::object_server::SignalEmitter;
 use zbus::{MatchRule, MessageStream, Variant, proxy};
 
-use super::moment_of;
+use super::launch::{error_name, has_no_answer};
 use crate::agent::bus::manager::Manager;
 use crate::agent::bus::{PATH, Shared, activatable_names};
 use crate::agent::installed::Profile;
 use crate::agent::store::{Pending, Shown, Task, history};
-use crate::daemon::fault_point;
+use crate::daemon::{fault_point, lock};
 use crate::db::DbError;
 use crate::proto::message::Urgency;
 use crate::proto::{AppId, MessageId, Moment, Push};
@@ -55,9 +55,11 @@ trait Notifications {
 
 const NAME: &str = "org.freedesktop.Notifications";
 /// In place of a server: the device's own shell listens to a signal.
-const SHELL: &str = "shell";
+pub const SHELL: &str = "shell";
 /// How long a notification server may take to answer.
 const ANSWER: Duration = Duration::from_secs(20);
+/// How long a server that did not answer is left alone.
+const REST: Duration = Duration::from_secs(30);
 
 /// Who shows alerts.
 #[derive(Clone, Debug)]
@@ -88,14 +90,24 @@ pub struct Screen {
     bus: zbus::Connection,
     /// The server as it was last asked about itself.
     server: Mutex<Option<(OwnedUniqueName, Server)>>,
-    /// The right to show something.
+    /// The right to show something, and to hear what became of it.
     turn: Mutex<()>,
+    /// The server did not answer: until then it is left alone.
+    resting: std::sync::Mutex<Option<Moment>>,
+}
+
+/// Why an alert is not on the screen.
+enum NotShown {
+    /// Nor will it be if it is tried again.
+    Refused(zbus::Error),
+    /// The server is not itself just now.
+    Later(String),
 }
 
 impl Screen {
     /// The screen of the session that this bus is of.
     pub fn new(shared: Arc<Shared>, bus: zbus::Connection) -> Self {
-        Self { shared, bus, server: Mutex::new(None), turn: Mutex::new(()) }
+        Self { shared, bus, server: Mutex::new(None), turn: Mutex::new(()), resting: std::sync::Mutex::default() }
     }
 
     /// Shows one alert for these effects: the newest of them, which speaks for the others.
@@ -104,9 +116,12 @@ impl Screen {
             effects.iter().filter_map(|effect| Some((effect.place, alert_of(effect)?.id))).collect();
         let Some(newest) = effects.last().and_then(alert_of) else { return Ok(()) };
         let _turn = self.turn.lock().await;
-        let server = self.server().await;
+        let server = match self.server().await {
+            Ok(server) => server,
+            Err(why) => return self.rest(&why),
+        };
         let more = u32::try_from(effects.len() - 1).unwrap_or(u32::MAX);
-        let alert = self.on_record(app, newest, more, server.key()).await?;
+        let (alert, replaced) = self.on_record(app, newest, more, server.key()).await?;
         fault_point("alerting");
         self.shared.store.showing(alert.clone()).await?;
         fault_point("alert-noted");
@@ -115,31 +130,53 @@ impl Screen {
                 fault_point("alerted");
                 self.shared.store.alerted(Shown { notification, ..alert }, done).await
             }
-            Err(error) => {
-                let why = format!("the notification server failed: {error}");
+            Err(NotShown::Later(why)) => self.rest(&why),
+            Err(NotShown::Refused(error)) => {
+                let why = format!("the notification server refused it: {error}");
                 let why = history::brief(&why).to_owned();
-                warn!(%app, "an alert was not shown: {why}");
-                self.shared.store.not_alerted(newest.id, done, why).await
+                debug!(%app, "an alert was not shown: {why}");
+                self.shared.store.not_alerted(newest.id, replaced, done, why).await
             }
         }
     }
 
-    /// The alert with its number: that of the alert it replaces, else one of its own.
-    async fn on_record(&self, app: &AppId, push: &Push, more: u32, server: &str) -> Result<Shown, DbError> {
+    /// Until when the server is left alone, because it did not answer.
+    pub fn resting(&self) -> Option<Moment> {
+        let until = *lock(&self.resting);
+        until.filter(|until| *until > self.shared.clock.now())
+    }
+
+    /// Leaves the server alone for a while: what is to be shown stays to be shown.
+    fn rest(&self, why: &str) -> Result<(), DbError> {
+        debug!("the notification server is left alone for a while: {why}");
+        *lock(&self.resting) = Some(self.shared.clock.now().after(REST));
+        Ok(())
+    }
+
+    /// The alert with its number, and the alert that it replaces, whose number it takes over.
+    async fn on_record(
+        &self,
+        app: &AppId,
+        push: &Push,
+        more: u32,
+        server: &str,
+    ) -> Result<(Shown, Option<Shown>), DbError> {
         let topic = push.collapse_key.as_ref().map(|key| key.as_str().to_owned()).or_else(|| push.request_id.clone());
-        let here: Vec<Shown> = self.shared.store.shown().await?.into_iter().map(|(alert, _)| alert).collect();
-        let replaced = here.into_iter().filter(|alert| alert.app == *app && alert.server == server).find(|alert| {
+        let here = self.shared.store.alerts_of(app.clone(), server).await?;
+        let replaced = here.into_iter().find(|alert| {
             alert.id == push.id || (alert.topic.is_some() && alert.topic == topic) || (more > 0 && alert.more > 0)
         });
         let notification = replaced.as_ref().map_or_else(new_number, |alert| alert.notification);
+        let replaced = replaced.filter(|alert| alert.id != push.id);
         // An alert that speaks for several goes on speaking for those of the one it replaces.
-        let older = replaced.filter(|alert| more > 0 && alert.more > 0 && alert.id != push.id);
+        let older = replaced.as_ref().filter(|alert| more > 0 && alert.more > 0);
         let more = older.map_or(more, |alert| more + alert.more + 1);
-        Ok(Shown { id: push.id, app: app.clone(), notification, server: server.to_owned(), topic, more })
+        let alert = Shown { id: push.id, app: app.clone(), notification, server: server.to_owned(), topic, more };
+        Ok((alert, replaced))
     }
 
     /// Asks the server to show an alert; returns its number there.
-    async fn show(&self, server: &Server, alert: &Shown, push: &Push, again: bool) -> zbus::Result<u32> {
+    async fn show(&self, server: &Server, alert: &Shown, push: &Push, again: bool) -> Result<u32, NotShown> {
         let profile = self.shared.profile(&self.bus, &alert.app).await;
         let text = text(push, alert.more);
         match server {
@@ -166,29 +203,25 @@ impl Screen {
                 let (icon, hints) = (profile.icon.clone().unwrap_or_default(), hints(&profile, push, again));
                 let proxy = NotificationsProxy::new(&self.bus).await?;
                 let call = proxy.notify(&profile.name, alert.notification, &icon, &summary, &body, actions, hints, -1);
-                tokio::time::timeout(ANSWER, call).await.map_err(|_| silent())?
-            }
-        }
-    }
-
-    /// Takes off the screen whatever has been read, has expired or may not alert any more. Returns
-    /// when the next alert expires.
-    pub async fn tidy(&self) -> Result<Option<Moment>, DbError> {
-        let mut next = None;
-        for (alert, push) in self.shared.store.shown().await? {
-            match push {
-                Some((_, expires)) => next = next.into_iter().chain([moment_of(expires, &self.shared)]).min(),
-                None => {
-                    self.close(&alert).await;
-                    self.shared.store.alert_closed(alert.id).await?;
+                match tokio::time::timeout(ANSWER, call).await {
+                    Ok(number) => Ok(number?),
+                    Err(_) => Err(NotShown::Later("it does not answer".to_owned())),
                 }
             }
         }
-        Ok(next)
+    }
+
+    /// Takes off the screen what has been read, has expired or may not alert any more.
+    pub async fn take_off(&self, over: Vec<Shown>) -> Result<(), DbError> {
+        for alert in over {
+            self.close(&alert).await;
+            self.shared.store.alert_closed(alert.id).await?;
+        }
+        Ok(())
     }
 
     async fn close(&self, alert: &Shown) {
-        let server = self.server_if_running().await;
+        let server = self.server_if_running().await.ok();
         let closed = match server.filter(|server| server.key() == alert.server) {
             Some(Server::Desktop { .. }) => match NotificationsProxy::new(&self.bus).await {
                 Ok(proxy) => tokio::time::timeout(ANSWER, proxy.close_notification(alert.notification)).await.is_ok(),
@@ -205,59 +238,70 @@ impl Screen {
 
     /// Shows every alert on record again, at the server that runs now.
     async fn show_again(&self) -> Result<(), DbError> {
+        *lock(&self.resting) = None;
+        self.shared.hints.effects.notify_one();
         let _turn = self.turn.lock().await;
         let pending = self.shared.store.pending().await?;
         let is_pending = |id| pending.iter().filter_map(alert_of).any(|push| push.id == id);
-        for (alert, push) in self.shared.store.shown().await? {
-            let Some((push, _)) = push.filter(|_| !is_pending(alert.id)) else { continue };
-            let server = self.server().await;
+        for (alert, push) in self.shared.store.current_alerts().await? {
+            if is_pending(alert.id) {
+                continue;
+            }
+            let server = match self.server().await {
+                Ok(server) => server,
+                Err(why) => return self.rest(&why),
+            };
             let same = alert.server == server.key();
             let notification = if same { alert.notification } else { new_number() };
             let moved = Shown { notification, server: server.key().to_owned(), ..alert };
             match self.show(&server, &moved, &push, true).await {
                 Ok(notification) => self.shared.store.showing(Shown { notification, ..moved }).await?,
-                Err(error) => debug!(app = %moved.app, "an alert was not shown again: {error}"),
+                Err(NotShown::Later(why)) => return self.rest(&why),
+                Err(NotShown::Refused(error)) => debug!(app = %moved.app, "an alert was not shown again: {error}"),
             }
         }
         Ok(())
     }
 
-    /// Who shows alerts now; a notification server that can be started is.
-    async fn server(&self) -> Server {
-        if let Some(server) = self.server_if_running().await.filter(|server| matches!(server, Server::Desktop { .. })) {
-            return server;
-        }
-        if !is_activatable(&self.bus).await {
-            return Server::Shell;
+    /// Who shows alerts now; a notification server that can be started is. An error says why that is
+    /// not known.
+    async fn server(&self) -> Result<Server, String> {
+        let running = self.server_if_running().await?;
+        if matches!(running, Server::Desktop { .. }) || !is_activatable(&self.bus).await {
+            return Ok(running);
         }
         // Any call starts it.
-        let started = match NotificationsProxy::new(&self.bus).await {
-            Ok(proxy) => tokio::time::timeout(ANSWER, proxy.get_server_information()).await,
-            Err(_) => return Server::Shell,
-        };
-        if !matches!(started, Ok(Ok(_))) {
-            warn!("the notification server does not start: alerts go out as a signal of org.bellwire.Manager1");
+        let proxy = NotificationsProxy::new(&self.bus).await.map_err(|error| error.to_string())?;
+        match tokio::time::timeout(ANSWER, proxy.get_server_information()).await {
+            Err(_) => Err("it does not start in time".to_owned()),
+            Ok(Ok(_)) => self.server_if_running().await,
+            // It cannot be started: that is as if there were none.
+            Ok(Err(error)) => {
+                debug!("the notification server does not start: {error}");
+                Ok(Server::Shell)
+            }
         }
-        self.server_if_running().await.unwrap_or(Server::Shell)
     }
 
-    async fn server_if_running(&self) -> Option<Server> {
-        let dbus = DBusProxy::new(&self.bus).await.ok()?;
-        let name = zbus::names::BusName::try_from(NAME).ok()?;
-        let Ok(owner) = dbus.get_name_owner(name).await else { return Some(Server::Shell) };
+    async fn server_if_running(&self) -> Result<Server, String> {
+        let text = |error: zbus::Error| error.to_string();
+        let dbus = DBusProxy::new(&self.bus).await.map_err(text)?;
+        let name = zbus::names::BusName::from_static_str(NAME).map_err(|error| error.to_string())?;
+        let Ok(owner) = dbus.get_name_owner(name).await else { return Ok(Server::Shell) };
         let mut known = self.server.lock().await;
         if let Some((of, server)) = known.as_ref()
             && *of == owner
         {
-            return Some(server.clone());
+            return Ok(server.clone());
         }
-        let proxy = NotificationsProxy::new(&self.bus).await.ok()?;
-        let capabilities = tokio::time::timeout(ANSWER, proxy.get_capabilities()).await.ok()?.ok()?;
-        let bus = dbus.get_id().await.ok()?;
+        let proxy = NotificationsProxy::new(&self.bus).await.map_err(text)?;
+        let capabilities = tokio::time::timeout(ANSWER, proxy.get_capabilities()).await;
+        let capabilities = capabilities.map_err(|_| "it does not answer".to_owned())?.map_err(text)?;
+        let bus = dbus.get_id().await.map_err(|error| error.to_string())?;
         let key = format!("{} {}", bus.as_str(), owner.as_str());
         let server = Server::Desktop { key, capabilities };
         *known = Some((owner, server.clone()));
-        Some(server)
+        Ok(server)
     }
 
     async fn handle(&self, message: &zbus::Message, tokens: &mut HashMap<u32, String>) -> zbus::Result<()> {
@@ -296,7 +340,7 @@ impl Screen {
         // Makes the server known, if it is not yet.
         let server = self.server_if_running().await;
         let known = self.server.lock().await;
-        matches!(server, Some(Server::Desktop { .. }))
+        matches!(server, Ok(Server::Desktop { .. }))
             && known.as_ref().is_some_and(|(owner, _)| owner.as_str() == sender.as_str())
     }
 
@@ -313,11 +357,15 @@ impl Screen {
         }
     }
 
+    /// The alert with this number, once whatever is being shown is on record.
     async fn with_number(&self, number: u32) -> Option<Shown> {
-        let server = self.server_if_running().await?;
-        let shown = self.shared.store.shown().await.ok()?;
-        let mut here = shown.into_iter().map(|(alert, _)| alert).filter(|alert| alert.server == server.key());
-        here.find(|alert| alert.notification == number)
+        let _turn = self.turn.lock().await;
+        let server = self.server_if_running().await.ok()?;
+        let alert = self.shared.store.alert_numbered(server.key(), number).await;
+        alert.unwrap_or_else(|error| {
+            error!("the store failed: {error}");
+            None
+        })
     }
 
     fn or_log(&self, done: Result<(), DbError>) {
@@ -341,7 +389,7 @@ pub async fn describe(bus: &zbus::Connection) -> String {
 }
 
 async fn is_activatable(bus: &zbus::Connection) -> bool {
-    activatable_names(bus).await.iter().any(|name| name == NAME)
+    activatable_names(bus).await.is_ok_and(|names| names.iter().any(|name| name == NAME))
 }
 
 fn alert_of(effect: &Pending) -> Option<&Push> {
@@ -390,8 +438,15 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-fn silent() -> zbus::Error {
-    zbus::Error::Failure("it does not answer".into())
+impl From<zbus::Error> for NotShown {
+    fn from(error: zbus::Error) -> Self {
+        let name = error_name(&error).unwrap_or_default();
+        let is_absent = ["ServiceUnknown", "NameHasNoOwner"].iter().any(|absent| name.ends_with(absent));
+        match is_absent || has_no_answer(&error) {
+            true => Self::Later(error.to_string()),
+            false => Self::Refused(error),
+        }
+    }
 }
 
 /// Most signals of the notification server that wait to be looked at; what comes on top is lost.

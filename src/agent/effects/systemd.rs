@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use zbus::{OwnedObjectPath, Variant, proxy};
 
-use super::launch::{NoStart, error_name, unknown};
+use super::launch::{NoStart, error_name, has_no_answer, unknown};
 use super::process::Program;
 
 /// systemd's manager: the user's on a session's bus, the machine's on the system bus.
@@ -72,7 +72,8 @@ pub async fn start_program(
         ("Description", Variant::from(title)),
         // The start has failed if the program cannot be executed.
         ("Type", Variant::from("exec")),
-        ("ExecStart", Variant::from(vec![(path, program.arguments.clone(), false)])),
+        // As it is written: a desktop file's dollar is no variable.
+        ("ExecStartEx", Variant::from(vec![(path, program.arguments.clone(), vec!["no-env-expand"])])),
         ("Environment", Variant::from(variables)),
         ("Slice", Variant::from("app.slice")),
         ("CollectMode", Variant::from("inactive-or-failed")),
@@ -134,6 +135,7 @@ async fn begin(
     match call.await {
         Ok(job) => Ok(Some(job)),
         Err(error) if is(&error, "org.freedesktop.systemd1.UnitExists") => Ok(None),
+        Err(error) if has_no_answer(&error) => Err(unknown(&error)),
         Err(error) => Err(NoStart::NotThisWay(format!("systemd did not start it: {error}"))),
     }
 }

@@ -40,6 +40,30 @@ impl Switches {
     }
 }
 
+/// Switches that are to be changed; those left out stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SwitchTo {
+    /// As in [`Switches`].
+    pub enabled: Option<bool>,
+    /// As in [`Switches`].
+    pub alerts: Option<bool>,
+    /// As in [`Switches`].
+    pub launch: Option<bool>,
+    /// As in [`Switches`].
+    pub badge: Option<bool>,
+}
+
+impl SwitchTo {
+    fn applied(self, to: Switches) -> Switches {
+        Switches {
+            enabled: self.enabled.unwrap_or(to.enabled),
+            alerts: self.alerts.unwrap_or(to.alerts),
+            launch: self.launch.unwrap_or(to.launch),
+            badge: self.badge.unwrap_or(to.badge),
+        }
+    }
+}
+
 /// An app as the device knows it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AppRow {
@@ -57,8 +81,9 @@ pub struct AppRow {
     pub badge: u16,
     /// What the user allows it.
     pub switches: Switches,
-    /// Files of it were seen on this device: if they go, it was uninstalled.
-    pub installed: bool,
+    /// A file of it that was seen on this device, empty if only the bus knew it: if it goes, the app
+    /// was uninstalled.
+    pub installed: Option<String>,
     /// Why the daemon started it last, until it disconnects.
     pub launch: Option<Launch>,
 }
@@ -99,8 +124,8 @@ pub struct Claim {
     pub owner: Owner,
     /// A manifest gives the app to the caller, whoever had it before.
     pub by_manifest: bool,
-    /// Files of the app are on this device.
-    pub installed: bool,
+    /// A file of the app on this device, empty if only the bus knows it.
+    pub installed: Option<String>,
 }
 
 impl Store {
@@ -115,10 +140,29 @@ impl Store {
     }
 
     /// Gives the app to the caller if it is nobody's or a manifest says so; returns the app, whose
-    /// owner may be another, or `None` if there are too many.
-    pub async fn claim(&self, claim: Claim) -> Result<Option<AppRow>, DbError> {
+    /// owner may be another, or `None` if there are too many. Before that an app goes that has
+    /// nothing here and is not `connected`.
+    pub async fn claim(
+        &self,
+        claim: Claim,
+        connected: impl Fn(&AppId) -> bool + Send + 'static,
+    ) -> Result<Option<AppRow>, DbError> {
         let limit = self.limits.apps;
-        self.worker.write(move |db| give(db, &claim, limit)).await
+        self.worker.write(move |db| give(db, &claim, limit, &connected)).await
+    }
+
+    /// The app has connected.
+    pub async fn came(&self, app: AppId) -> Result<(), DbError> {
+        self.worker.write(move |db| set_connected(db, &app, true)).await
+    }
+
+    /// The apps that were connected when the daemon ended.
+    pub async fn connected_before(&self) -> Result<Vec<AppId>, DbError> {
+        self.worker
+            .read(|db| {
+                db.prepare_cached("SELECT app FROM apps WHERE connected")?.query_map([], |row| text(row, 0))?.collect()
+            })
+            .await
     }
 
     /// What the server has still to be asked for.
@@ -179,12 +223,13 @@ impl Store {
     }
 
     /// Changes what the user allows an app. An app that is disabled is deregistered; one that is
-    /// enabled again is to be told to register. Returns the app as it was, if there is one.
-    pub async fn switch(&self, app: AppId, to: Switches) -> Result<Option<AppRow>, DbError> {
+    /// enabled again is to be told to register. Returns what it was and what it is, if there is such
+    /// an app.
+    pub async fn switch(&self, app: AppId, to: SwitchTo) -> Result<Option<(Switches, Switches)>, DbError> {
         self.worker.write(move |db| switch(db, &app, to)).await
     }
 
-    /// The app was uninstalled: its messages go, and it is deregistered.
+    /// The app was uninstalled, or is to be forgotten: its messages go, and it is deregistered.
     pub async fn uninstalled(&self, app: AppId) -> Result<(), DbError> {
         self.worker.write(move |db| uninstall(db, &app)).await
     }
@@ -248,14 +293,15 @@ fn wish_named(name: &str) -> Wish {
     if name == "register" { Wish::Register } else { Wish::Deregister }
 }
 
-fn give(db: &Connection, claim: &Claim, limit: u32) -> Result<Option<AppRow>> {
+fn give(db: &Connection, claim: &Claim, limit: u32, connected: &dyn Fn(&AppId) -> bool) -> Result<Option<AppRow>> {
     let Claim { app, owner, by_manifest, installed } = claim;
-    let Some(row) = find(db, app)? else { return insert(db, claim, limit) };
-    if (*by_manifest && row.owner != *owner) || (*installed && !row.installed) {
+    let Some(row) = find(db, app)? else { return insert(db, claim, limit, connected) };
+    let seen = installed.as_ref().or(row.installed.as_ref());
+    if (*by_manifest && row.owner != *owner) || seen != row.installed.as_ref() {
         let owner = if *by_manifest { owner } else { &row.owner };
         db.execute(
             "UPDATE apps SET uid = ?2, flatpak = ?3, installed = ?4 WHERE app = ?1",
-            params![app.as_str(), owner.uid, owner.flatpak, *installed || row.installed],
+            params![app.as_str(), owner.uid, owner.flatpak, seen],
         )?;
     }
     find(db, app)
@@ -263,18 +309,39 @@ fn give(db: &Connection, claim: &Claim, limit: u32) -> Result<Option<AppRow>> {
 
 /// Enters an app that is nobody's: it is new, or was uninstalled and the server has still to hear
 /// of that.
-fn insert(db: &Connection, claim: &Claim, limit: u32) -> Result<Option<AppRow>> {
+fn insert(db: &Connection, claim: &Claim, limit: u32, connected: &dyn Fn(&AppId) -> bool) -> Result<Option<AppRow>> {
     let Claim { app, owner, installed, .. } = claim;
     let others: u32 = db.query_row("SELECT count(*) FROM apps WHERE app != ?1", [app.as_str()], |row| row.get(0))?;
-    if others >= limit {
+    if others >= limit && !make_room(db, connected)? {
         return Ok(None);
     }
     db.execute(
         "INSERT INTO apps (app, uid, flatpak, installed) VALUES (?1, ?2, ?3, ?4)
-         ON CONFLICT (app) DO UPDATE SET uid = ?2, flatpak = ?3, installed = ?4, gone = 0",
+         ON CONFLICT (app) DO UPDATE SET uid = ?2, flatpak = ?3, installed = ?4, gone = 0, enabled = 1, alerts = 1,
+             launch = 1, show_badge = 1, badge = 0, launch_type = NULL, launch_id = NULL",
         params![app.as_str(), owner.uid, owner.flatpak, installed],
     )?;
     find(db, app)
+}
+
+/// Forgets an app that has nothing here; `false` if there is none.
+fn make_room(db: &Connection, connected: &dyn Fn(&AppId) -> bool) -> Result<bool> {
+    let idle: Vec<AppId> = db
+        .prepare_cached(
+            "SELECT app FROM apps WHERE reg_id IS NULL AND wish IS NULL AND badge = 0 AND enabled
+             AND app NOT IN (SELECT app FROM unread)",
+        )?
+        .query_map([], |row| text(row, 0))?
+        .collect::<Result<_>>()?;
+    let Some(app) = idle.iter().find(|app| !connected(app)) else { return Ok(false) };
+    db.execute("DELETE FROM apps WHERE app = ?1", [app.as_str()])?;
+    Ok(true)
+}
+
+pub(super) fn set_connected(db: &Connection, app: &AppId, connected: bool) -> Result<()> {
+    db.prepare_cached("UPDATE apps SET connected = ?2 WHERE app = ?1 AND connected != ?2")?
+        .execute(params![app.as_str(), connected])?;
+    Ok(())
 }
 
 pub(super) fn set_wish(db: &Connection, app: &AppId, wish: Option<Wish>) -> Result<()> {
@@ -309,14 +376,15 @@ fn end_registration(db: &Connection, app: &AppId) -> Result<()> {
     Ok(())
 }
 
-fn switch(db: &Connection, app: &AppId, to: Switches) -> Result<Option<AppRow>> {
-    let Some(row) = find(db, app)? else { return Ok(None) };
+fn switch(db: &Connection, app: &AppId, to: SwitchTo) -> Result<Option<(Switches, Switches)>> {
+    let Some(from) = find(db, app)?.map(|row| row.switches) else { return Ok(None) };
+    let to = to.applied(from);
     db.execute(
         "UPDATE apps SET enabled = ?2, alerts = ?3, launch = ?4, show_badge = ?5, badge = iif(?5, badge, 0)
          WHERE app = ?1",
         params![app.as_str(), to.enabled, to.alerts, to.launch, to.badge],
     )?;
-    match (row.switches.enabled, to.enabled) {
+    match (from.enabled, to.enabled) {
         (true, false) => {
             end_registration(db, app)?;
             effects::remove_all(db, app)?;
@@ -324,7 +392,7 @@ fn switch(db: &Connection, app: &AppId, to: Switches) -> Result<Option<AppRow>> 
         (false, true) => effects::add_registration_change(db, app)?,
         (true, true) | (false, false) => {}
     }
-    Ok(Some(row))
+    Ok(Some((from, to)))
 }
 
 fn uninstall(db: &Connection, app: &AppId) -> Result<()> {

@@ -62,20 +62,44 @@ pub struct Shown {
     pub more: u32,
 }
 
-/// A message that an alert is for, and its end.
-pub type Alerting = (Push, UnixMillis);
-
 impl Store {
-    /// Everything that is still to be done, oldest first, at most [`PENDING_MAX`]. Nothing is done
-    /// for a message that has expired but to open its app.
+    /// Everything that is still to be done, oldest first. There is no more of it than unread
+    /// messages and apps.
     pub async fn pending(&self) -> Result<Vec<Pending>, DbError> {
         self.worker.read(|db| pending(db, world::now())).await
     }
 
-    /// The alerts on the screen, each with its message and that one's end, as long as it is unread
-    /// and the app may alert.
-    pub async fn shown(&self) -> Result<Vec<(Shown, Option<Alerting>)>, DbError> {
-        self.worker.read(shown).await
+    /// The alerts on the screen whose messages are unread and may alert.
+    pub async fn current_alerts(&self) -> Result<Vec<(Shown, Push)>, DbError> {
+        self.worker.read(current_alerts).await
+    }
+
+    /// The alerts on the screen whose messages were read or have expired, or may not alert any more.
+    pub async fn alerts_over(&self) -> Result<Vec<Shown>, DbError> {
+        self.worker.read(alerts_over).await
+    }
+
+    /// When the next alert on the screen expires of those that have not.
+    pub async fn next_alert_end(&self) -> Result<Option<UnixMillis>, DbError> {
+        self.worker.read(next_alert_end).await
+    }
+
+    /// The alerts of an app at this server.
+    pub async fn alerts_of(&self, app: AppId, server: &str) -> Result<Vec<Shown>, DbError> {
+        let server = server.to_owned();
+        self.worker.read(move |db| alerts_of(db, &app, &server)).await
+    }
+
+    /// The alert that has this number at this server.
+    pub async fn alert_numbered(&self, server: &str, number: u32) -> Result<Option<Shown>, DbError> {
+        let server = server.to_owned();
+        self.worker.read(move |db| alert_numbered(db, &server, number)).await
+    }
+
+    /// The alert of this message, if this server shows it.
+    pub async fn alert_at(&self, server: &str, id: MessageId) -> Result<Option<Shown>, DbError> {
+        let server = server.to_owned();
+        self.worker.read(move |db| alert_at(db, &server, id)).await
     }
 
     /// An alert is about to be shown. One of the same number is replaced.
@@ -93,11 +117,18 @@ impl Store {
             .await
     }
 
-    /// The alert could not be shown.
-    pub async fn not_alerted(&self, id: MessageId, done: Vec<(i64, MessageId)>, why: String) -> Result<(), DbError> {
+    /// The alert of this message could not be shown; the one that it was to replace still is.
+    pub async fn not_alerted(
+        &self,
+        id: MessageId,
+        replaced: Option<Shown>,
+        done: Vec<(i64, MessageId)>,
+        why: String,
+    ) -> Result<(), DbError> {
         self.worker
             .write(move |db| {
                 take_shown(db, id)?;
+                replaced.iter().try_for_each(|alert| put_shown(db, alert))?;
                 done.iter().try_for_each(|(place, id)| finish(db, *place, Some(*id), Hop::Failed, Some(&why)))
             })
             .await
@@ -139,9 +170,6 @@ impl Store {
             .await
     }
 }
-
-/// Most effects that are looked at together.
-pub const PENDING_MAX: u32 = 1000;
 
 const ALERT: &str = "alert";
 const LAUNCH: &str = "launch";
@@ -206,10 +234,10 @@ fn pending(db: &Connection, now: UnixMillis) -> Result<Vec<Pending>> {
     db.prepare_cached(
         "SELECT e.place, e.app, e.kind, e.id, e.token, e.process, u.body FROM effects e
          LEFT JOIN unread u ON u.id = e.id
-         WHERE e.kind = ?2 OR e.id IS NULL OR u.expires_ms > ?3
-         ORDER BY e.place LIMIT ?1",
+         WHERE e.kind = ?1 OR e.id IS NULL OR u.expires_ms > ?2
+         ORDER BY e.place",
     )?
-    .query_map(params![PENDING_MAX, OPEN, now.0], |row| {
+    .query_map(params![OPEN, now.0], |row| {
         Ok(Pending { place: row.get(0)?, app: text(row, 1)?, task: task(row)?, process: row.get(5)? })
     })?
     .collect()
@@ -227,29 +255,57 @@ fn task(row: &Row<'_>) -> Result<Task> {
     })
 }
 
-fn shown(db: &Connection) -> Result<Vec<(Shown, Option<Alerting>)>> {
-    db.prepare_cached(
-        "SELECT a.id, a.app, a.notification, a.server, a.topic, a.more, u.body, u.expires_ms FROM alerts a
-         LEFT JOIN unread u ON u.id = a.id AND u.expires_ms > ?1
-             AND EXISTS (SELECT 1 FROM apps p WHERE p.app = a.app AND p.enabled AND p.alerts)",
-    )?
-    .query_map([world::now().0], |row| {
-        let alert = Shown {
-            id: id(row, 0)?,
-            app: text(row, 1)?,
-            notification: row.get(2)?,
-            server: row.get(3)?,
-            topic: row.get(4)?,
-            more: row.get(5)?,
-        };
-        let expires: Option<i64> = row.get(7)?;
-        let push = match expires {
-            Some(expires) => Some((json(row, 6)?, UnixMillis(expires))),
-            None => None,
-        };
-        Ok((alert, push))
-    })?
+const COLUMNS: &str = "a.id, a.app, a.notification, a.server, a.topic, a.more";
+/// The message `u` of an alert `a` is unread, and its app may alert.
+const CURRENT: &str = "u.id = a.id AND u.expires_ms > ?1
+    AND EXISTS (SELECT 1 FROM apps p WHERE p.app = a.app AND p.enabled AND p.alerts)";
+
+fn current_alerts(db: &Connection) -> Result<Vec<(Shown, Push)>> {
+    db.prepare_cached(&format!("SELECT {COLUMNS}, u.body FROM alerts a JOIN unread u ON {CURRENT} ORDER BY u.place"))?
+        .query_map([world::now().0], |row| Ok((shown(row)?, json(row, 6)?)))?
+        .collect()
+}
+
+fn alerts_over(db: &Connection) -> Result<Vec<Shown>> {
+    db.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM alerts a WHERE NOT EXISTS (SELECT 1 FROM unread u WHERE {CURRENT})"
+    ))?
+    .query_map([world::now().0], shown)?
     .collect()
+}
+
+fn next_alert_end(db: &Connection) -> Result<Option<UnixMillis>> {
+    db.prepare_cached("SELECT min(u.expires_ms) FROM alerts a JOIN unread u ON u.id = a.id WHERE u.expires_ms > ?1")?
+        .query_row([world::now().0], |row| Ok(row.get::<_, Option<i64>>(0)?.map(UnixMillis)))
+}
+
+fn alerts_of(db: &Connection, app: &AppId, server: &str) -> Result<Vec<Shown>> {
+    db.prepare_cached(&format!("SELECT {COLUMNS} FROM alerts a WHERE a.app = ?1 AND a.server = ?2"))?
+        .query_map([app.as_str(), server], shown)?
+        .collect()
+}
+
+fn alert_numbered(db: &Connection, server: &str, number: u32) -> Result<Option<Shown>> {
+    db.prepare_cached(&format!("SELECT {COLUMNS} FROM alerts a WHERE a.notification = ?1 AND a.server = ?2"))?
+        .query_row(params![number, server], shown)
+        .optional()
+}
+
+fn alert_at(db: &Connection, server: &str, id: MessageId) -> Result<Option<Shown>> {
+    db.prepare_cached(&format!("SELECT {COLUMNS} FROM alerts a WHERE a.id = ?1 AND a.server = ?2"))?
+        .query_row(params![id.as_bytes(), server], shown)
+        .optional()
+}
+
+fn shown(row: &Row<'_>) -> Result<Shown> {
+    Ok(Shown {
+        id: id(row, 0)?,
+        app: text(row, 1)?,
+        notification: row.get(2)?,
+        server: row.get(3)?,
+        topic: row.get(4)?,
+        more: row.get(5)?,
+    })
 }
 
 fn put_shown(db: &Connection, alert: &Shown) -> Result<()> {

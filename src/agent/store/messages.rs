@@ -46,12 +46,23 @@ impl Unread {
 /// What messages changed that somebody has to be told.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Changes {
-    /// Badges, as they are now.
-    pub badges: Vec<(AppId, u16)>,
+    /// Badges are not what they were.
+    pub badges: bool,
     /// There is something to show or to start.
     pub effects: bool,
     /// Some outcomes are settled.
     pub outcomes: bool,
+}
+
+/// Whether an app is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// It is connected.
+    Connected,
+    /// The daemon has started it, and it has not connected yet.
+    Awaited,
+    /// Neither.
+    Away,
 }
 
 /// The result of [`Store::receive`].
@@ -78,18 +89,22 @@ impl Store {
     }
 
     /// Decides about the messages that were for the app when it was connected and that it has not
-    /// taken, unless it is connected; why it was started is over as well.
+    /// taken, unless it is connected; why it was started is over as well, unless it is awaited.
     pub async fn left(
         &self,
         app: AppId,
-        connected: impl Fn(&AppId) -> bool + Send + 'static,
+        presence: impl Fn(&AppId) -> Presence + Send + 'static,
     ) -> Result<Changes, DbError> {
         self.worker
             .write(move |db| {
-                if connected(&app) {
+                let presence = presence(&app);
+                if presence == Presence::Connected {
                     return Ok(Changes::default());
                 }
-                apps::set_launch(db, &app, None)?;
+                apps::set_connected(db, &app, false)?;
+                if presence == Presence::Away {
+                    apps::set_launch(db, &app, None)?;
+                }
                 plan_left_over(db, &app, world::now())
             })
             .await
@@ -224,7 +239,8 @@ fn remember(db: &Connection, push: &Push) -> Result<Option<i64>> {
 
 fn keep(db: &Connection, delivery: &Delivery, place: Place, limits: Limits, now: UnixMillis) -> Result<()> {
     let push = &delivery.push;
-    let longest = now.0.saturating_add(i64::from(limits.unread_hours) * 3_600_000);
+    // A clock that is behind the server's would end the message as soon as it is set right.
+    let longest = now.0.max(push.accepted_ms.0).saturating_add(i64::from(limits.unread_hours) * 3_600_000);
     db.prepare_cached(
         "INSERT INTO unread (app, received_ms, expires_ms, dropped, body, bytes, id, planned)
          VALUES (?1, ?2, ?3, ?4, ?5, octet_length(?5), ?6, ?7)",
@@ -251,8 +267,7 @@ fn keep(db: &Connection, delivery: &Delivery, place: Place, limits: Limits, now:
 fn bring_about(db: &Connection, push: &Push, plan: &Plan, changes: &mut Changes) -> Result<()> {
     if let Some(badge) = plan.badge {
         apps::set_badge(db, &push.app, badge)?;
-        changes.badges.retain(|(app, _)| *app != push.app);
-        changes.badges.push((push.app.clone(), badge));
+        changes.badges = true;
     }
     if let Some(effect) = plan.effect {
         effects::add(db, push, effect)?;

@@ -20,10 +20,10 @@ use crate::proto::{DeviceId, Secret};
 
 use super::config::Limits;
 
-pub use apps::{AppRow, Claim, Launch, Owner, Switches};
+pub use apps::{AppRow, Claim, Launch, Owner, SwitchTo, Switches};
 pub use effects::{Pending, Shown, Task};
 pub use history::{Hop, Life};
-pub use messages::{Changes, Received, Unread};
+pub use messages::{Changes, Presence, Received, Unread};
 
 /// Who the device is.
 #[derive(Clone, Debug)]

@@ -40,11 +40,13 @@ pub const MIGRATIONS: &[&str] = &[
     ) STRICT, WITHOUT ROWID;
 ",
     "
-    -- flatpak: the sandbox of who claimed the app. installed: files of the app were seen; gone: they
-    -- were there and are not any more. launch_type, launch_id: why the daemon started it last.
+    -- flatpak: the sandbox of who claimed the app. installed: a file of the app that was seen, or '' if
+    -- only the bus knew it; gone: it was there and is not any more. connected: also after the daemon's
+    -- end, as the app will come back. launch_type, launch_id: why the daemon started it last.
     ALTER TABLE apps ADD COLUMN flatpak TEXT;
-    ALTER TABLE apps ADD COLUMN installed INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE apps ADD COLUMN installed TEXT;
     ALTER TABLE apps ADD COLUMN gone INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE apps ADD COLUMN connected INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE apps ADD COLUMN enabled INTEGER NOT NULL DEFAULT 1;
     ALTER TABLE apps ADD COLUMN alerts INTEGER NOT NULL DEFAULT 1;
     ALTER TABLE apps ADD COLUMN launch INTEGER NOT NULL DEFAULT 1;
@@ -83,6 +85,7 @@ pub const MIGRATIONS: &[&str] = &[
         more         INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX alerts_by_app ON alerts (app);
+    CREATE INDEX alerts_by_number ON alerts (notification, server);
     -- The last messages, and what became of them. place: that of `seen`.
     CREATE TABLE history (
         place       INTEGER PRIMARY KEY,

@@ -35,8 +35,8 @@ impl Fixture {
 
     async fn claim(&self, name: &str, uid: u32) -> Option<AppRow> {
         let owner = Owner { uid, flatpak: None };
-        let claim = Claim { app: app(name), owner, by_manifest: false, installed: false };
-        self.store.claim(claim).await.unwrap()
+        let claim = Claim { app: app(name), owner, by_manifest: false, installed: None };
+        self.store.claim(claim, |_| true).await.unwrap()
     }
 
     fn reopen(self) -> Self {
@@ -241,7 +241,7 @@ async fn message_badge_and_effect_are_one_step_and_happen_once() {
     let fixture = Fixture::new(Limits::default()).await;
     let alert = asking("action=ALERT&alertMessage=Hi&badgeOption=INCREASE&badgeNumber=2");
     let received = fixture.store.receive(vec![alert.clone()], |_| false).await.unwrap();
-    assert_eq!(received.changes, Changes { badges: vec![(app("chat"), 2)], effects: true, outcomes: false });
+    assert_eq!(received.changes, Changes { badges: true, effects: true, outcomes: false });
     let fixture = fixture.reopen();
     let again = fixture.store.receive(vec![alert.clone()], |_| false).await.unwrap();
     assert_eq!((again.changes, badge(&fixture).await), (Changes::default(), 2));
@@ -258,15 +258,25 @@ async fn what_a_connected_app_does_not_take_is_decided_about_when_it_goes() {
     assert_eq!((received.changes, badge(&fixture).await), (Changes::default(), 0));
     assert_eq!(fixture.store.left_over().await.unwrap(), [app("chat")]);
     // It is still there.
-    let nothing = fixture.store.left(app("chat"), |_| true).await.unwrap();
+    let nothing = fixture.store.left(app("chat"), |_| Presence::Connected).await.unwrap();
     assert_eq!((nothing, fixture.store.left_over().await.unwrap().len()), (Changes::default(), 1));
-    let changes = fixture.store.left(app("chat"), |_| false).await.unwrap();
-    assert_eq!(changes, Changes { badges: vec![(app("chat"), 7)], effects: true, outcomes: true });
+    let changes = fixture.store.left(app("chat"), |_| Presence::Away).await.unwrap();
+    assert_eq!(changes, Changes { badges: true, effects: true, outcomes: true });
     assert_eq!(fixture.fates().await, [Fate::Discarded]);
     assert_eq!(fixture.store.pending().await.unwrap().len(), 2);
     assert_eq!(fixture.store.left_over().await.unwrap(), []);
-    let later = fixture.store.left(app("chat"), |_| false).await.unwrap();
+    let later = fixture.store.left(app("chat"), |_| Presence::Away).await.unwrap();
     assert_eq!((later, badge(&fixture).await), (Changes::default(), 7));
+}
+
+#[tokio::test]
+async fn an_app_that_was_connected_is_known_to_the_next_run() {
+    let fixture = Fixture::new(Limits::default()).await;
+    fixture.store.came(app("chat")).await.unwrap();
+    let fixture = fixture.reopen();
+    assert_eq!(fixture.store.connected_before().await.unwrap(), [app("chat")]);
+    fixture.store.left(app("chat"), |_| Presence::Away).await.unwrap();
+    assert_eq!(fixture.store.connected_before().await.unwrap(), []);
 }
 
 #[tokio::test]
@@ -306,15 +316,16 @@ async fn an_alert_on_the_screen_goes_with_its_message_or_its_app_s_right() {
     let alert = Shown { id, app: app("chat"), notification: 5, server: "s".into(), topic: None, more: 0 };
     fixture.store.alerted(alert.clone(), vec![(place, id)]).await.unwrap();
     assert_eq!(fixture.store.pending().await.unwrap(), []);
-    let (shown, push) = fixture.store.shown().await.unwrap().remove(0);
-    assert!(shown == alert && push.is_some());
-    let switches = fixture.store.app(app("chat")).await.unwrap().unwrap().switches;
-    fixture.store.switch(app("chat"), Switches { alerts: false, ..switches }).await.unwrap();
-    assert!(fixture.store.shown().await.unwrap()[0].1.is_none());
-    fixture.store.switch(app("chat"), switches).await.unwrap();
+    assert_eq!(fixture.store.current_alerts().await.unwrap(), [(alert.clone(), one.push.clone())]);
+    assert_eq!(fixture.store.alert_numbered("s", 5).await.unwrap().as_ref(), Some(&alert));
+    let alerts = |on| SwitchTo { alerts: Some(on), ..SwitchTo::default() };
+    fixture.store.switch(app("chat"), alerts(false)).await.unwrap();
+    assert_eq!(fixture.store.alerts_over().await.unwrap(), std::slice::from_ref(&alert));
+    fixture.store.switch(app("chat"), alerts(true)).await.unwrap();
+    assert_eq!(fixture.store.alerts_over().await.unwrap(), []);
     let unread = fixture.store.next_unread(app("chat")).await.unwrap().unwrap();
     assert!(fixture.store.delivered(&unread).await.unwrap());
-    assert!(fixture.store.shown().await.unwrap()[0].1.is_none());
+    assert_eq!(fixture.store.alerts_over().await.unwrap(), [alert]);
 }
 
 #[tokio::test]
@@ -349,7 +360,7 @@ async fn the_message_that_started_the_app_says_so_until_the_app_goes() {
     assert!(first.launched);
     fixture.store.delivered(&first).await.unwrap();
     assert!(!fixture.store.next_unread(app("chat")).await.unwrap().unwrap().launched);
-    fixture.store.left(app("chat"), |_| false).await.unwrap();
+    fixture.store.left(app("chat"), |_| Presence::Away).await.unwrap();
     assert_eq!(fixture.store.app(app("chat")).await.unwrap().unwrap().launch, None);
 }
 
@@ -376,14 +387,14 @@ async fn no_message_waits_longer_than_the_device_lets_it() {
 #[tokio::test]
 async fn a_disabled_app_is_deregistered_and_told_to_register_when_it_is_enabled() {
     let fixture = Fixture::new(Limits::default()).await;
-    let on = fixture.store.app(app("chat")).await.unwrap().unwrap().switches;
-    fixture.store.switch(app("chat"), Switches { enabled: false, ..on }).await.unwrap();
+    let enabled = |on| SwitchTo { enabled: Some(on), ..SwitchTo::default() };
+    fixture.store.switch(app("chat"), enabled(false)).await.unwrap();
     assert_eq!(fixture.store.wishes().await.unwrap(), [(app("chat"), Wish::Deregister)]);
     // The server has not heard of it yet.
     fixture.receive(&[delivery("chat", "late", FAR)]).await;
     assert_eq!(fixture.fates().await, [Fate::Unwanted]);
     fixture.store.deregistered(app("chat")).await.unwrap();
-    fixture.store.switch(app("chat"), on).await.unwrap();
+    fixture.store.switch(app("chat"), enabled(true)).await.unwrap();
     let pending = fixture.store.pending().await.unwrap();
     assert_eq!((pending.len(), &pending[0].task), (1, &Task::RegistrationChange));
 }
@@ -409,8 +420,8 @@ async fn a_badge_that_is_switched_off_is_nothing_and_stays_so() {
     let fixture = Fixture::new(Limits::default()).await;
     assert!(fixture.store.set_badge(app("chat"), 5000).await.unwrap());
     assert_eq!(badge(&fixture).await, 999);
-    let on = fixture.store.app(app("chat")).await.unwrap().unwrap().switches;
-    fixture.store.switch(app("chat"), Switches { badge: false, ..on }).await.unwrap();
+    let off = SwitchTo { badge: Some(false), ..SwitchTo::default() };
+    fixture.store.switch(app("chat"), off).await.unwrap();
     assert_eq!(badge(&fixture).await, 0);
     assert!(!fixture.store.set_badge(app("chat"), 5).await.unwrap());
 }
@@ -443,11 +454,41 @@ fn a_store_of_the_first_version_is_taken_over_with_its_messages() {
     let (store, _) = Store::open(&path, Limits::default()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
-        let changes = store.left(app("chat"), |_| false).await.unwrap();
+        let changes = store.left(app("chat"), |_| Presence::Away).await.unwrap();
         assert_eq!(changes, Changes::default());
         let unread = store.next_unread(app("chat")).await.unwrap().unwrap();
         assert_eq!(unread.push, push);
         assert!(!store.delivered(&unread).await.unwrap());
         assert_eq!(store.next_unread(app("chat")).await.unwrap(), None);
     });
+}
+
+#[tokio::test]
+async fn an_app_that_has_nothing_here_makes_room_for_another() {
+    let fixture = Fixture::new(Limits { apps: 2, ..Limits::default() }).await;
+    assert!(fixture.claim("idle", 7).await.is_some());
+    let claim = |name: &str| Claim {
+        app: app(name),
+        owner: Owner { uid: 7, flatpak: None },
+        by_manifest: false,
+        installed: None,
+    };
+    // It is there: it stays.
+    assert_eq!(fixture.store.claim(claim("new"), |_| true).await.unwrap(), None);
+    assert!(fixture.store.claim(claim("new"), |_| false).await.unwrap().is_some());
+    assert_eq!(fixture.store.app(app("idle")).await.unwrap(), None);
+    // The registered one is not forgotten.
+    assert!(fixture.store.app(app("chat")).await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn the_reason_of_a_start_outlives_what_ended_before_it() {
+    let fixture = Fixture::new(Limits::default()).await;
+    let one = asking("action=LAUNCH");
+    fixture.store.receive(vec![one.clone()], |_| false).await.unwrap();
+    fixture.store.launching(app("chat"), Some(Launch::Notification(one.push.id))).await.unwrap();
+    fixture.store.left(app("chat"), |_| Presence::Awaited).await.unwrap();
+    assert!(fixture.store.next_unread(app("chat")).await.unwrap().unwrap().launched);
+    fixture.store.left(app("chat"), |_| Presence::Away).await.unwrap();
+    assert!(!fixture.store.next_unread(app("chat")).await.unwrap().unwrap().launched);
 }

@@ -3,6 +3,7 @@
 Nothing here sleeps for a fixed time: it looks again and again at what is waited for, with a deadline.
 """
 
+import contextlib
 import json
 import os
 import pwd
@@ -110,6 +111,16 @@ class Push:
             except CallError:
                 return False
         wait(f"the push service on the {self.bus} bus to be online", look)
+
+
+@contextlib.contextmanager
+def listening(user, bus, *members):
+    """The push service's signals of these names that reach a user, each a name and its arguments."""
+    command = ["timeout", str(DEADLINE), f"{TOOLS}/signals.py", bus, *members]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **user.options()) as listener:
+        assert listener.stdout.readline() == "listening\n"
+        yield map(json.loads, listener.stdout)
+        listener.terminate()
 
 
 def values(dictionary):

@@ -5,7 +5,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from machine import ALICE, DEADLINE, TOOLS, App, Push, step, wait
+from machine import ALICE, TOOLS, App, Push, listening, step, wait
 
 PUSH = Push("session", ALICE)
 BELLWIRED = "/app.slice/bellwired.service"
@@ -107,17 +107,14 @@ def last_resort():
 
 
 def not_started(app, what):
-    listening = ["timeout", str(DEADLINE), f"{TOOLS}/signals.py", "LaunchFailed"]
-    with subprocess.Popen(listening, stdout=subprocess.PIPE, **ALICE.options()) as listener:
-        assert listener.stdout.readline() == "listening\n"
+    with listening(ALICE, "session", "LaunchFailed") as signals:
         request_id = app.send("BACKGROUNDLAUNCH")
-        told = json.loads(listener.stdout.readline())
-        listener.terminate()
+        told = next(signals)
     row = PUSH.wait_hops(request_id, "received", "failed")
     why = row["hops"]["failed"]
     assert "launched" not in row["hops"] and what in why, row
     assert PUSH.app(app.id)["unread"] == 1, PUSH.app(app.id)
-    assert told == [app.id, row["id"], why], told
+    assert told == ["LaunchFailed", [app.id, row["id"], why]], told
     log = ["journalctl", "--user", "--unit=bellwired.service", "--no-pager", "--output=cat"]
     wait("a line in the log", lambda: f"the app was not started: {why}" in ALICE.run(*log))
     step(f"a start that fails leaves the message unread, and why is in its history, a signal and the log: {what}")

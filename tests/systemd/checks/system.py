@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 
-from machine import ALICE, BELLWIRE, BOB, ROOT, TOOLS, App, CallError, Push, step, wait
+from machine import ALICE, BELLWIRE, BOB, ROOT, TOOLS, App, CallError, Push, listening, step, values, wait
 
 PUSH = Push("system", ROOT)
 CHAT, VAULT = "org.example.Chat", "org.example.Vault"
@@ -19,6 +19,7 @@ def check():
     users()
     units()
     apps = [by_unit(), by_name()]
+    privacy(apps[0])
     managers()
     for app in apps:
         app.check_starts()
@@ -103,6 +104,18 @@ def by_name():
         step(f"{action} starts an app by its name on the bus, also one that may not be called")
         app.stop()
     return app
+
+
+def privacy(app):
+    said = ["Alert", "BadgeChanged"]
+    with listening(BELLWIRE, "system", *said) as own, listening(ALICE, "system", *said) as others:
+        app.send("ALERT&alertMessage=hush")
+        name, (of, _, alert) = next(own)
+        assert (name, of, values(alert)["text"]) == ("Alert", app.id, "hush"), (name, alert)
+        ALICE.call("system", "Push1.SetBadge", "su", app.id, 9)
+        badge = ["BadgeChanged", [app.id, 9]]
+        assert (next(own), next(others)) == (badge, badge)
+    step("without a notification server the alert is a signal for the device's shell, which no other user hears")
 
 
 def may_start(unit):

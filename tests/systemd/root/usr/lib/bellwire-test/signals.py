@@ -1,21 +1,24 @@
 #!/usr/bin/python3
-"""Prints "listening", and then each signal of this name on the session's bus: a line of JSON, its arguments.
+"""Prints "listening", and then each signal of these names: a line of JSON, its name and its arguments.
 
-    signals.py MEMBER
+    signals.py session|system MEMBER...
 """
 
 import json
 import sys
 
-from jeepney import MatchRule, MessageType
+from jeepney import HeaderFields, MatchRule, MessageType
 from jeepney.bus_messages import message_bus
 from jeepney.io.blocking import open_dbus_connection
 from jeepney.wrappers import unwrap_msg
 
-rule = MatchRule(type=MessageType.signal, path="/org/bellwire/Push", member=sys.argv[1])
-bus = open_dbus_connection("SESSION")
-with bus.filter(rule) as signals:
+rule = MatchRule(type=MessageType.signal, path="/org/bellwire/Push")
+bus = open_dbus_connection(sys.argv[1].upper())
+with bus.filter(rule, bufsize=100) as signals:
     unwrap_msg(bus.send_and_get_reply(message_bus.AddMatch(rule)))
     print("listening", flush=True)
     while True:
-        print(json.dumps(bus.recv_until_filtered(signals).body), flush=True)
+        signal = bus.recv_until_filtered(signals)
+        member = signal.header.fields[HeaderFields.member]
+        if member in sys.argv[2:]:
+            print(json.dumps([member, signal.body]), flush=True)
