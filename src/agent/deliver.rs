@@ -17,7 +17,7 @@ use zbus::names::UniqueName;
 use super::apps::{Apps, Head, Line};
 use super::bus::message::dictionary;
 use super::connection::Command;
-use super::effects::Hints;
+use super::effects::{Hints, STORE_RETRY};
 use super::store::{Store, Unread};
 use crate::daemon::fault_point;
 use crate::db::DbError;
@@ -25,9 +25,6 @@ use crate::proto::AppId;
 
 /// The interface that apps export.
 pub const APP_INTERFACE: &str = "org.bellwire.App1";
-
-/// How long to wait before the store is tried again after it failed.
-const STORE_RETRY: Duration = Duration::from_secs(30);
 
 /// What a courier needs.
 #[derive(Clone)]

@@ -76,14 +76,12 @@ async fn end(shared: &Shared, row: AppRow) {
 /// The folders' changes; those above a folder that is not there yet, for its own.
 fn watch(folders: &[PathBuf]) -> std::io::Result<EventStream<[u8; 4096]>> {
     let inotify = Inotify::init()?;
-    let mask = WatchMask::CREATE
-        | WatchMask::DELETE
-        | WatchMask::MOVE
-        | WatchMask::CLOSE_WRITE
-        | WatchMask::DELETE_SELF
-        | WatchMask::ONLYDIR;
+    let comes = WatchMask::CREATE | WatchMask::MOVED_TO | WatchMask::DELETE_SELF | WatchMask::ONLYDIR;
+    let changes = comes | WatchMask::DELETE | WatchMask::MOVED_FROM | WatchMask::CLOSE_WRITE;
     for folder in folders {
         let there = folder.ancestors().find(|path| path.is_dir()).unwrap_or(Path::new("/"));
+        // One that is watched for two folders is watched for the changes of both.
+        let mask = if there == folder { changes } else { comes } | WatchMask::MASK_ADD;
         match inotify.watches().add(there, mask) {
             Ok(_) => {}
             // Not for us to look at, or gone in this moment.

@@ -7,11 +7,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use futures_util::StreamExt;
-use tokio::sync::Notify;
 use tracing::{debug, error};
+use zbus::Variant;
 use zbus::object_server::SignalEmitter;
-use zbus::{MatchRule, MessageStream, Variant};
 
 use crate::agent::bus::push::Push;
 use crate::agent::bus::{PATH, Shared};
@@ -25,12 +23,7 @@ const LAUNCHER_ENTRY: &str = "com.canonical.Unity.LauncherEntry";
 /// Runs as long as the daemon.
 pub async fn run(shared: Arc<Shared>, bus: zbus::Connection) {
     let mut said: HashMap<AppId, u16> = HashMap::new();
-    let desktops = match desktops(&bus).await {
-        Ok(stream) => stream,
-        Err(error) => return error!("badges are not shown: {error}"),
-    };
-    let came = Arc::new(Notify::new());
-    tokio::spawn(watch(desktops, Arc::clone(&came)));
+    let came = super::arrivals(&bus, DESKTOP).await;
     loop {
         match shared.store.apps().await {
             Ok(apps) => say_changed(&shared, &bus, &apps, &mut said).await,
@@ -41,22 +34,6 @@ pub async fn run(shared: Arc<Shared>, bus: zbus::Connection) {
             () = came.notified() => said.clear(),
         }
     }
-}
-
-/// Tells, once for any number of times, that a desktop has come. It only reads: a stream that is not
-/// read holds up everything on the bus.
-async fn watch(mut desktops: MessageStream, came: Arc<Notify>) {
-    while let Some(Ok(change)) = desktops.next().await {
-        if change.body().deserialize().is_ok_and(|(_, _, new): (String, String, String)| !new.is_empty()) {
-            came.notify_one();
-        }
-    }
-}
-
-async fn desktops(bus: &zbus::Connection) -> zbus::Result<MessageStream> {
-    let owner =
-        MatchRule::builder().sender("org.freedesktop.DBus").member("NameOwnerChanged").arg(0, DESKTOP).build()?;
-    MessageStream::for_match_rule(owner, bus, None).await
 }
 
 async fn say_changed(shared: &Shared, bus: &zbus::Connection, apps: &[AppRow], said: &mut HashMap<AppId, u16>) {

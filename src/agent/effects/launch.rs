@@ -1,13 +1,12 @@
 //! Starting an app: on the bus, by its desktop file, or as a systemd unit.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use zbus::fdo::DBusProxy;
 use zbus::names::OwnedWellKnownName;
 use zbus::{ObjectPath, Variant};
 
-use super::{process, systemd};
+use super::{START, process, systemd};
 use crate::agent::bus::Shared;
 use crate::agent::config::Bus;
 use crate::agent::installed::Profile;
@@ -64,9 +63,6 @@ pub fn ways(profile: &Profile, bus: Bus, own_user: bool) -> Vec<Way> {
     let process = (has_program && own_user).then_some(Way::Process);
     by_name.into_iter().chain(transient).chain(by_unit).chain(process).collect()
 }
-
-/// How long a start on the bus may take; the bus itself gives up earlier.
-const START: Duration = Duration::from_secs(120);
 
 /// Starts apps.
 pub struct Launcher<'a> {

@@ -16,10 +16,12 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{error, warn};
 use zbus::object_server::SignalEmitter;
+use zbus::{MatchRule, MessageStream};
 
 use super::bus::manager::Manager;
 use super::bus::{PATH, Shared};
@@ -55,7 +57,34 @@ impl Hints {
 }
 
 /// How long to wait before the store is tried again after it failed.
-const STORE_RETRY: Duration = Duration::from_secs(30);
+pub const STORE_RETRY: Duration = Duration::from_secs(30);
+
+/// How long a start of an app may take. A bus gives up earlier.
+const START: Duration = Duration::from_secs(120);
+
+/// Tells, once for any number of times, that somebody has taken this name on the bus.
+async fn arrivals(bus: &zbus::Connection, name: &'static str) -> Arc<Notify> {
+    let came = Arc::new(Notify::new());
+    match owners(bus, name).await {
+        Ok(owners) => drop(tokio::spawn(note_arrivals(owners, Arc::clone(&came)))),
+        Err(error) => warn!("the arrival of {name} is not noticed: {error}"),
+    }
+    came
+}
+
+async fn owners(bus: &zbus::Connection, name: &'static str) -> zbus::Result<MessageStream> {
+    let rule = MatchRule::builder().sender("org.freedesktop.DBus").member("NameOwnerChanged").arg(0, name).build()?;
+    MessageStream::for_match_rule(rule, bus, None).await
+}
+
+/// It only reads: a stream that is not read holds up everything on the bus.
+async fn note_arrivals(mut owners: MessageStream, came: Arc<Notify>) {
+    while let Some(Ok(change)) = owners.next().await {
+        if change.body().deserialize().is_ok_and(|(_, _, new): (String, String, String)| !new.is_empty()) {
+            came.notify_one();
+        }
+    }
+}
 
 /// The task that carries effects out.
 pub struct Performer {

@@ -455,27 +455,19 @@ const SIGNALS: usize = 64;
 /// Listens to the notification server, and shows again what was on the screen before.
 pub async fn begin(screen: Arc<Screen>) {
     let (inbox, signals) = mpsc::channel(SIGNALS);
-    let came = Arc::new(Notify::new());
+    let came = super::arrivals(&screen.bus, NAME).await;
     // What an earlier run has shown is shown again.
     came.notify_one();
-    match streams(&screen.bus).await {
-        Ok((server, owners)) => {
-            tokio::spawn(hear(server, inbox));
-            tokio::spawn(watch(owners, Arc::clone(&came)));
-        }
+    match signals_of_server(&screen.bus).await {
+        Ok(stream) => drop(tokio::spawn(hear(stream, inbox))),
         Err(error) => warn!("clicks on alerts are not heard: {error}"),
     }
     tokio::spawn(listen(screen, signals, came));
 }
 
-/// The signals of the notification server, and news of its end and start.
-async fn streams(bus: &zbus::Connection) -> zbus::Result<(MessageStream, MessageStream)> {
+async fn signals_of_server(bus: &zbus::Connection) -> zbus::Result<MessageStream> {
     let server = MatchRule::builder().sender(NAME).interface(NAME).build()?;
-    let owner = MatchRule::builder().sender("org.freedesktop.DBus").member("NameOwnerChanged").arg(0, NAME).build()?;
-    Ok((
-        MessageStream::for_match_rule(server, bus, None).await?,
-        MessageStream::for_match_rule(owner, bus, None).await?,
-    ))
+    MessageStream::for_match_rule(server, bus, None).await
 }
 
 /// Takes signals as fast as they come: a stream that is not read holds up everything on the bus, and
@@ -484,15 +476,6 @@ async fn hear(mut signals: MessageStream, inbox: mpsc::Sender<zbus::Message>) {
     while let Some(Ok(message)) = signals.next().await {
         if inbox.try_send(message).is_err() {
             debug!("a signal of the notification server is lost: there are too many");
-        }
-    }
-}
-
-/// Tells, once for any number of times, that a notification server has come.
-async fn watch(mut owners: MessageStream, came: Arc<Notify>) {
-    while let Some(Ok(change)) = owners.next().await {
-        if change.body().deserialize().is_ok_and(|(_, _, new): (String, String, String)| !new.is_empty()) {
-            came.notify_one();
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Starting apps as units of systemd: one that is installed, or a transient one for a program.
 
 use futures_util::StreamExt;
-use std::time::Duration;
 
 use zbus::{OwnedObjectPath, Variant, proxy};
 
+use super::START;
 use super::launch::{NoStart, error_name, has_no_answer, unknown};
 use super::process::Program;
 
@@ -27,9 +27,6 @@ trait Manager {
     #[zbus(signal)]
     fn job_removed(&self, id: u32, job: OwnedObjectPath, unit: &str, result: &str) -> zbus::Result<()>;
 }
-
-/// How long a unit may take to start.
-const START: Duration = Duration::from_secs(120);
 
 /// The name of the transient unit for a program: desktops find the app by its form, and the same
 /// start has the same name. Source: systemd, "Desktop Environment Integration".
