@@ -168,6 +168,10 @@ pub struct Delivery {
     /// Older messages of the same registration that were dropped because too many waited.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dropped: u32,
+    /// Pushes of the same registration whose place it takes, at most [`WINDOW`]. The app is given
+    /// one of them all: this one, or the one that it has already.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replaces: Vec<MessageId>,
     /// The notification.
     pub push: Push,
 }
@@ -187,12 +191,20 @@ pub struct Outcome {
     pub at_ms: UnixMillis,
 }
 
-/// The ends a push can come to on a device.
+/// What can become of a push on a device. All but `Alerted` and `Launched` are ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Fate {
+    /// The user was shown its alert.
+    Alerted,
+    /// The app was started for it.
+    Launched,
     /// The app has taken it.
     Delivered,
+    /// A later push took its place.
+    Replaced,
+    /// It was to take the place of one that the app had been given already.
+    TooLate,
     /// It expired unread.
     Expired,
     /// Too many were unread; it was the oldest.

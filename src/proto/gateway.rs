@@ -39,8 +39,19 @@ pub struct Queued {
     pub seq: Seq,
     /// Older messages of the same registration that were dropped before it.
     pub dropped: u32,
+    /// Pushes whose place it takes.
+    pub replaces: Vec<MessageId>,
     /// The notification.
     pub push: Push,
+}
+
+/// A push that was sent to the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// Its place.
+    pub seq: Seq,
+    /// When; unknown if an earlier session sent it.
+    pub at_ms: Option<UnixMillis>,
 }
 
 /// A connection on which nothing has been said yet.
@@ -92,7 +103,7 @@ pub enum GatewayAction {
         limit: usize,
     },
     /// The device has these: delete them.
-    Acked(Vec<Seq>),
+    Acked(Vec<Sent>),
     /// These expired before they could be sent: delete them.
     Expired(Vec<Seq>),
     /// Register the app, answer with `registered`.
@@ -134,6 +145,7 @@ struct Unacked {
     /// `None` for a push that is not in the store.
     seq: Option<Seq>,
     id: MessageId,
+    sent_ms: UnixMillis,
 }
 
 /// A proven device's session.
@@ -242,17 +254,20 @@ impl Session {
         let mut left_over = false;
         let resume = std::mem::take(&mut self.resume);
         for row in rows {
+            let seq = row.seq;
             if resume.contains(&row.push.id) {
-                had.push(row.seq);
+                had.push(Sent { seq, at_ms: None });
+            } else if self.is_on_its_way(seq) {
+                // Seen again after `look_again`.
             } else if row.push.expired(wall) {
-                expired.push(row.seq);
+                expired.push(seq);
             } else if self.unacked.len() < WINDOW {
-                self.push(now, Some(row.seq), row.dropped, row.push);
+                self.push(now, wall, row);
             } else {
                 left_over = true;
                 break;
             }
-            self.cursor = self.cursor.max(row.seq);
+            self.cursor = self.cursor.max(seq);
         }
         self.more |= left_over;
         // Rows the device had take no room in the window: those after them may be on its list too.
@@ -269,12 +284,30 @@ impl Session {
     }
 
     /// Sends a push that is not in the store, if there is room for it in the window.
-    pub fn offer(&mut self, now: Moment, push: Push) -> bool {
+    pub fn offer(&mut self, now: Moment, wall: UnixMillis, push: Push) -> bool {
         let room = !self.closed && self.unacked.len() < WINDOW;
         if room {
-            self.push(now, None, 0, push);
+            self.send_push(now, wall, None, Delivery { n: 0, dropped: 0, replaces: Vec::new(), push });
         }
         room
+    }
+
+    /// Whether the push at this place may be on its way or with the device: the session has passed
+    /// it, or the device said at its beginning that it has it.
+    pub fn may_have_sent(&self, seq: Seq, id: MessageId) -> bool {
+        seq <= self.cursor || self.resume.contains(&id)
+    }
+
+    /// The store holds something at this place that it has not shown before.
+    pub fn look_again(&mut self, seq: Seq) {
+        self.cursor = self.cursor.min(Seq(seq.0 - 1));
+        self.handle_wake();
+    }
+
+    /// What was sent and has not been acknowledged, of what is in the store.
+    pub fn on_their_way(&self) -> Vec<Sent> {
+        let sent = |unacked: &Unacked| Some(Sent { seq: unacked.seq?, at_ms: Some(unacked.sent_ms) });
+        self.unacked.iter().filter_map(sent).collect()
     }
 
     /// The answer to `Register`.
@@ -332,7 +365,7 @@ impl Session {
         self.unacked.retain(|unacked| {
             let done = ids.contains(&unacked.id);
             if done {
-                seqs.extend(unacked.seq);
+                seqs.extend(unacked.seq.map(|seq| Sent { seq, at_ms: Some(unacked.sent_ms) }));
             }
             !done
         });
@@ -348,10 +381,20 @@ impl Session {
         self.fetch();
     }
 
-    fn push(&mut self, now: Moment, seq: Option<Seq>, dropped: u32, push: Push) {
+    fn is_on_its_way(&self, seq: Seq) -> bool {
+        self.unacked.iter().any(|unacked| unacked.seq == Some(seq))
+    }
+
+    fn push(&mut self, now: Moment, wall: UnixMillis, row: Queued) {
+        let Queued { seq, dropped, replaces, push } = row;
+        self.send_push(now, wall, Some(seq), Delivery { n: 0, dropped, replaces, push });
+    }
+
+    /// Sends a push as the next of this session.
+    fn send_push(&mut self, now: Moment, wall: UnixMillis, seq: Option<Seq>, delivery: Delivery) {
         self.sent += 1;
-        self.unacked.push_back(Unacked { seq, id: push.id });
-        self.send(ToDevice::Push(Box::new(Delivery { n: self.sent, dropped, push })));
+        self.unacked.push_back(Unacked { seq, id: delivery.push.id, sent_ms: wall });
+        self.send(ToDevice::Push(Box::new(Delivery { n: self.sent, ..delivery })));
         if self.unacked.len() == 1 {
             self.watch_acks(now);
         }

@@ -221,6 +221,11 @@ impl RegId {
         bytes.try_into().map(Self).map_err(|_| IdError::RegId)
     }
 
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8; Self::LEN] {
+        &self.0
+    }
+
     /// The region that issued it and takes notifications for it.
     pub fn region(&self) -> Region {
         Region(self.0[0])

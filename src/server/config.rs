@@ -30,6 +30,8 @@ pub struct ServerConfig {
     pub regions: BTreeMap<Region, String>,
     /// Certificates that authenticate other regions; the system's if absent.
     pub regions_ca: Option<PathBuf>,
+    /// Certificates that authenticate the servers that are told receipts; the system's if absent.
+    pub callbacks_ca: Option<PathBuf>,
     /// What is too much.
     pub limits: Limits,
 }
@@ -80,6 +82,12 @@ pub struct Limits {
     pub registrations_per_device: u32,
     /// Minutes for which a message is kept at the most.
     pub expiry_minutes: u32,
+    /// Hours for which it is remembered what became of a message.
+    pub history_hours: u32,
+    /// Messages of which it is remembered; beyond it the oldest go.
+    pub history_messages: u64,
+    /// Hours for which a receipt is tried to be told.
+    pub receipt_hours: u32,
 }
 
 impl Default for ServerConfig {
@@ -92,6 +100,7 @@ impl Default for ServerConfig {
             gateway: Gateway::default(),
             regions: BTreeMap::new(),
             regions_ca: None,
+            callbacks_ca: None,
             limits: Limits::default(),
         }
     }
@@ -125,6 +134,9 @@ impl Default for Limits {
             waiting_per_registration: 100,
             registrations_per_device: 256,
             expiry_minutes: 2880,
+            history_hours: 72,
+            history_messages: 1_000_000,
+            receipt_hours: 24,
         }
     }
 }

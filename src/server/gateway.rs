@@ -186,6 +186,13 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send>(mut this: Box<Conver
         }
         Err(error) => debug!(device = %this.device, "a session broke: {error}"),
     }
+    // Before it leaves: whoever then finds no session finds in the store what this one has sent.
+    let sent = this.session.on_their_way();
+    if !sent.is_empty()
+        && let Err(error) = Box::pin(this.server.store.sent(sent)).await
+    {
+        debug!(device = %this.device, "it was not noted what was sent: {error}");
+    }
     this.server.registry.leave(this.device, &this.line);
 }
 
@@ -223,8 +230,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
         }
         for push in signals.offers {
             if !push.expired(world::now()) {
-                self.session.offer(now, push);
+                self.session.offer(now, world::now(), push);
             }
+        }
+        for (seq, id, answer) in signals.questions {
+            let _ = answer.send(self.session.may_have_sent(seq, id));
+        }
+        if let Some(seq) = signals.look_again {
+            self.session.look_again(seq);
         }
         if signals.wake {
             self.session.handle_wake();
@@ -263,7 +276,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
                 }
                 Err(error) => Err(error),
             },
-            GatewayAction::Acked(seqs) => store.remove(seqs).await,
+            GatewayAction::Acked(all) => {
+                let done = store.acked(all).await;
+                self.server.receipts.notify_one();
+                done
+            }
             GatewayAction::Expired(seqs) => store.expire(seqs).await,
             GatewayAction::Register { req, app } => self.register(req, app).await,
             GatewayAction::Deregister { req, app } => {
@@ -274,11 +291,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
                 done
             }
             GatewayAction::Outcomes(list) => {
-                for outcome in &list {
-                    debug!(device = %self.device, id = %outcome.id, fate = ?outcome.fate, "outcome");
+                let ids = list.iter().map(|outcome| outcome.id).collect();
+                let done = store.outcomes(self.device, list).await;
+                if done.is_ok() {
+                    self.session.noted(ids);
                 }
-                self.session.noted(list.into_iter().map(|outcome| outcome.id).collect());
-                Ok(())
+                done
             }
             // The loop sees that the session is closed.
             GatewayAction::Close => Ok(()),

@@ -4,6 +4,7 @@
 //! * [`store`]: the only queue; SQL lives there.
 //! * [`regid`]: issuing and opening regIds.
 //! * [`gateway`]: devices and their sessions; [`registry`]: which of them are here.
+//! * [`timekeeper`]: what is due; [`withdraw`]: what senders take back; [`receipts`]: what they are told.
 //! * [`regions`]: the other servers.
 //! * [`admin`]: the command line.
 //!
@@ -14,10 +15,13 @@ pub mod admin;
 pub mod config;
 pub mod doors;
 pub mod gateway;
+pub mod receipts;
 pub mod regid;
 pub mod regions;
 pub mod registry;
 pub mod store;
+pub mod timekeeper;
+pub mod withdraw;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -27,6 +31,7 @@ use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
 use hyper_util::rt::TokioTimer;
 use subtle::ConstantTimeEq;
+use tokio::sync::Notify;
 use tokio_rustls::TlsAcceptor;
 use tracing::{error, info};
 
@@ -58,6 +63,12 @@ pub struct Server {
     pub registry: Registry,
     /// The other regions.
     pub regions: Regions,
+    /// How application servers are reached.
+    pub callbacks: HttpClient,
+    /// Messages have come that will be due at some time.
+    pub accepted: Notify,
+    /// There may be receipts to be told.
+    pub receipts: Notify,
     /// The clock of the sessions.
     pub clock: Clock,
     keys: RwLock<Arc<KeyRing>>,
@@ -105,15 +116,20 @@ fn bind(what: &str, address: SocketAddr) -> Result<TcpListener, Fatal> {
 pub async fn run(config: ServerConfig, listeners: Listeners, mut stop: Stop) -> Result<(), Fatal> {
     let io = |error: std::io::Error| Fatal::new(Exit::IoErr, error);
     let database = |error: DbError| Fatal::new(Exit::IoErr, error);
-    let store = Store::open(&config.database(), config.limits).map_err(database)?;
+    let mut store = Store::open(&config.database(), config.limits).map_err(database)?;
+    store.begin().await.map_err(database)?;
     let keys = store.key_ring(config.region).await.map_err(database)?;
     let trust = tls::client(config.regions_ca.as_deref()).map_err(Fatal::of(Exit::Config))?;
+    let callback_trust = tls::client(config.callbacks_ca.as_deref()).map_err(Fatal::of(Exit::Config))?;
     let gateway_tls = config.gateway.tls.as_ref().map(tls::server).transpose().map_err(Fatal::of(Exit::Config))?;
     let api_tls = config.api.tls.as_ref().map(tls::server).transpose().map_err(Fatal::of(Exit::Config))?;
     let server = Arc::new(Server {
         store,
         registry: Registry::new(),
         regions: Regions::new(HttpClient::new(&trust), config.regions.clone()),
+        callbacks: HttpClient::new(&callback_trust),
+        accepted: Notify::new(),
+        receipts: Notify::new(),
         clock: Clock::start(),
         keys: RwLock::new(Arc::new(keys)),
         config,
@@ -129,6 +145,8 @@ pub async fn run(config: ServerConfig, listeners: Listeners, mut stop: Stop) -> 
     let mut api = tokio::spawn(serve_api(Arc::clone(&server), listeners.api, api_tls, handle.clone()));
     let mut devices =
         tokio::spawn(gateway::serve(Arc::clone(&server), gateway, gateway_tls.map(TlsAcceptor::from), stop.clone()));
+    tokio::spawn(timekeeper::run(Arc::clone(&server)));
+    tokio::spawn(receipts::run(Arc::clone(&server), stop.clone()));
     let early = tokio::select! {
         // The gateway ends with the stop: that is not early.
         biased;
@@ -140,7 +158,9 @@ pub async fn run(config: ServerConfig, listeners: Listeners, mut stop: Stop) -> 
         error!("{why}");
         return Err(Fatal::new(Exit::Software, why));
     }
-    drain(&server, &handle, api).await;
+    if drain(&server, &handle, api).await {
+        server.store.end().await.map_err(database)?;
+    }
     Ok(())
 }
 
@@ -150,7 +170,8 @@ async fn serve_api(
     tls: Option<Arc<rustls::ServerConfig>>,
     handle: Handle<SocketAddr>,
 ) -> std::io::Result<()> {
-    let service = doors::tizen::router().fallback(doors::tizen::unknown_path).with_state(server).into_make_service();
+    let routes = doors::tizen::router().merge(doors::messages::router());
+    let service = routes.fallback(doors::tizen::unknown_path).with_state(server).into_make_service();
     match tls {
         Some(tls) => {
             let mut api = axum_server::from_tcp_rustls(listener, RustlsConfig::from_config(tls))?.handle(handle);
@@ -165,8 +186,13 @@ async fn serve_api(
     }
 }
 
-/// Ends requests first, so that what they stored still wakes its devices, then sessions.
-async fn drain(server: &Server, handle: &Handle<SocketAddr>, api: tokio::task::JoinHandle<std::io::Result<()>>) {
+/// Ends requests first, so that what they stored still wakes its devices, then sessions. Returns
+/// whether all have ended.
+async fn drain(
+    server: &Server,
+    handle: &Handle<SocketAddr>,
+    api: tokio::task::JoinHandle<std::io::Result<()>>,
+) -> bool {
     let connected = server.registry.count();
     handle.graceful_shutdown(Some(DRAIN));
     let requests = tokio::time::timeout(DRAIN + Duration::from_secs(1), api).await.is_ok();
@@ -178,6 +204,7 @@ async fn drain(server: &Server, handle: &Handle<SocketAddr>, api: tokio::task::J
     });
     let orderly = sessions.await.is_ok() && requests;
     info!(connected, orderly, "stopped");
+    orderly
 }
 
 fn url(scheme: &str, encrypted: bool, listener: &TcpListener) -> String {

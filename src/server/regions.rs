@@ -27,6 +27,11 @@ impl Regions {
         self.urls.contains_key(&region)
     }
 
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = Region> {
+        self.urls.keys().copied()
+    }
+
     /// Posts `body` to `path` of the region's API; `None` if there is no answer.
     pub async fn post(
         &self,

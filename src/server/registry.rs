@@ -10,15 +10,18 @@ use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use crate::daemon::lock;
-use crate::proto::{DeviceId, Push};
+use crate::proto::gateway::Seq;
+use crate::proto::{DeviceId, MessageId, Push};
 
 /// Parts of the map, so that many cores do not wait for one lock.
 const PARTS: usize = 16;
 /// Most offers that wait for a session.
 const OFFERS: usize = 32;
+/// Most questions that wait for a session.
+const QUESTIONS: usize = 1024;
 
 /// What a session is to look at.
 #[derive(Debug, Default)]
@@ -31,6 +34,10 @@ pub struct Signals {
     pub drain: bool,
     /// Pushes that are delivered now or never.
     pub offers: Vec<Push>,
+    /// Whether these may have been sent; whoever asks may have gone.
+    pub questions: Vec<(Seq, MessageId, oneshot::Sender<bool>)>,
+    /// From this place on the store may hold what it did not show before.
+    pub look_again: Option<Seq>,
 }
 
 /// The line to one session.
@@ -104,6 +111,26 @@ impl Registry {
                     signals.offers.push(push);
                 }
             });
+        }
+    }
+
+    /// Asks the device's session whether the message at this place may have been sent; `None` if
+    /// there is no session. One that is asked too much does not answer.
+    pub fn was_sent(&self, device: DeviceId, seq: Seq, id: MessageId) -> Option<oneshot::Receiver<bool>> {
+        let line = self.line(device)?;
+        let (answer, answered) = oneshot::channel();
+        line.signal(|signals| {
+            if signals.questions.len() < QUESTIONS {
+                signals.questions.push((seq, id, answer));
+            }
+        });
+        Some(answered)
+    }
+
+    /// Tells the device's session that the store shows again what is at this place.
+    pub fn look_again(&self, device: DeviceId, seq: Seq) {
+        if let Some(line) = self.line(device) {
+            line.signal(|signals| signals.look_again = Some(signals.look_again.map_or(seq, |other| other.min(seq))));
         }
     }
 

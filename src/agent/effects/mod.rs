@@ -25,6 +25,7 @@ use zbus::{MatchRule, MessageStream};
 
 use super::bus::manager::Manager;
 use super::bus::{PATH, Shared};
+use super::connection::Command;
 use super::pace::{self, Due, Paces, Rates};
 use super::plan::Manner;
 use super::store::{Changes, Hop, Launch, Pending, Task, history};
@@ -221,6 +222,8 @@ impl Job {
             for alert in due.alerts {
                 self.screen.alert(app, alert).await?;
             }
+            // A full queue of commands has a report in it, or will have one with the next session.
+            let _ = self.shared.commands.try_send(Command::Report);
             Ok::<_, DbError>(())
         };
         if let Err(error) = done.await {

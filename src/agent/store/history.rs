@@ -2,9 +2,10 @@
 
 use rusqlite::{Connection, params};
 
-use super::Store;
 use super::schema::{Result, id, text};
+use super::{Store, outcomes};
 use crate::db::DbError;
+use crate::proto::frame::Fate;
 use crate::proto::{AppId, MessageId, Push, UnixMillis};
 use crate::world;
 
@@ -33,6 +34,10 @@ pub enum Hop {
     Refused,
     /// The app has it.
     Delivered,
+    /// A later message of the same request id took its place.
+    Replaced,
+    /// It was to take the place of one that the app had been given already.
+    TooLate,
     /// It was for a connected app only, and the app was not.
     Discarded,
     /// It expired unread.
@@ -44,6 +49,40 @@ pub enum Hop {
 }
 
 impl Hop {
+    /// All hops.
+    pub const ALL: [Self; 13] = [
+        Self::Received,
+        Self::Alerted,
+        Self::Opened,
+        Self::Launched,
+        Self::Failed,
+        Self::Refused,
+        Self::Delivered,
+        Self::Replaced,
+        Self::TooLate,
+        Self::Discarded,
+        Self::Expired,
+        Self::Dropped,
+        Self::Unwanted,
+    ];
+
+    /// What the server is told of it.
+    pub fn fate(self) -> Option<Fate> {
+        match self {
+            Self::Alerted => Some(Fate::Alerted),
+            Self::Launched => Some(Fate::Launched),
+            Self::Delivered => Some(Fate::Delivered),
+            Self::Replaced => Some(Fate::Replaced),
+            Self::TooLate => Some(Fate::TooLate),
+            Self::Discarded => Some(Fate::Discarded),
+            Self::Expired => Some(Fate::Expired),
+            Self::Dropped => Some(Fate::Dropped),
+            Self::Unwanted => Some(Fate::Unwanted),
+            // The acknowledgement says that it was received; the others may come many times.
+            Self::Received | Self::Opened | Self::Failed | Self::Refused => None,
+        }
+    }
+
     /// As it is stored and shown.
     pub fn name(self) -> &'static str {
         match self {
@@ -54,6 +93,8 @@ impl Hop {
             Self::Failed => "failed",
             Self::Refused => "refused",
             Self::Delivered => "delivered",
+            Self::Replaced => "replaced",
+            Self::TooLate => "too-late",
             Self::Discarded => "discarded",
             Self::Expired => "expired",
             Self::Dropped => "dropped",
@@ -117,7 +158,7 @@ pub(super) fn begin(db: &Connection, place: i64, push: &Push) -> Result<()> {
     Ok(())
 }
 
-/// Adds a line to a message's history, if that is still remembered.
+/// Adds a line to a message's history, if that is still remembered, and tells the server of it.
 pub(super) fn add(db: &Connection, id: MessageId, hop: Hop, why: Option<&str>, now: UnixMillis) -> Result<()> {
     db.prepare_cached("INSERT INTO hops SELECT place, ?2, ?3, ?4 FROM history WHERE id = ?1")?.execute(params![
         id.as_bytes(),
@@ -125,7 +166,7 @@ pub(super) fn add(db: &Connection, id: MessageId, hop: Hop, why: Option<&str>, n
         hop.name(),
         why.map(brief)
     ])?;
-    Ok(())
+    if hop.fate().is_some() { outcomes::add(db, id, hop, now) } else { Ok(()) }
 }
 
 /// The beginning of a reason, which a peer may have worded.

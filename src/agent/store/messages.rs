@@ -5,17 +5,17 @@
 //! a power cut leaves all of them or none. What a message asks for is decided when it is received
 //! if its app is away, or else when the app goes without having taken it.
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
 use super::apps::AppRow;
 use super::history::{self, Hop};
 use super::schema::{Result, id, json, text, to_json};
-use super::{Store, apps, effects};
+use super::{Store, apps, effects, outcomes};
 use crate::agent::config::Limits;
 use crate::agent::plan::{Place, Plan, plan};
 use crate::daemon::fault_point;
 use crate::db::DbError;
-use crate::proto::frame::{Delivery, Fate, LIST_MAX, Outcome, WINDOW};
+use crate::proto::frame::{Delivery, WINDOW};
 use crate::proto::{AppId, MessageId, Push, UnixMillis};
 use crate::world;
 
@@ -152,23 +152,13 @@ impl Store {
 
     /// The app has taken this message. Whether an alert of it is on the screen.
     pub async fn delivered(&self, unread: &Unread) -> Result<bool, DbError> {
-        let (place, id) = (unread.place, unread.push.id);
+        let unread = unread.clone();
         self.worker
             .write(move |db| {
-                remove(db, place, id, Fate::Delivered, world::now())?;
-                effects::is_shown(db, id)
+                deliver(db, &unread, world::now())?;
+                effects::is_shown(db, unread.push.id)
             })
             .await
-    }
-
-    /// Outcomes that the server has not noted yet, at most [`LIST_MAX`].
-    pub async fn outcomes(&self) -> Result<Vec<Outcome>, DbError> {
-        self.worker.read(outcomes).await
-    }
-
-    /// The server has noted these.
-    pub async fn noted(&self, ids: Vec<MessageId>) -> Result<(), DbError> {
-        self.worker.write(move |db| forget_outcomes(db, &ids)).await
     }
 }
 
@@ -179,8 +169,6 @@ const CLOCKS_APART_MS: i64 = 2 * 24 * 3600 * 1000;
 const SEEN_MAX: i64 = 20_000;
 /// After this many pushes, what need not be remembered any longer is removed.
 const HOUSEKEEPING_EVERY: i64 = 64;
-/// Most outcomes that wait for the server; the oldest go, they are only history.
-const OUTCOMES_MAX: i64 = 1000;
 
 fn receive(
     db: &Connection,
@@ -203,19 +191,25 @@ fn receive(
         let wanted = |app: &AppRow| app.reg_id == Some(push.reg_id) && app.switches.enabled;
         let app = apps::find(db, &push.app)?.filter(wanted);
         let Some(app) = app.filter(|_| !push.expired(now)) else {
-            let fate = if push.expired(now) { Fate::Expired } else { Fate::Unwanted };
-            settle(db, push.id, fate, None, now)?;
+            let hop = if push.expired(now) { Hop::Expired } else { Hop::Unwanted };
+            history::add(db, push.id, hop, None, now)?;
+            received.changes.outcomes = true;
+            continue;
+        };
+        let Some(dropped) = replace(db, &delivery, now)? else {
+            history::add(db, push.id, Hop::TooLate, None, now)?;
             received.changes.outcomes = true;
             continue;
         };
         let plan = plan(push, connected(&push.app), app.badge, app.switches.settings(do_not_disturb));
         if plan.place == Place::Nowhere {
-            settle(db, push.id, Fate::Discarded, reasons(&plan).as_deref(), now)?;
+            history::add(db, push.id, Hop::Discarded, reasons(&plan).as_deref(), now)?;
             received.changes.outcomes = true;
+            carry(db, &push.app, dropped)?;
             continue;
         }
         history::add(db, push.id, Hop::Received, reasons(&plan).as_deref(), now)?;
-        keep(db, &delivery, plan.place, limits, now)?;
+        keep(db, push, delivery.dropped + dropped, plan.place, limits, now)?;
         fault_point("keeping");
         bring_about(db, push, &plan, &mut received.changes)?;
         if !received.apps.contains(&push.app) {
@@ -237,21 +231,21 @@ fn remember(db: &Connection, push: &Push) -> Result<Option<i64>> {
         .optional()
 }
 
-fn keep(db: &Connection, delivery: &Delivery, place: Place, limits: Limits, now: UnixMillis) -> Result<()> {
-    let push = &delivery.push;
+fn keep(db: &Connection, push: &Push, dropped: u32, place: Place, limits: Limits, now: UnixMillis) -> Result<()> {
     // A clock that is behind the server's would end the message as soon as it is set right.
     let longest = now.0.max(push.accepted_ms.0).saturating_add(i64::from(limits.unread_hours) * 3_600_000);
     db.prepare_cached(
-        "INSERT INTO unread (app, received_ms, expires_ms, dropped, body, bytes, id, planned)
-         VALUES (?1, ?2, ?3, ?4, ?5, octet_length(?5), ?6, ?7)",
+        "INSERT INTO unread (app, received_ms, expires_ms, dropped, body, bytes, id, request_id, planned)
+         VALUES (?1, ?2, ?3, ?4, ?5, octet_length(?5), ?6, ?7, ?8)",
     )?
     .execute(params![
         push.app.as_str(),
         now.0,
         push.expires_ms.0.min(longest),
-        delivery.dropped,
+        dropped,
         to_json(push)?,
         push.id.as_bytes(),
+        push.request_id,
         place == Place::Unread
     ])?;
     while over_app_limit(db, &push.app, limits)? {
@@ -287,7 +281,7 @@ fn plan_left_over(db: &Connection, app: &AppId, now: UnixMillis) -> Result<Chang
         let Some(row) = apps::find(db, app)? else { break };
         let plan = plan(&unread.push, false, row.badge, row.switches.settings(do_not_disturb));
         if plan.place == Place::Nowhere {
-            remove(db, unread.place, unread.push.id, Fate::Discarded, now)?;
+            remove(db, unread.place, unread.push.id, Hop::Discarded, now)?;
             carry(db, app, unread.dropped)?;
             changes.outcomes = true;
             continue;
@@ -325,7 +319,7 @@ fn largest(db: &Connection) -> Result<AppId> {
 fn drop_oldest(db: &Connection, app: &AppId, now: UnixMillis) -> Result<()> {
     let Some(oldest) = oldest(db, app)? else { return Ok(()) };
     let expired = oldest.expired(now);
-    remove(db, oldest.place, oldest.push.id, if expired { Fate::Expired } else { Fate::Dropped }, now)?;
+    remove(db, oldest.place, oldest.push.id, if expired { Hop::Expired } else { Hop::Dropped }, now)?;
     carry(db, app, oldest.dropped + u32::from(!expired))
 }
 
@@ -364,26 +358,82 @@ fn skip_expired(db: &Connection, app: &AppId, now: UnixMillis) -> Result<Option<
         if !unread.expired(now) {
             return Ok(Some(unread));
         }
-        remove(db, unread.place, unread.push.id, Fate::Expired, now)?;
+        remove(db, unread.place, unread.push.id, Hop::Expired, now)?;
         carry(db, app, unread.dropped)?;
     }
     Ok(None)
 }
 
 /// The message is unread no longer: this became of it.
-fn remove(db: &Connection, place: i64, id: MessageId, fate: Fate, now: UnixMillis) -> Result<()> {
+fn remove(db: &Connection, place: i64, id: MessageId, end: Hop, now: UnixMillis) -> Result<()> {
     db.prepare_cached("DELETE FROM unread WHERE place = ?1")?.execute([place])?;
     effects::remove(db, id)?;
-    settle(db, id, fate, None, now)
+    history::add(db, id, end, None, now)
+}
+
+/// Takes away what this message replaces: what the server names, and what is unread of its request
+/// id. Returns how many dropped messages these stood for; `None` if the app has been given one of
+/// them. One that is in the app's hands at this moment is gone as well; if the app takes it,
+/// [`deliver`] takes this one away instead.
+fn replace(db: &Connection, delivery: &Delivery, now: UnixMillis) -> Result<Option<u32>> {
+    let (push, mut dropped) = (&delivery.push, 0);
+    for id in &delivery.replaces {
+        // One that is still on its way comes to nothing.
+        let forget = push.expires_ms.0.saturating_add(CLOCKS_APART_MS);
+        let was_given = db
+            .prepare_cached(
+                "INSERT INTO seen (id, forget_ms) VALUES (?1, ?2)
+                 ON CONFLICT (id) DO UPDATE SET forget_ms = max(forget_ms, ?2) RETURNING delivered",
+            )?
+            .query_row(params![id.as_bytes(), forget], |row| row.get(0))?;
+        if was_given {
+            return Ok(None);
+        }
+        let unread = unread_of(db, &push.app, "id = ?2", id.as_bytes())?;
+        dropped += remove_each(db, unread, Hop::Replaced, now)?;
+    }
+    if let Some(request_id) = &push.request_id {
+        let unread = unread_of(db, &push.app, "request_id = ?2", request_id)?;
+        dropped += remove_each(db, unread, Hop::Replaced, now)?;
+    }
+    Ok(Some(dropped))
+}
+
+/// The app has been given the message, and so nothing that was to take its place.
+fn deliver(db: &Connection, unread: &Unread, now: UnixMillis) -> Result<()> {
+    let push = &unread.push;
+    remove(db, unread.place, push.id, Hop::Delivered, now)?;
+    db.prepare_cached("UPDATE seen SET delivered = 1 WHERE id = ?1")?.execute([push.id.as_bytes()])?;
+    let Some(request_id) = &push.request_id else { return Ok(()) };
+    let late = unread_of(db, &push.app, "request_id = ?2", request_id)?;
+    let dropped = remove_each(db, late, Hop::TooLate, now)?;
+    carry(db, &push.app, dropped)
 }
 
 /// Removes all messages of an app that is no longer there.
 pub(super) fn remove_all(db: &Connection, app: &AppId, now: UnixMillis) -> Result<()> {
-    let all: Vec<(i64, MessageId)> = db
-        .prepare_cached("SELECT place, id FROM unread WHERE app = ?1")?
-        .query_map([app.as_str()], |row| Ok((row.get(0)?, id(row, 1)?)))?
-        .collect::<Result<_>>()?;
-    all.into_iter().try_for_each(|(place, id)| remove(db, place, id, Fate::Unwanted, now))
+    let all = unread_of(db, app, "?2", true)?;
+    remove_each(db, all, Hop::Unwanted, now).map(drop)
+}
+
+/// The place and id of a message, and how many dropped ones it stands for.
+type Brief = (i64, MessageId, u32);
+
+/// The app's unread messages for which this is true of `?2`.
+fn unread_of(db: &Connection, app: &AppId, condition: &str, value: impl ToSql) -> Result<Vec<Brief>> {
+    db.prepare_cached(&format!("SELECT place, id, dropped FROM unread WHERE app = ?1 AND {condition}"))?
+        .query_map(params![app.as_str(), value], |row| Ok((row.get(0)?, id(row, 1)?, row.get(2)?)))?
+        .collect()
+}
+
+/// Removes messages that have come to this end; returns how many dropped ones they stood for.
+fn remove_each(db: &Connection, all: Vec<Brief>, end: Hop, now: UnixMillis) -> Result<u32> {
+    let mut stood_for = 0;
+    for (place, id, dropped) in all {
+        remove(db, place, id, end, now)?;
+        stood_for += dropped;
+    }
+    Ok(stood_for)
 }
 
 /// The last place that was given to a message that is still unread.
@@ -403,51 +453,6 @@ fn resume_point(db: &Connection) -> Result<Vec<MessageId>> {
         .collect()
 }
 
-fn settle(db: &Connection, id: MessageId, fate: Fate, why: Option<&str>, now: UnixMillis) -> Result<()> {
-    history::add(db, id, hop(fate), why, now)?;
-    db.prepare_cached("INSERT INTO outcomes VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")?.execute(params![
-        id.as_bytes(),
-        hop(fate).name(),
-        now.0
-    ])?;
-    Ok(())
-}
-
-fn outcomes(db: &Connection) -> Result<Vec<Outcome>> {
-    let most = i64::try_from(LIST_MAX).unwrap_or(i64::MAX);
-    db.prepare_cached("SELECT id, fate, at_ms FROM outcomes ORDER BY at_ms LIMIT ?1")?
-        .query_map([most], |row| {
-            let fate: String = row.get(1)?;
-            Ok(Outcome { id: id(row, 0)?, fate: fate_named(&fate), at_ms: UnixMillis(row.get(2)?) })
-        })?
-        .collect()
-}
-
-fn hop(fate: Fate) -> Hop {
-    match fate {
-        Fate::Delivered => Hop::Delivered,
-        Fate::Expired => Hop::Expired,
-        Fate::Dropped => Hop::Dropped,
-        Fate::Discarded => Hop::Discarded,
-        Fate::Unwanted => Hop::Unwanted,
-    }
-}
-
-fn fate_named(name: &str) -> Fate {
-    match name {
-        "delivered" => Fate::Delivered,
-        "expired" => Fate::Expired,
-        "dropped" => Fate::Dropped,
-        "discarded" => Fate::Discarded,
-        _ => Fate::Unwanted,
-    }
-}
-
-fn forget_outcomes(db: &Connection, ids: &[MessageId]) -> Result<()> {
-    let mut forget = db.prepare_cached("DELETE FROM outcomes WHERE id = ?1")?;
-    ids.iter().try_for_each(|id| forget.execute([id.as_bytes()]).map(drop))
-}
-
 fn forget_old(db: &Connection, now: UnixMillis) -> Result<()> {
     let window = i64::try_from(WINDOW).unwrap_or(0);
     db.prepare_cached(
@@ -455,9 +460,5 @@ fn forget_old(db: &Connection, now: UnixMillis) -> Result<()> {
                              OR place <= (SELECT max(place) FROM seen) - ?3",
     )?
     .execute(params![now.0, window, SEEN_MAX])?;
-    db.prepare_cached(
-        "DELETE FROM outcomes WHERE id IN (SELECT id FROM outcomes ORDER BY at_ms DESC LIMIT -1 OFFSET ?1)",
-    )?
-    .execute([OUTCOMES_MAX])?;
-    Ok(())
+    outcomes::trim(db)
 }

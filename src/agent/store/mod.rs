@@ -1,8 +1,8 @@
 //! What the device remembers: who it is, its apps and their regIds, unread messages, what they have
 //! still to bring about, the ids it has seen, and outcomes that the server has not noted yet.
 //!
-//! * `schema`: tables, facts, columns; [`apps`], [`messages`], [`effects`], [`history`]: what the
-//!   store does, each beside its SQL.
+//! * `schema`: tables, facts, columns; [`apps`], [`messages`], [`effects`], [`history`],
+//!   [`outcomes`]: what the store does, each beside its SQL.
 //!
 //! Duplicates end here, by message id. [`Store::receive`] returns when the pushes are on disk; only
 //! then may they be acknowledged. Every queue has a limit; what goes over it is counted.
@@ -11,9 +11,12 @@ pub mod apps;
 pub mod effects;
 pub mod history;
 pub mod messages;
+pub mod outcomes;
 mod schema;
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 
 use crate::db::{self, DbError, Worker};
 use crate::proto::{DeviceId, Secret};
@@ -41,6 +44,8 @@ pub struct Store {
     limits: Limits,
     /// The last place that an earlier run of the daemon gave to a message.
     last_place: i64,
+    /// The last outcome that the server may have been told.
+    last_outcome: Arc<AtomicI64>,
 }
 
 /// The user wants to be left alone.
@@ -54,7 +59,7 @@ impl Store {
         let credentials = schema::credentials(&connection)?;
         let last_place = messages::last_place(&connection)?;
         let worker = Worker::start("store", connection).map_err(|error| DbError::Failed(error.to_string()))?;
-        Ok((Self { worker, limits, last_place }, credentials))
+        Ok((Self { worker, limits, last_place, last_outcome: Arc::default() }, credentials))
     }
 
     /// The gateway that the server at the `configured` one told the device to use.

@@ -56,9 +56,24 @@ pub const MIGRATIONS: &[&str] = &[
     ALTER TABLE apps ADD COLUMN launch_id BLOB;
     -- planned: what the message asks for has been decided as for an app that is away.
     ALTER TABLE unread ADD COLUMN id BLOB;
+    ALTER TABLE unread ADD COLUMN request_id TEXT;
     ALTER TABLE unread ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE unread ADD COLUMN planned INTEGER NOT NULL DEFAULT 0;
-    UPDATE unread SET id = unhex(replace(body ->> '$.id', '-', '')), bytes = octet_length(body);
+    UPDATE unread SET id = unhex(replace(body ->> '$.id', '-', '')), bytes = octet_length(body),
+                      request_id = body ->> '$.request_id';
+    -- delivered: the app was given it, and nothing that was to take its place.
+    ALTER TABLE seen ADD COLUMN delivered INTEGER NOT NULL DEFAULT 0;
+    -- A message's life may have several steps that the server is told.
+    ALTER TABLE outcomes RENAME TO old_outcomes;
+    CREATE TABLE outcomes (
+        place INTEGER PRIMARY KEY AUTOINCREMENT,
+        id    BLOB NOT NULL,
+        fate  TEXT NOT NULL,
+        at_ms INTEGER NOT NULL,
+        UNIQUE (id, fate)
+    ) STRICT;
+    INSERT INTO outcomes (id, fate, at_ms) SELECT id, fate, at_ms FROM old_outcomes ORDER BY at_ms;
+    DROP TABLE old_outcomes;
     -- Queues are measured without a look at the messages.
     CREATE INDEX unread_sizes ON unread (app, bytes);
     CREATE UNIQUE INDEX unread_by_id ON unread (id);

@@ -1,8 +1,14 @@
 //! What the server remembers: apps, keys, devices, registrations, waiting messages.
 //!
 //! The store is the only queue. [`Store::accept`] returns when the messages are on disk; a session
-//! reads them with [`Store::backlog`] and [`Store::remove`] removes them. SQL stays in `sql`.
+//! reads them with [`Store::backlog`] and [`Store::acked`] removes them. SQL stays in these files:
+//!
+//! * `sql`: schema, apps, devices, waiting messages; [`delayed`]: what is not to be sent yet, or not
+//!   any more; [`history`]: what became of messages; [`receipts`]: what their senders are told of it.
 
+pub mod delayed;
+pub mod history;
+pub mod receipts;
 pub(crate) mod sql;
 
 use std::path::Path;
@@ -14,8 +20,9 @@ use rusqlite::Connection;
 use subtle::ConstantTimeEq;
 
 use crate::db::{self, DbError, Worker};
-use crate::proto::gateway::{Queued, Seq};
-use crate::proto::{AppId, DeviceId, Push, Region, Secret, UnixMillis};
+use crate::proto::frame::Outcome;
+use crate::proto::gateway::{Queued, Sent, Seq};
+use crate::proto::{AppId, DeviceId, MessageId, Push, RegId, Region, Secret, UnixMillis};
 use crate::world;
 
 use super::config::Limits;
@@ -25,16 +32,14 @@ use super::regid::{KeyRing, Opened, SealKey};
 const READERS: usize = 2;
 /// Bytes of messages that one [`Store::backlog`] returns, give or take one message.
 const BACKLOG_BYTES: usize = 256 * 1024;
-/// How often expired messages are removed, at the most: reading passes over them anyway.
-const SWEEP_EVERY_MS: i64 = 60_000;
-/// The pause after a sweep that could not remove them all.
-const SWEEP_AGAIN_MS: i64 = 100;
 
 /// A message for one registration, on its way into the store.
 #[derive(Clone, Debug)]
 pub struct Incoming {
     /// What its regId says.
     pub to: Opened,
+    /// It is not to be sent before this time.
+    pub release_ms: Option<UnixMillis>,
     /// The message.
     pub push: Push,
 }
@@ -46,6 +51,36 @@ pub enum Accepted {
     Stored,
     /// Its registration has ended.
     NotRegistered,
+    /// Too many are delayed for its registration.
+    TooMany,
+}
+
+/// A message and what became of it, for its sender.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct History {
+    /// Its id.
+    pub id: MessageId,
+    /// Its app.
+    pub app: AppId,
+    /// Its recipient.
+    pub reg_id: RegId,
+    /// The sender's own id of it.
+    pub request_id: Option<String>,
+    /// Before this time it was not to be sent.
+    pub release_ms: Option<UnixMillis>,
+    /// From when on it is not delivered.
+    pub expires_ms: UnixMillis,
+    /// What happened to it, in this order.
+    pub steps: Vec<Step>,
+}
+
+/// A step of a message's life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// What happened.
+    pub step: String,
+    /// When.
+    pub at_ms: UnixMillis,
 }
 
 /// The answer to an app's credentials.
@@ -116,7 +151,8 @@ pub struct Store {
     turn: Arc<AtomicI64>,
     limits: Limits,
     last_seq: Arc<AtomicI64>,
-    next_sweep: Arc<AtomicI64>,
+    /// The last place of an earlier run that did not end in order.
+    crashed_at: Option<Seq>,
 }
 
 impl Store {
@@ -137,8 +173,26 @@ impl Store {
             turn: Arc::default(),
             limits,
             last_seq: Arc::new(AtomicI64::new(last_seq)),
-            next_sweep: Arc::default(),
+            crashed_at: None,
         })
+    }
+
+    /// Takes the store into service: only one server may.
+    pub async fn begin(&mut self) -> Result<(), DbError> {
+        let last_seq = Seq(self.last_seq.load(Ordering::Relaxed));
+        let orderly = self.writer.write(sql::begin_service).await?;
+        self.crashed_at = (!orderly).then_some(last_seq);
+        Ok(())
+    }
+
+    /// The server has ended in order: every session has noted what it sent.
+    pub async fn end(&self) -> Result<(), DbError> {
+        self.writer.write(sql::end_service).await
+    }
+
+    /// Whether the message at this place is of an earlier run that did not end in order.
+    pub fn crashed_after(&self, seq: Seq) -> bool {
+        self.crashed_at.is_some_and(|last| seq <= last)
     }
 
     /// All keys.
@@ -241,18 +295,10 @@ impl Store {
 
     /// Stores messages; returns when they are on disk, with the fate of each in order.
     pub async fn accept(&self, incoming: Vec<Incoming>) -> Result<Vec<Accepted>, DbError> {
-        let (last_seq, next_sweep) = (Arc::clone(&self.last_seq), Arc::clone(&self.next_sweep));
-        let waiting = self.limits.waiting_per_registration;
+        let (last_seq, waiting) = (Arc::clone(&self.last_seq), self.limits.waiting_per_registration);
         self.writer
             .write(move |db| {
-                sweep_if_due(db, &next_sweep)?;
-                incoming
-                    .into_iter()
-                    .map(|incoming| {
-                        let seq = Seq(last_seq.fetch_add(1, Ordering::Relaxed) + 1);
-                        sql::accept(db, seq, &incoming, waiting)
-                    })
-                    .collect()
+                incoming.iter().map(|incoming| sql::accept(db, || next_seq(&last_seq), incoming, waiting)).collect()
             })
             .await
     }
@@ -266,13 +312,52 @@ impl Store {
     /// Removes messages that expired before they could be sent. Not waited for: if it is lost, they
     /// are found to be expired again.
     pub async fn expire(&self, seqs: Vec<Seq>) -> Result<(), DbError> {
-        self.writer.write_later(move |db| sql::expire(db, &seqs)).await
+        self.writer.write_later(move |db| sql::expire(db, &seqs, world::now())).await
     }
 
     /// Removes messages that the device has. Not waited for: if it is lost, the device is sent them
     /// again and knows them.
-    pub async fn remove(&self, seqs: Vec<Seq>) -> Result<(), DbError> {
-        self.writer.write_later(move |db| sql::remove(db, &seqs)).await
+    pub async fn acked(&self, all: Vec<Sent>) -> Result<(), DbError> {
+        self.writer.write_later(move |db| sql::acked(db, &all, world::now())).await
+    }
+
+    /// Notes when messages were sent that the device has not acknowledged. Not waited for.
+    pub async fn sent(&self, all: Vec<Sent>) -> Result<(), DbError> {
+        let note = move |db: &Connection| {
+            all.iter()
+                .filter_map(|sent| Some((sent.seq, sent.at_ms?)))
+                .try_for_each(|(seq, at)| history::sent(db, seq, at))
+        };
+        self.writer.write_later(note).await
+    }
+
+    /// Notes what became of messages on their device; returns when it is on disk.
+    pub async fn outcomes(&self, device: DeviceId, list: Vec<Outcome>) -> Result<(), DbError> {
+        self.writer.write(move |db| history::outcomes(db, device, &list)).await
+    }
+
+    /// When the next message is to be released or expires.
+    pub async fn next_due(&self) -> Result<Option<UnixMillis>, DbError> {
+        self.reader().read(|db| Ok([delayed::next(db)?, sql::next_expiry(db)?].into_iter().flatten().min())).await
+    }
+
+    /// Removes expired messages, some at a time; returns whether these were all.
+    pub async fn sweep(&self) -> Result<bool, DbError> {
+        self.writer.write(|db| sql::sweep(db, world::now())).await
+    }
+
+    /// Forgets the history of messages that ended long ago, some at a time; returns whether these
+    /// were all.
+    pub async fn trim_history(&self) -> Result<bool, DbError> {
+        let (hours, most) = (self.limits.history_hours, self.limits.history_messages);
+        let before = UnixMillis(world::now().0 - i64::from(hours) * 3_600_000);
+        // Looked for beside the writer: it takes a while.
+        let old = self.reader().read(move |db| history::old(db, before, most)).await?;
+        let complete = old.len() < history::SWEEP as usize;
+        if !old.is_empty() {
+            self.writer.write(move |db| history::forget(db, &old)).await?;
+        }
+        Ok(complete)
     }
 
     fn reader(&self) -> &Worker {
@@ -281,16 +366,8 @@ impl Store {
     }
 }
 
-fn sweep_if_due(db: &Connection, next_sweep: &AtomicI64) -> rusqlite::Result<()> {
-    let now = world::now();
-    let wait = next_sweep.load(Ordering::Relaxed) - now.0;
-    // A longer wait than any that is set means that the clock was set back.
-    if (1..=SWEEP_EVERY_MS).contains(&wait) {
-        return Ok(());
-    }
-    let pause = if sql::sweep(db, now)? { SWEEP_EVERY_MS } else { SWEEP_AGAIN_MS };
-    next_sweep.store(now.0 + pause, Ordering::Relaxed);
-    Ok(())
+fn next_seq(last: &AtomicI64) -> Seq {
+    Seq(last.fetch_add(1, Ordering::Relaxed) + 1)
 }
 
 fn hash(secret: &[u8]) -> [u8; 32] {

@@ -2,16 +2,21 @@
 //! holds; nothing here decides what a sender or device is told.
 
 use rusqlite::types::Type;
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Params, Row, Transaction, TransactionBehavior, params};
 
-use crate::proto::gateway::{Queued, Seq};
-use crate::proto::{AppId, DeviceId, Push, UnixMillis};
+use crate::proto::frame::WINDOW;
+use crate::proto::gateway::{Queued, Sent, Seq};
+use crate::proto::ids::IdError;
+use crate::proto::{AppId, DeviceId, MessageId, Push, UnixMillis};
 use crate::world;
 
-use super::{Accepted, AppRow, Incoming, KeyRow, Opened, Registered};
+use super::history::{self, End};
+use super::receipts::{self, Verdict};
+use super::{Accepted, AppRow, Incoming, KeyRow, Opened, Registered, delayed};
 
 /// The schema, step by step. A published step is never changed.
-pub const MIGRATIONS: &[&str] = &["
+pub const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE keys (
         number     INTEGER PRIMARY KEY,
         purpose    TEXT NOT NULL CHECK (purpose IN ('seal', 'shard')),
@@ -51,15 +56,79 @@ pub const MIGRATIONS: &[&str] = &["
     ) STRICT;
     CREATE INDEX messages_by_device ON messages (device, seq, app);
     CREATE INDEX messages_by_expiry ON messages (expires_ms);
-"];
+",
+    "
+    -- id, request_id: as sender and device know it. replaces: the ids of messages whose place it has
+    -- taken and that may be on their way, 16 bytes each. held: not to be sent while it is found out
+    -- whether it can be taken back.
+    ALTER TABLE messages ADD COLUMN id BLOB;
+    ALTER TABLE messages ADD COLUMN request_id TEXT;
+    ALTER TABLE messages ADD COLUMN replaces BLOB NOT NULL DEFAULT x'';
+    ALTER TABLE messages ADD COLUMN held INTEGER NOT NULL DEFAULT 0;
+    UPDATE messages SET id = unhex(replace(body ->> '$.id', '-', '')), request_id = body ->> '$.request_id';
+    DROP INDEX messages_by_device;
+    CREATE INDEX messages_by_device ON messages (device, seq, app, request_id);
+    CREATE INDEX messages_held ON messages (seq) WHERE held;
+    CREATE TABLE delayed (
+        place      INTEGER PRIMARY KEY AUTOINCREMENT,
+        device     BLOB NOT NULL,
+        app        TEXT NOT NULL,
+        request_id TEXT,
+        release_ms INTEGER NOT NULL,
+        expires_ms INTEGER NOT NULL,
+        id         BLOB NOT NULL UNIQUE,
+        replaces   BLOB NOT NULL,
+        body       TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX delayed_by_time ON delayed (release_ms, place);
+    CREATE INDEX delayed_by_device ON delayed (device, app, request_id);
+    -- seq: its place in `messages`, if it is or was there. fate, ended_ms: how it ended.
+    CREATE TABLE history (
+        id          BLOB PRIMARY KEY,
+        app         TEXT NOT NULL,
+        device      BLOB NOT NULL,
+        reg_id      BLOB NOT NULL,
+        request_id  TEXT,
+        seq         INTEGER,
+        accepted_ms INTEGER NOT NULL,
+        stored_ms   INTEGER NOT NULL,
+        release_ms  INTEGER,
+        expires_ms  INTEGER NOT NULL,
+        sent_ms     INTEGER,
+        acked_ms    INTEGER,
+        alerted_ms  INTEGER,
+        launched_ms INTEGER,
+        fate        TEXT,
+        ended_ms    INTEGER
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX history_by_request ON history (app, request_id);
+    -- Where an app's receipts go; the key signs them.
+    ALTER TABLE apps ADD COLUMN callback_url TEXT;
+    ALTER TABLE apps ADD COLUMN callback_key BLOB;
+    CREATE TABLE receipts (
+        place   INTEGER PRIMARY KEY AUTOINCREMENT,
+        app     TEXT NOT NULL,
+        made_ms INTEGER NOT NULL,
+        body    TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX receipts_by_app ON receipts (app, place);
+    CREATE TABLE facts (
+        name  TEXT PRIMARY KEY,
+        value TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+",
+];
 
 /// Most expired messages that one sweep removes.
-pub const SWEEP: usize = 2000;
+pub const SWEEP: u32 = 2000;
 
 /// Stores a message.
-pub const INSERT: &str = "INSERT INTO messages (seq, device, app, expires_ms, body) VALUES (?1, ?2, ?3, ?4, ?5)";
+pub const INSERT: &str = "INSERT INTO messages (seq, device, app, expires_ms, body, id, request_id, replaces, dropped)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+/// Most messages that one is known to have taken the place of: no more can be on their way.
+const REPLACES_MAX: usize = WINDOW;
 
-type Result<T> = rusqlite::Result<T>;
+pub type Result<T, E = rusqlite::Error> = std::result::Result<T, E>;
 
 pub fn make_missing_keys(db: &Connection, now: UnixMillis) -> Result<()> {
     // Another process may be looking at the same moment.
@@ -107,7 +176,13 @@ pub fn list_keys(db: &Connection) -> Result<Vec<KeyRow>> {
 }
 
 pub fn last_seq(db: &Connection) -> Result<i64> {
-    db.query_row("SELECT coalesce(max(seq), 0) FROM messages", [], |row| row.get(0))
+    // Places are never used again as long as the history knows their messages.
+    db.query_row(
+        "SELECT max(coalesce((SELECT max(seq) FROM messages), 0),
+                             coalesce((SELECT max(seq) FROM history), 0))",
+        [],
+        |row| row.get(0),
+    )
 }
 
 pub fn add_app(db: &Connection, app: &AppId, hash: &[u8], now: UnixMillis) -> Result<bool> {
@@ -133,6 +208,8 @@ pub fn remove_app(db: &Connection, app: &AppId, now: UnixMillis) -> Result<bool>
         "UPDATE registrations SET state = 'revoked', changed_ms = ?2 WHERE app = ?1 AND state = 'active'",
         params![app.as_str(), now.0],
     )?;
+    db.execute("DELETE FROM delayed WHERE app = ?1", [app.as_str()])?;
+    db.execute("DELETE FROM receipts WHERE app = ?1", [app.as_str()])?;
     Ok(db.execute("DELETE FROM apps WHERE app = ?1", [app.as_str()])? > 0)
 }
 
@@ -210,8 +287,15 @@ pub fn deregister(db: &Connection, device: DeviceId, app: &AppId, now: UnixMilli
          WHERE device = ?1 AND app = ?2 AND state <> 'ended'",
     )?
     .execute(params![device.as_bytes(), app.as_str(), now.0])?;
-    db.prepare_cached("DELETE FROM messages WHERE device = ?1 AND app = ?2")?
-        .execute(params![device.as_bytes(), app.as_str()])?;
+    for table in ["messages", "delayed"] {
+        let gone: Vec<(MessageId, String)> = db
+            .prepare_cached(&format!("DELETE FROM {table} WHERE device = ?1 AND app = ?2 RETURNING id, body"))?
+            .query_map(params![device.as_bytes(), app.as_str()], |row| Ok((history::id_in(row, 0)?, row.get(1)?)))?
+            .collect::<Result<_>>()?;
+        for (id, body) in gone {
+            end(db, id, app.as_str(), &body, End::Unregistered, now)?;
+        }
+    }
     Ok(())
 }
 
@@ -229,26 +313,84 @@ pub fn is_registered(db: &Connection, to: &Opened, app: &AppId) -> Result<bool> 
     .query_row(params![to.device.as_bytes(), app.as_str(), generation], |row| row.get(0))
 }
 
-pub fn accept(db: &Connection, seq: Seq, incoming: &Incoming, waiting: u32) -> Result<Accepted> {
+pub fn accept(db: &Connection, next_seq: impl FnOnce() -> Seq, incoming: &Incoming, waiting: u32) -> Result<Accepted> {
     let (to, push) = (&incoming.to, &incoming.push);
     if !is_registered(db, to, &push.app)? {
         return Ok(Accepted::NotRegistered);
     }
-    let body = serde_json::to_string(push).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+    if let Some(release) = incoming.release_ms {
+        return delayed::add(db, incoming, release, waiting);
+    }
+    let (now, body, seq) = (world::now(), body_of(push)?, next_seq());
+    let replaced = replace(db, to.device, push, now)?;
+    insert(db, &Waiting { seq, device: to.device, push, body: &body, replaced })?;
+    history::begin(db, to.device, push, Some(seq), None, now)?;
+    drop_oldest(db, to.device, &push.app, waiting, now)?;
+    Ok(Accepted::Stored)
+}
+
+/// A message that is to wait for its device.
+pub struct Waiting<'a> {
+    pub seq: Seq,
+    pub device: DeviceId,
+    pub push: &'a Push,
+    /// The push as it is stored.
+    pub body: &'a str,
+    pub replaced: Replaced,
+}
+
+/// What a message takes the place of.
+#[derive(Debug, Default)]
+pub struct Replaced {
+    /// 16 bytes each.
+    pub ids: Vec<u8>,
+    /// Dropped messages that these stood for.
+    pub dropped: u32,
+}
+
+pub fn insert(db: &Connection, waiting: &Waiting<'_>) -> Result<()> {
+    let Waiting { seq, device, push, body, replaced } = waiting;
+    let from = replaced.ids.len().saturating_sub(16 * REPLACES_MAX);
     db.prepare_cached(INSERT)?.execute(params![
         seq.0,
-        to.device.as_bytes(),
+        device.as_bytes(),
         push.app.as_str(),
         push.expires_ms.0,
-        body
+        body,
+        push.id.as_bytes(),
+        push.request_id,
+        &replaced.ids[from..],
+        replaced.dropped
     ])?;
-    drop_oldest(db, to.device, &push.app, waiting)?;
-    Ok(Accepted::Stored)
+    Ok(())
+}
+
+/// Removes what the registration has waiting of the push's request id.
+pub fn replace(db: &Connection, device: DeviceId, push: &Push, now: UnixMillis) -> Result<Replaced> {
+    let mut replaced = Replaced::default();
+    let Some(request_id) = &push.request_id else { return Ok(replaced) };
+    let mut statement = db.prepare_cached(
+        "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages INDEXED BY messages_by_device
+                                            WHERE device = ?1 AND app = ?2 AND request_id = ?3)
+         RETURNING id, replaces, dropped",
+    )?;
+    let mut rows = statement.query(params![device.as_bytes(), push.app.as_str(), request_id])?;
+    while let Some(row) = rows.next()? {
+        let id = history::id_in(row, 0)?;
+        replaced.ids.extend_from_slice(row.get_ref(1)?.as_blob()?);
+        replaced.ids.extend_from_slice(id.as_bytes());
+        replaced.dropped += row.get::<_, u32>(2)?;
+        history::ended(db, id, End::Replaced, now)?;
+    }
+    for id in delayed::remove(db, device, &push.app, request_id)? {
+        history::ended(db, id, End::Replaced, now)?;
+    }
+    Ok(replaced)
 }
 
 /// Makes room in a registration's queue. The newest message then says how many went: it is the one
 /// that no session has read yet.
-fn drop_oldest(db: &Connection, device: DeviceId, app: &AppId, waiting: u32) -> Result<()> {
+pub fn drop_oldest(db: &Connection, device: DeviceId, app: &AppId, waiting: u32, now: UnixMillis) -> Result<()> {
     let key = params![device.as_bytes(), app.as_str()];
     let count: i64 = db
         .prepare_cached("SELECT count(*) FROM messages INDEXED BY messages_by_device WHERE device = ?1 AND app = ?2")?
@@ -260,11 +402,25 @@ fn drop_oldest(db: &Connection, device: DeviceId, app: &AppId, waiting: u32) -> 
     let mut statement = db.prepare_cached(
         "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages INDEXED BY messages_by_device
                                             WHERE device = ?1 AND app = ?2 ORDER BY expires_ms > ?3, seq LIMIT ?4)
-         RETURNING dropped + (expires_ms > ?3)",
+         RETURNING dropped, expires_ms > ?3, id, body",
     )?;
-    let too_many = params![device.as_bytes(), app.as_str(), world::now().0, count - i64::from(waiting)];
-    let dropped: Vec<i64> = statement.query_map(too_many, |row| row.get(0))?.collect::<Result<_>>()?;
-    add_dropped(db, device.as_bytes(), app.as_str(), dropped.iter().sum())
+    let too_many = params![device.as_bytes(), app.as_str(), now.0, count - i64::from(waiting)];
+    let (mut rows, mut dropped) = (statement.query(too_many)?, 0);
+    while let Some(row) = rows.next()? {
+        let (stood_for, live): (i64, bool) = (row.get(0)?, row.get(1)?);
+        dropped += stood_for + i64::from(live);
+        let how = if live { End::Dropped } else { End::Expired };
+        end(db, history::id_in(row, 2)?, app.as_str(), row.get_ref(3)?.as_str()?, how, now)?;
+    }
+    drop(rows);
+    add_dropped(db, device.as_bytes(), app.as_str(), dropped)
+}
+
+/// A message has ended without the device: its sender is told.
+fn end(db: &Connection, id: MessageId, app: &str, body: &str, how: End, now: UnixMillis) -> Result<()> {
+    history::ended(db, id, how, now)?;
+    let verdict = if how == End::Expired { Verdict::Expired } else { Verdict::Failed };
+    receipts::add(db, app, body, verdict, now)
 }
 
 /// Lets the newest message of a registration say that so many more went before it.
@@ -288,8 +444,8 @@ pub fn backlog(
     bytes: usize,
 ) -> Result<(Vec<Queued>, bool)> {
     let mut statement = db.prepare_cached(
-        "SELECT seq, dropped, body FROM messages INDEXED BY messages_by_device
-         WHERE device = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
+        "SELECT seq, dropped, body, replaces FROM messages INDEXED BY messages_by_device
+         WHERE device = ?1 AND seq > ?2 AND NOT held ORDER BY seq LIMIT ?3",
     )?;
     // One row more than asked for says whether these are all.
     let limit_and_one = i64::try_from(limit + 1).unwrap_or(i64::MAX);
@@ -301,64 +457,102 @@ pub fn backlog(
         }
         let body = row.get_ref(2)?.as_str()?;
         size += body.len();
-        queued.push(Queued { seq: Seq(row.get(0)?), dropped: row.get(1)?, push: push_in(body)? });
+        let replaces = row.get_ref(3)?.as_blob()?.chunks_exact(16).map(MessageId::from_slice);
+        let replaces = replaces.collect::<Result<_, _>>().map_err(|error| bad_column(3, error))?;
+        queued.push(Queued { seq: Seq(row.get(0)?), dropped: row.get(1)?, replaces, push: push_in(body)? });
     }
     Ok((queued, true))
 }
 
-pub fn remove(db: &Connection, seqs: &[Seq]) -> Result<()> {
-    let mut statement = db.prepare_cached("DELETE FROM messages WHERE seq = ?1")?;
-    for seq in seqs {
-        statement.execute([seq.0])?;
+/// Removes messages that the device has.
+pub fn acked(db: &Connection, all: &[Sent], now: UnixMillis) -> Result<()> {
+    let mut statement = db.prepare_cached("DELETE FROM messages WHERE seq = ?1 RETURNING id, app, body")?;
+    for Sent { seq, at_ms } in all {
+        let mut rows = statement.query([seq.0])?;
+        // It may have been acknowledged twice, or replaced on its way.
+        let Some(row) = rows.next()? else { continue };
+        history::acked(db, history::id_in(row, 0)?, *at_ms, now)?;
+        receipts::add(db, row.get_ref(1)?.as_str()?, row.get_ref(2)?.as_str()?, Verdict::Stored, now)?;
     }
     Ok(())
 }
 
 /// Removes messages that expired before they could be sent.
-pub fn expire(db: &Connection, seqs: &[Seq]) -> Result<()> {
-    let mut statement = db.prepare_cached("DELETE FROM messages WHERE seq = ?1 RETURNING device, app, dropped")?;
-    for seq in seqs {
-        let bearer = statement.query_row([seq.0], bearer).optional()?;
-        bearer.map_or(Ok(()), |bearer| pass_on(db, &bearer))?;
-    }
-    Ok(())
+pub fn expire(db: &Connection, seqs: &[Seq], now: UnixMillis) -> Result<()> {
+    seqs.iter().try_for_each(|seq| expire_where(db, "?1", params![seq.0], now).map(drop))
 }
 
 /// Removes expired messages, [`SWEEP`] at the most; returns whether these were all.
 pub fn sweep(db: &Connection, now: UnixMillis) -> Result<bool> {
-    let mut statement = db.prepare_cached(
-        "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages WHERE expires_ms <= ?1 LIMIT ?2)
-         RETURNING device, app, dropped",
-    )?;
-    let most = i64::try_from(SWEEP).unwrap_or(i64::MAX);
-    let removed: Vec<Bearer> = statement.query_map(params![now.0, most], bearer)?.collect::<Result<_>>()?;
-    removed.iter().try_for_each(|bearer| pass_on(db, bearer))?;
-    Ok(removed.len() < SWEEP)
+    let expired = "SELECT seq FROM messages WHERE expires_ms <= ?1 LIMIT ?2";
+    Ok(expire_where(db, expired, params![now.0, SWEEP], now)? < SWEEP as usize)
+}
+
+/// Removes expired messages at these places; returns how many there were.
+fn expire_where(db: &Connection, places: &str, values: impl Params, now: UnixMillis) -> Result<usize> {
+    let mut statement = db.prepare_cached(&format!(
+        "DELETE FROM messages WHERE seq IN ({places}) RETURNING device, app, dropped, id, body"
+    ))?;
+    let (mut rows, mut gone) = (statement.query(values)?, Vec::new());
+    while let Some(row) = rows.next()? {
+        let bearer = bearer(row, 0)?;
+        end(db, history::id_in(row, 3)?, &bearer.app, row.get_ref(4)?.as_str()?, End::Expired, now)?;
+        gone.push(bearer);
+    }
+    gone.iter().try_for_each(|bearer| pass_on(db, bearer))?;
+    Ok(gone.len())
+}
+
+/// When the next message expires.
+pub fn next_expiry(db: &Connection) -> Result<Option<UnixMillis>> {
+    db.prepare_cached("SELECT min(expires_ms) FROM messages")?
+        .query_row([], |row| Ok(row.get::<_, Option<i64>>(0)?.map(UnixMillis)))
+}
+
+/// Begins a run: nothing is being taken back. Returns whether the last one ended in order.
+pub fn begin_service(db: &Connection) -> Result<bool> {
+    db.execute("UPDATE messages SET held = 0 WHERE held", [])?;
+    Ok(db.execute("DELETE FROM facts WHERE name = 'ended in order'", [])? > 0)
+}
+
+/// Ends a run in order.
+pub fn end_service(db: &Connection) -> Result<()> {
+    db.execute("INSERT INTO facts VALUES ('ended in order', 'yes') ON CONFLICT DO NOTHING", []).map(drop)
 }
 
 /// A message that is gone, with the count of drops that it bore.
-struct Bearer {
+pub struct Bearer {
     device: Vec<u8>,
     app: String,
     dropped: i64,
 }
 
-fn bearer(row: &Row<'_>) -> Result<Bearer> {
-    Ok(Bearer { device: row.get(0)?, app: row.get(1)?, dropped: row.get(2)? })
+/// Device, app and count in the row's columns from `first` on.
+pub fn bearer(row: &Row<'_>, first: usize) -> Result<Bearer> {
+    Ok(Bearer { device: row.get(first)?, app: row.get(first + 1)?, dropped: row.get(first + 2)? })
 }
 
 /// The count goes to another message of the same registration, if there is one.
-fn pass_on(db: &Connection, gone: &Bearer) -> Result<()> {
+pub fn pass_on(db: &Connection, gone: &Bearer) -> Result<()> {
     add_dropped(db, &gone.device, &gone.app, gone.dropped)
 }
 
-fn push_in(body: &str) -> Result<Push> {
-    serde_json::from_str(body).map_err(|error| rusqlite::Error::FromSqlConversionFailure(2, Type::Text, error.into()))
+pub fn push_in(body: &str) -> Result<Push> {
+    serde_json::from_str(body).map_err(bad_body)
 }
 
-fn app_in(row: &Row<'_>, column: usize) -> Result<AppId> {
-    let text: String = row.get(column)?;
-    text.parse().map_err(|error: crate::proto::ids::IdError| {
-        rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error.into())
-    })
+pub fn body_of(push: &Push) -> Result<String> {
+    serde_json::to_string(push).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+}
+
+pub fn app_in(row: &Row<'_>, column: usize) -> Result<AppId> {
+    row.get_ref(column)?.as_str()?.parse().map_err(|error| bad_column(column, error))
+}
+
+pub fn bad_column(column: usize, error: IdError) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, Type::Blob, error.into())
+}
+
+pub fn bad_body(error: serde_json::Error) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, Type::Text, error.into())
 }

@@ -24,6 +24,8 @@ pub enum Code {
     NotRegisteredAppId = 3009,
     /// The message cannot be stored now.
     ImpossibleToEnqueue = 3013,
+    /// What is to be taken back was sent already, or never was there.
+    NotInQueue = 3014,
     /// The recipient's region does not answer.
     Io = 3015,
     /// There is nothing at this path.
@@ -50,6 +52,8 @@ pub enum Code {
     Chunked = 3032,
     /// `expiryDate` is no number of minutes.
     ExpiryDate = 3033,
+    /// `delayDate` is no number of minutes, or too many.
+    DelayDate = 3034,
     /// The body or an `appData` is over the limit.
     TooLong = 3035,
     /// `messages` is an empty list.
@@ -94,8 +98,8 @@ const fn never(number: u16, text: &'static str, why: &'static str) -> Row {
 #[rustfmt::skip]
 pub const TABLE: [Row; 49] = [
     answered(1000, "Success", "the notification is on disk, or with NoReliable it was handed over if the device is connected"),
-    never(1001, "Failed", "receipts are not sent yet; no request is answered so"),
-    never(1002, "Expired", "receipts are not sent yet; no request is answered so"),
+    never(1001, "Failed", "only receipts say so: the notification will not get to the device, as its registration ended or too many waited"),
+    never(1002, "Expired", "only receipts say so: the notification expired before the device had it"),
     never(3001, "Error of unknown reason", "every refusal has a code of its own, and a fault of the server is 3002"),
     answered(3002, "Internal server error", "something broke in the server; try again later"),
     never(3003, "Error of no appId field", "the guide has 3045 for a missing appID"),
@@ -109,7 +113,7 @@ pub const TABLE: [Row; 49] = [
     never(3011, "Error of fatal problems with mapping of content", "the guide answers its malformed example with 3023"),
     never(3012, "Error of insufficient field", "each member that may be missing has a code of its own: 3005, 3006, 3007"),
     answered(3013, "Error of impossible enqueue", "it cannot be stored now; try again later"),
-    never(3014, "Error of notification to cancel is not in queue or already sent", "notifications cannot be cancelled yet"),
+    answered(3014, "Error of notification to cancel is not in queue or already sent", "the notification to cancel was sent to its device, has ended or never was there"),
     answered(3015, "Error of I/O produced by failed, interrupted I/O operation or unknown reason", "the recipient's region does not answer, or the body broke off; try again later"),
     answered(3016, "Error of not supporting requested URI", "there is nothing at this path"),
     answered(3017, "Error of not supporting requested method", "only POST is served here"),
@@ -129,7 +133,7 @@ pub const TABLE: [Row; 49] = [
     never(3031, "Error of unsupported connectionTerm", "the guide has no such member, and unknown members are ignored"),
     answered(3032, "Error of not supporting chunked request body", "the body comes in chunks, without a length"),
     answered(3033, "Error of illegal expiry date", "expiryDate is no number of minutes"),
-    never(3034, "Error of illegal delay date", "notifications cannot be delayed yet"),
+    answered(3034, "Error of illegal delay date", "delayDate is no number of minutes from 0 to 2880, or what is delayed is NoReliable"),
     answered(3035, "Error of too long chunked message data", "the body or an appData is over its limit"),
     answered(3036, "Error of empty multiple request", "messages is empty"),
     never(3037, "Error of notification key generation", "no key is made for a request"),
@@ -161,6 +165,7 @@ impl Code {
             Self::NotRegisteredRegId => "error of not registered regID",
             Self::NotRegisteredAppId => "error of not registered appID",
             Self::ImpossibleToEnqueue => "error of impossible to enqueue",
+            Self::NotInQueue => "error of notification to cancel is not in queue or already sent",
             Self::Io => "error of I/O produced by failed, interrupted I/O operation or unknown reason",
             Self::Uri => "error of not supporting requested URI",
             Self::Method => "error of not supporting requested method",
@@ -174,6 +179,7 @@ impl Code {
             Self::MessageLength => "error of message length excess. message length is allowed up to 2kb",
             Self::Chunked => "error of not supporting chunked request body",
             Self::ExpiryDate => "error of illegal expiry date",
+            Self::DelayDate => "error of illegal delay date",
             Self::TooLong => "error of too long chunked message data",
             Self::EmptyMultiple => "error of empty multiple request",
             Self::TimeStamp => "error of invalid timeStamp",
@@ -205,6 +211,8 @@ impl Code {
             | Self::Encoding
             | Self::MessageLength
             | Self::ExpiryDate
+            | Self::DelayDate
+            | Self::NotInQueue
             | Self::EmptyMultiple
             | Self::TimeStamp
             | Self::Type => StatusCode::BAD_REQUEST,

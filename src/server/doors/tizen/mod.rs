@@ -4,6 +4,7 @@
 //! answers in request order. `1000` means that the notification is on disk (or, for `NoReliable`,
 //! that it was handed over if its device is connected). Source: the push server guide.
 
+mod cancel;
 mod code;
 mod request;
 
@@ -24,22 +25,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::proto::message::{Door, Payload, Reliability, Urgency};
-use crate::proto::{AppId, Push, RegId};
+use crate::proto::{Push, RegId};
 use crate::server::Server;
+use crate::server::doors::sender::{Sender, Stranger};
 use crate::server::regid::Opened;
-use crate::server::store::{Accepted, AppCheck, Incoming};
+use crate::server::store::{Accepted, Incoming};
 use crate::world;
 
 pub use code::{Code, Row, TABLE, Use};
-use request::{Content, Entry, Malformed};
+use request::{Content, Entry, Malformed, Request};
 
 /// The path of the door.
 pub const PATH: &str = "/spp/pns/api/push";
 
 /// Says on a refusal which member of the request was wrong; the body keeps to the API's own words.
 const DETAIL: HeaderName = HeaderName::from_static("bellwire-detail");
-/// Marks a request that another region passed on, which is not passed on again.
-const FORWARDED: &str = "bellwire-forwarded";
 /// Bytes of a body over the limit that are read and thrown away.
 const DISCARDED: usize = 8 * 1024 * 1024;
 /// How long a sender may take to send its body.
@@ -88,9 +88,12 @@ struct Answer {
 }
 
 async fn push(State(server): State<Arc<Server>>, headers: HeaderMap, body: Body) -> Response {
-    let sender = match authenticate(&server, &headers).await {
+    let unnamed = "the headers appID and appSecret do not name a registered application";
+    let sender = match Sender::of(&server, &headers).await {
         Ok(sender) => sender,
-        Err(code) => return refuse(code, "the headers appID and appSecret do not name a registered application"),
+        Err(Stranger::Unproven) => return refuse(Code::Authentication, unnamed),
+        Err(Stranger::Unknown) => return refuse(Code::NotRegisteredAppId, unnamed),
+        Err(Stranger::Store(_)) => return refuse(Code::Internal, "the store cannot be read"),
     };
     if headers.contains_key(TRANSFER_ENCODING) {
         return refuse(Code::Chunked, "the body comes in chunks; send it with a Content-Length");
@@ -104,15 +107,19 @@ async fn push(State(server): State<Arc<Server>>, headers: HeaderMap, body: Body)
         Ok(Err(Unread::Broken)) => return refuse(Code::Io, "the body broke off or is badly chunked"),
         Err(_) => return refuse(Code::Io, "the body did not arrive in time"),
     };
-    match request::parse(&body, limits.app_data_bytes) {
-        // In a task of its own: a sender that hangs up must not keep what it had stored from
-        // waking the device.
-        Ok(entries) => match tokio::spawn(async move { deliver(&server, &sender, entries).await }).await {
-            Ok(answer) => answer,
-            Err(_) => refuse(Code::Internal, "the notification could not be processed"),
-        },
-        Err(Malformed { code, detail }) => refuse(code, &detail),
-    }
+    let request = match request::parse(&body, limits.app_data_bytes) {
+        Ok(request) => request,
+        Err(Malformed { code, detail }) => return refuse(code, &detail),
+    };
+    // In a task of its own: a sender that hangs up must not keep what it had stored from waking the
+    // device, nor leave half of a request cancelled.
+    let done = tokio::spawn(async move {
+        match request {
+            Request::Send(entries) => deliver(&server, &sender, entries).await,
+            Request::Cancel(request) => cancel::cancel(&server, &sender, request).await,
+        }
+    });
+    done.await.unwrap_or_else(|_| refuse(Code::Internal, "the notification could not be processed"))
 }
 
 /// Why a body was not read.
@@ -135,30 +142,6 @@ async fn read(body: Body, limit: usize) -> Result<Vec<u8>, Unread> {
         }
     }
     if length > limit { Err(Unread::TooLong) } else { Ok(kept) }
-}
-
-/// An authenticated application server.
-struct Sender {
-    app: AppId,
-    secret: String,
-    /// Another region passed this on.
-    forwarded: bool,
-}
-
-async fn authenticate(server: &Server, headers: &HeaderMap) -> Result<Sender, Code> {
-    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty());
-    let (Some(app), Some(secret)) = (header("appid"), header("appsecret")) else {
-        return Err(Code::Authentication);
-    };
-    let app: AppId = app.parse().map_err(|_| Code::NotRegisteredAppId)?;
-    match server.store.check_app(app.clone(), secret).await {
-        Ok(AppCheck::Known) => {
-            Ok(Sender { app, secret: secret.to_owned(), forwarded: headers.contains_key(FORWARDED) })
-        }
-        Ok(AppCheck::Unknown) => Err(Code::NotRegisteredAppId),
-        Ok(AppCheck::WrongSecret) => Err(Code::Authentication),
-        Err(_) => Err(Code::Internal),
-    }
 }
 
 /// A place in the answer that is still to be filled.
@@ -198,7 +181,7 @@ async fn deliver(server: &Arc<Server>, sender: &Sender, entries: Vec<Entry>) -> 
     }
     let passed_on = foreign.into_iter().map(|(region, places)| {
         let body = forwarded_body(&entries, &places);
-        async move { (places, server.regions.post(region, PATH, &headers_for(sender), body).await) }
+        async move { (places, server.regions.post(region, PATH, &sender.headers(), body).await) }
     });
     let (here, there) =
         tokio::join!(accept(server, sender, &entries, local), futures_util::future::join_all(passed_on));
@@ -243,7 +226,9 @@ async fn accept(
         match content.reliability {
             Reliability::Transport => {
                 places.push(place);
-                incoming.push(Incoming { to, push });
+                let release_ms =
+                    (content.delay_minutes > 0).then(|| push.accepted_ms.plus_minutes(content.delay_minutes));
+                incoming.push(Incoming { to, push, release_ms });
             }
             Reliability::NoReliable => codes.push((place, hand_over(server, to, push).await)),
         }
@@ -256,10 +241,12 @@ async fn accept(
         Ok(fates) => codes.extend(places.into_iter().zip(fates).map(|(place, fate)| match fate {
             Accepted::Stored => (place, Code::Success),
             Accepted::NotRegistered => (place, Code::NotRegisteredRegId),
+            Accepted::TooMany => (place, Code::ImpossibleToEnqueue),
         })),
         Err(_) => codes.extend(places.into_iter().map(|place| (place, Code::ImpossibleToEnqueue))),
     }
     devices.into_iter().for_each(|device| server.registry.wake(device));
+    server.accepted.notify_one();
     codes
 }
 
@@ -289,7 +276,9 @@ fn make_push(server: &Server, sender: &Sender, reg_id: RegId, request_id: &str, 
         kind: content.kind,
         time_stamp: content.time_stamp,
         accepted_ms: now,
-        expires_ms: now.plus_minutes(content.expiry_minutes.min(server.config.limits.expiry_minutes)),
+        expires_ms: now
+            .plus_minutes(content.delay_minutes)
+            .plus_minutes(content.expiry_minutes.min(server.config.limits.expiry_minutes)),
         reliability: content.reliability,
         // Without a `message` field nobody is meant to be disturbed: delivered with best effort.
         urgency: if content.background_launch && content.message.is_none() { Urgency::Low } else { Urgency::Normal },
@@ -297,10 +286,6 @@ fn make_push(server: &Server, sender: &Sender, reg_id: RegId, request_id: &str, 
         receipt: content.reliability == Reliability::Transport,
         background_launch: content.background_launch,
     }
-}
-
-fn headers_for(sender: &Sender) -> Vec<(&'static str, String)> {
-    vec![("appID", sender.app.to_string()), ("appSecret", sender.secret.clone()), (FORWARDED, "1".to_owned())]
 }
 
 /// The part of a request that is another region's: each message with its recipients there.

@@ -21,6 +21,8 @@ const TEXT_BYTES: usize = 1024;
 const EXPIRY_DEFAULT: u32 = 1440;
 /// Minutes that count as this many when the sender asks for more.
 const EXPIRY_MAX: u32 = 2880;
+/// Most minutes for which a message may be delayed.
+const DELAY_MAX: i64 = 2880;
 
 /// A refusal of the whole request.
 #[derive(Debug, PartialEq, Eq)]
@@ -70,14 +72,36 @@ pub struct Content {
     pub time_stamp: Option<i64>,
     /// `reliableOption`.
     pub reliability: Reliability,
-    /// `expiryDate`, with its default and bounds applied.
+    /// `expiryDate`, with its default and bounds applied. Counts from the end of the delay.
     pub expiry_minutes: u32,
+    /// `delayDate`: minutes until it is released, 0 if it is not delayed.
+    pub delay_minutes: u32,
     /// `action: backgroundLaunch`, in the request or the message.
     pub background_launch: bool,
 }
 
+/// What a sender wants.
+#[derive(Debug)]
+pub enum Request {
+    /// These are to be sent.
+    Send(Vec<Entry>),
+    /// These are to be taken back.
+    Cancel(Cancel),
+}
+
+/// Messages that are to be taken back.
+#[derive(Debug)]
+pub struct Cancel {
+    /// Their `requestID`.
+    pub request_id: String,
+    /// The recipients for whom; for all if there are none.
+    pub recipients: Vec<Recipient>,
+    /// The request as sent, for other regions.
+    pub raw: Map<String, Value>,
+}
+
 /// Parses a request's body. `app_data_bytes` is the longest `appData`.
-pub fn parse(body: &[u8], app_data_bytes: usize) -> Result<Vec<Entry>, Malformed> {
+pub fn parse(body: &[u8], app_data_bytes: usize) -> Result<Request, Malformed> {
     let unreadable = |detail: &str| Malformed { code: Code::JsonParse, detail: detail.to_owned() };
     let text = std::str::from_utf8(body).map_err(|_| unreadable("the body is not UTF-8"))?;
     if text.trim().is_empty() {
@@ -88,8 +112,11 @@ pub fn parse(body: &[u8], app_data_bytes: usize) -> Result<Vec<Entry>, Malformed
     let Value::Object(mut request) = request else {
         return Err(mapping("the body is not a JSON object"));
     };
+    if request.contains_key("cancel") {
+        return Ok(Request::Cancel(cancel(request)?));
+    }
     let launch = is_background_launch(&request);
-    match request.remove("messages") {
+    let entries = match request.remove("messages") {
         None => Ok(vec![entry("", request, launch, app_data_bytes)?]),
         Some(Value::Array(messages)) if messages.is_empty() => {
             Err(Malformed { code: Code::EmptyMultiple, detail: "messages is empty".into() })
@@ -105,16 +132,25 @@ pub fn parse(body: &[u8], app_data_bytes: usize) -> Result<Vec<Entry>, Malformed
             })
             .collect(),
         Some(_) => Err(mapping("messages is not a list")),
+    };
+    entries.map(Request::Send)
+}
+
+fn cancel(raw: Map<String, Value>) -> Result<Cancel, Malformed> {
+    let fields = Fields { at: "", raw: &raw };
+    let request_id = fields.text("cancel")?.unwrap_or_default();
+    if request_id.is_empty() {
+        return Err(Malformed { code: Code::NoRequestId, detail: "cancel names no requestID".into() });
     }
+    let named = raw.get("regID").is_some_and(|reg_id| !reg_id.is_null());
+    let recipients = if named { fields.recipients()? } else { Vec::new() };
+    Ok(Cancel { request_id, recipients, raw })
 }
 
 fn entry(at: &str, raw: Map<String, Value>, launch: bool, app_data_bytes: usize) -> Result<Entry, Malformed> {
     let fields = Fields { at, raw: &raw };
-    let shown = fields.reg_ids()?;
+    let recipients = fields.recipients()?;
     let request_id = fields.text("requestID")?.unwrap_or_default();
-    let encoding = fields.text("encoding")?;
-    let recipients: Vec<Recipient> =
-        shown.into_iter().map(|shown| Recipient { reg_id: decode(&shown, encoding.as_deref()), shown }).collect();
     let content = fields
         .content(&request_id, app_data_bytes)?
         .map(|content| Content { background_launch: content.background_launch || launch, ..content });
@@ -134,6 +170,11 @@ impl Fields<'_> {
             Some(Value::String(text)) => Ok(Some(text.clone())),
             Some(_) => Err(mapping(format!("{}{name} is not a string", self.at))),
         }
+    }
+
+    fn recipients(&self) -> Result<Vec<Recipient>, Malformed> {
+        let (shown, encoding) = (self.reg_ids()?, self.text("encoding")?);
+        Ok(shown.into_iter().map(|shown| Recipient { reg_id: decode(&shown, encoding.as_deref()), shown }).collect())
     }
 
     /// The recipients as sent; one empty one if there is none, so that the answer has a place for
@@ -161,12 +202,13 @@ impl Fields<'_> {
             time_stamp: None,
             reliability: Reliability::Transport,
             expiry_minutes: EXPIRY_DEFAULT,
+            delay_minutes: 0,
             background_launch: is_background_launch(self.raw),
         };
         let reliability = self.text("reliableOption")?;
         Ok(self.numbers(content).and_then(|content| {
             check_texts(&content, request_id, app_data_bytes)?;
-            Ok(Content { reliability: parse_reliability(reliability.as_deref())?, ..content })
+            self.times(Content { reliability: parse_reliability(reliability.as_deref())?, ..content })
         }))
     }
 
@@ -174,9 +216,18 @@ impl Fields<'_> {
         Ok(Content {
             kind: self.number("type", Code::Type)?,
             time_stamp: self.number("timeStamp", Code::TimeStamp)?,
-            expiry_minutes: self.expiry()?,
             ..content
         })
+    }
+
+    /// What is not stored neither waits nor is delayed: its `expiryDate` means nothing.
+    fn times(&self, content: Content) -> Result<Content, Code> {
+        match content.reliability {
+            Reliability::Transport => {
+                Ok(Content { expiry_minutes: self.expiry()?, delay_minutes: self.delay(DELAY_MAX)?, ..content })
+            }
+            Reliability::NoReliable => self.delay(0).map(|_| content),
+        }
     }
 
     /// A whole number, or a string that holds one, as real senders write it.
@@ -194,6 +245,14 @@ impl Fields<'_> {
             None | Some(0) => Ok(EXPIRY_DEFAULT),
             Some(minutes) if minutes < 0 => Err(Code::ExpiryDate),
             Some(minutes) => Ok(u32::try_from(minutes).unwrap_or(u32::MAX).min(EXPIRY_MAX)),
+        }
+    }
+
+    fn delay(&self, most: i64) -> Result<u32, Code> {
+        match self.number("delayDate", Code::DelayDate)? {
+            None => Ok(0),
+            Some(minutes) if (0..=most).contains(&minutes) => u32::try_from(minutes).map_err(|_| Code::DelayDate),
+            Some(_) => Err(Code::DelayDate),
         }
     }
 }

@@ -1,0 +1,220 @@
+//! Messages that are not to be sent yet, or not any more: delayed ones, and those that their sender
+//! takes back.
+//!
+//! A message that may be on its way cannot be taken back. Whether it is, only its device's session
+//! knows: meanwhile it is held, which a new session respects, and a restart forgets.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::history::{self, End, Found};
+use super::receipts::{self, Verdict};
+use super::sql::{self, Result, Waiting, bad_column};
+use super::{Accepted, Incoming, Store};
+use crate::db::DbError;
+use crate::proto::gateway::Seq;
+use crate::proto::{AppId, DeviceId, MessageId, RegId, UnixMillis};
+use crate::world;
+
+/// Most messages that are released together.
+const RELEASE: u32 = 500;
+
+/// What a sender takes back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selection {
+    /// One message.
+    Message(MessageId),
+    /// The newest message of this request id to each recipient.
+    Request(String),
+}
+
+/// A message that is to be taken back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Whom it is for.
+    pub device: DeviceId,
+    /// Its registration.
+    pub reg_id: RegId,
+    /// The sender's own id of it.
+    pub request_id: Option<String>,
+    /// Where it stands.
+    pub state: State,
+}
+
+/// Where a message stands that is to be taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It is taken back.
+    Cancelled,
+    /// It waits at this place, and nobody begins to send it.
+    Held(Seq, MessageId),
+    /// It waits no longer, or was sent and not acknowledged.
+    Gone,
+}
+
+/// What became of a message that was held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LetGo {
+    /// It is taken back.
+    Removed,
+    /// It may be sent again.
+    Back,
+    /// It was replaced, or has expired.
+    Gone,
+}
+
+impl Store {
+    /// Takes back what is delayed, and holds what waits. Each that is held must be
+    /// [let go](Self::let_go).
+    pub async fn hold(&self, app: AppId, selection: Selection) -> Result<Vec<Candidate>, DbError> {
+        self.writer.write(move |db| hold(db, &app, &selection, world::now())).await
+    }
+
+    /// Removes the message that is held at this place if it is to be `cancelled` and was not sent,
+    /// or lets it be sent again.
+    pub async fn let_go(&self, seq: Seq, cancelled: bool) -> Result<LetGo, DbError> {
+        self.writer.write(move |db| let_go(db, seq, cancelled, world::now())).await
+    }
+
+    /// Lets delayed messages wait for their devices from now on whose time has come, some at a
+    /// time; returns their devices and whether these were all.
+    pub async fn release(&self) -> Result<(Vec<DeviceId>, bool), DbError> {
+        let (last_seq, waiting) = (self.last_seq.clone(), self.limits.waiting_per_registration);
+        self.writer.write(move |db| release(db, || super::next_seq(&last_seq), waiting, world::now())).await
+    }
+}
+
+pub(super) fn add(db: &Connection, incoming: &Incoming, release: UnixMillis, most: u32) -> Result<Accepted> {
+    let (to, push) = (&incoming.to, &incoming.push);
+    let count: u32 = db
+        .prepare_cached("SELECT count(*) FROM delayed WHERE device = ?1 AND app = ?2")?
+        .query_row(params![to.device.as_bytes(), push.app.as_str()], |row| row.get(0))?;
+    if count >= most {
+        return Ok(Accepted::TooMany);
+    }
+    let replaced = sql::replace(db, to.device, push, push.accepted_ms)?;
+    db.prepare_cached(
+        "INSERT INTO delayed (device, app, request_id, release_ms, expires_ms, id, replaces, body)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+    )?
+    .execute(params![
+        to.device.as_bytes(),
+        push.app.as_str(),
+        push.request_id,
+        release.0,
+        push.expires_ms.0,
+        push.id.as_bytes(),
+        replaced.ids,
+        sql::body_of(push)?
+    ])?;
+    history::begin(db, to.device, push, None, Some(release), world::now())?;
+    Ok(Accepted::Stored)
+}
+
+/// When the next delayed message is to be released.
+pub(super) fn next(db: &Connection) -> Result<Option<UnixMillis>> {
+    db.prepare_cached("SELECT min(release_ms) FROM delayed")?
+        .query_row([], |row| Ok(row.get::<_, Option<i64>>(0)?.map(UnixMillis)))
+}
+
+/// Removes what is delayed for a registration of this request id; returns the ids.
+pub(super) fn remove(db: &Connection, device: DeviceId, app: &AppId, request_id: &str) -> Result<Vec<MessageId>> {
+    db.prepare_cached("DELETE FROM delayed WHERE device = ?1 AND app = ?2 AND request_id = ?3 RETURNING id")?
+        .query_map(params![device.as_bytes(), app.as_str(), request_id], |row| history::id_in(row, 0))?
+        .collect()
+}
+
+fn release(
+    db: &Connection,
+    next_seq: impl Fn() -> Seq,
+    waiting: u32,
+    now: UnixMillis,
+) -> Result<(Vec<DeviceId>, bool)> {
+    let mut statement = db.prepare_cached(
+        "DELETE FROM delayed WHERE place IN (SELECT place FROM delayed WHERE release_ms <= ?1
+                                             ORDER BY release_ms, place LIMIT ?2)
+         RETURNING release_ms, place, device, replaces, body",
+    )?;
+    let mut due: Vec<Due> = statement.query_map(params![now.0, RELEASE], due_in)?.collect::<Result<_>>()?;
+    due.sort_by_key(|due| due.order);
+    let mut devices = Vec::new();
+    let complete = due.len() < RELEASE as usize;
+    for Due { device, replaces, body, .. } in due {
+        let push = sql::push_in(&body)?;
+        if push.expired(now) {
+            history::ended(db, push.id, End::Expired, now)?;
+            receipts::add(db, push.app.as_str(), &body, Verdict::Expired, now)?;
+            continue;
+        }
+        let mut replaced = sql::replace(db, device, &push, now)?;
+        replaced.ids.splice(0..0, replaces);
+        let seq = next_seq();
+        sql::insert(db, &Waiting { seq, device, push: &push, body: &body, replaced })?;
+        history::released(db, push.id, seq)?;
+        sql::drop_oldest(db, device, &push.app, waiting, now)?;
+        devices.push(device);
+    }
+    Ok((devices, complete))
+}
+
+struct Due {
+    order: (i64, i64),
+    device: DeviceId,
+    replaces: Vec<u8>,
+    body: String,
+}
+
+fn due_in(row: &Row<'_>) -> Result<Due> {
+    let device = DeviceId::from_slice(row.get_ref(2)?.as_blob()?).map_err(|error| bad_column(2, error))?;
+    Ok(Due { order: (row.get(0)?, row.get(1)?), device, replaces: row.get(3)?, body: row.get(4)? })
+}
+
+fn hold(db: &Connection, app: &AppId, selection: &Selection, now: UnixMillis) -> Result<Vec<Candidate>> {
+    let found = match selection {
+        Selection::Message(id) => history::find(db, app, "id = ?2", id.as_bytes())?,
+        Selection::Request(request_id) => history::find(db, app, "request_id = ?2", request_id)?,
+    };
+    found
+        .into_iter()
+        .map(|found| {
+            let state = state(db, &found, now)?;
+            Ok(Candidate { device: found.device, reg_id: found.reg_id, request_id: found.request_id, state })
+        })
+        .collect()
+}
+
+fn state(db: &Connection, found: &Found, now: UnixMillis) -> Result<State> {
+    let delayed = db.prepare_cached("DELETE FROM delayed WHERE id = ?1")?.execute([found.id.as_bytes()])?;
+    if delayed > 0 {
+        history::ended(db, found.id, End::Cancelled, now)?;
+        return Ok(State::Cancelled);
+    }
+    let Some(seq) = found.seq else { return Ok(State::Gone) };
+    // One that expires while it is held is found to be expired by the next sweep.
+    let held = db
+        .prepare_cached(&format!(
+            "UPDATE messages SET held = 1 WHERE seq = ?1 AND id = ?2 AND NOT held AND expires_ms > ?3 AND {UNSENT}"
+        ))?
+        .execute(params![seq.0, found.id.as_bytes(), now.0])?;
+    Ok(if held > 0 { State::Held(seq, found.id) } else { State::Gone })
+}
+
+fn let_go(db: &Connection, seq: Seq, cancelled: bool, now: UnixMillis) -> Result<LetGo> {
+    if cancelled {
+        let removed = db
+            .prepare_cached(&format!(
+                "DELETE FROM messages WHERE seq = ?1 AND held AND {UNSENT} RETURNING id, device, app, dropped"
+            ))?
+            .query_row([seq.0], |row| Ok((history::id_in(row, 0)?, sql::bearer(row, 1)?)))
+            .optional()?;
+        if let Some((id, bearer)) = removed {
+            sql::pass_on(db, &bearer)?;
+            history::ended(db, id, End::Cancelled, now)?;
+            return Ok(LetGo::Removed);
+        }
+    }
+    let back = db.prepare_cached("UPDATE messages SET held = 0 WHERE seq = ?1 AND held")?.execute([seq.0])?;
+    Ok(if back > 0 { LetGo::Back } else { LetGo::Gone })
+}
+
+/// No session that has ended has sent the message.
+const UNSENT: &str = "(SELECT sent_ms FROM history h WHERE h.id = messages.id) IS NULL";

@@ -1,0 +1,260 @@
+//! What became of each message: for senders who ask, and to find a message by its request id.
+//!
+//! A message's row is written in the transactions that change the message, so that the two never
+//! disagree. It is kept for a while after the message has gone.
+
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
+
+use super::sql::{Result, app_in, bad_column};
+use super::{History, Step, Store};
+use crate::db::DbError;
+use crate::proto::frame::{Fate, Outcome};
+use crate::proto::gateway::Seq;
+use crate::proto::{AppId, DeviceId, MessageId, Push, RegId, UnixMillis};
+
+/// Most messages that are forgotten together.
+pub(super) const SWEEP: u32 = 2000;
+/// Most messages of one request id that are told.
+pub const FOUND_MAX: u32 = 1000;
+
+impl Store {
+    /// The app's message of this id.
+    pub async fn message(&self, app: AppId, id: MessageId) -> Result<Option<History>, DbError> {
+        self.reader().read(move |db| by_id(db, &app, id)).await
+    }
+
+    /// The app's messages of this request id, newest first, at most [`FOUND_MAX`].
+    pub async fn messages(&self, app: AppId, request_id: String) -> Result<Vec<History>, DbError> {
+        self.reader().read(move |db| by_request(db, &app, &request_id)).await
+    }
+}
+
+/// How a message ended on the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// A later one of the same request id took its place.
+    Replaced,
+    /// Its sender took it back.
+    Cancelled,
+    /// It expired.
+    Expired,
+    /// Too many waited.
+    Dropped,
+    /// Its registration ended.
+    Unregistered,
+}
+
+impl End {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Replaced => "replaced",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+            Self::Dropped => "dropped",
+            Self::Unregistered => "unregistered",
+        }
+    }
+}
+
+/// Enters a message that is being stored; `release_ms` if it is delayed.
+pub(super) fn begin(
+    db: &Connection,
+    device: DeviceId,
+    push: &Push,
+    seq: Option<Seq>,
+    release_ms: Option<UnixMillis>,
+    now: UnixMillis,
+) -> Result<()> {
+    db.prepare_cached(
+        "INSERT INTO history (id, app, device, reg_id, request_id, seq, accepted_ms, stored_ms, release_ms, expires_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+    )?
+    .execute(params![
+        push.id.as_bytes(),
+        push.app.as_str(),
+        device.as_bytes(),
+        push.reg_id.as_bytes(),
+        push.request_id,
+        seq.map(|seq| seq.0),
+        push.accepted_ms.0,
+        now.0,
+        release_ms.map(|at| at.0),
+        push.expires_ms.0
+    ])?;
+    Ok(())
+}
+
+/// A delayed message waits for its device from now on.
+pub(super) fn released(db: &Connection, id: MessageId, seq: Seq) -> Result<()> {
+    db.prepare_cached("UPDATE history SET seq = ?2 WHERE id = ?1")?.execute(params![id.as_bytes(), seq.0])?;
+    Ok(())
+}
+
+/// The message was sent to its device; the last time counts.
+pub(super) fn sent(db: &Connection, seq: Seq, at: UnixMillis) -> Result<()> {
+    db.prepare_cached("UPDATE history SET sent_ms = ?2 WHERE id = (SELECT id FROM messages WHERE seq = ?1)")?
+        .execute(params![seq.0, at.0])?;
+    Ok(())
+}
+
+/// The device has the message on its disk.
+pub(super) fn acked(db: &Connection, id: MessageId, sent: Option<UnixMillis>, now: UnixMillis) -> Result<()> {
+    db.prepare_cached("UPDATE history SET sent_ms = coalesce(?2, sent_ms), acked_ms = ?3 WHERE id = ?1")?
+        .execute(params![id.as_bytes(), sent.map(|at| at.0), now.0])?;
+    Ok(())
+}
+
+/// The message has ended on the server.
+pub(super) fn ended(db: &Connection, id: MessageId, end: End, now: UnixMillis) -> Result<()> {
+    db.prepare_cached("UPDATE history SET fate = ?2, ended_ms = ?3 WHERE id = ?1")?.execute(params![
+        id.as_bytes(),
+        end.name(),
+        now.0
+    ])?;
+    Ok(())
+}
+
+/// What the device tells of its messages. What the app was given stays so, whatever is told later.
+pub(super) fn outcomes(db: &Connection, device: DeviceId, list: &[Outcome]) -> Result<()> {
+    for Outcome { id, fate, at_ms } in list {
+        let statement = match fate {
+            Fate::Alerted => "UPDATE history SET alerted_ms = ?3 WHERE id = ?1 AND device = ?2",
+            Fate::Launched => "UPDATE history SET launched_ms = ?3 WHERE id = ?1 AND device = ?2",
+            end => {
+                db.prepare_cached(
+                    "UPDATE history SET fate = ?4, ended_ms = ?3
+                     WHERE id = ?1 AND device = ?2 AND fate IS NOT 'delivered'",
+                )?
+                .execute(params![id.as_bytes(), device.as_bytes(), at_ms.0, fate_name(*end)])?;
+                continue;
+            }
+        };
+        db.prepare_cached(statement)?.execute(params![id.as_bytes(), device.as_bytes(), at_ms.0])?;
+    }
+    Ok(())
+}
+
+fn fate_name(fate: Fate) -> &'static str {
+    match fate {
+        Fate::Alerted => "alerted",
+        Fate::Launched => "launched",
+        Fate::Delivered => "delivered",
+        Fate::Replaced => "replaced",
+        Fate::TooLate => "too-late",
+        Fate::Expired => "expired",
+        Fate::Dropped => "dropped",
+        Fate::Discarded => "discarded",
+        Fate::Unwanted => "unwanted",
+    }
+}
+
+/// The oldest messages that nobody waits for any more, some at a time: those accepted before `before`
+/// and those over `most`.
+pub(super) fn old(db: &Connection, before: UnixMillis, most: u64) -> Result<Vec<MessageId>> {
+    let count: i64 = db.prepare_cached("SELECT count(*) FROM history")?.query_row([], |row| row.get(0))?;
+    let over = count.saturating_sub(i64::try_from(most).unwrap_or(i64::MAX)).max(0);
+    // Ids sort by time.
+    let mut statement = db.prepare_cached(
+        "SELECT id, accepted_ms FROM history WHERE acked_ms IS NOT NULL OR ended_ms IS NOT NULL
+         ORDER BY id LIMIT ?1",
+    )?;
+    let rows = statement.query_map([SWEEP], |row| Ok((id_in(row, 0)?, UnixMillis(row.get(1)?))))?;
+    let mut old = Vec::new();
+    for (place, row) in (0..).zip(rows) {
+        let (id, accepted_ms) = row?;
+        if accepted_ms >= before && place >= over {
+            break;
+        }
+        old.push(id);
+    }
+    Ok(old)
+}
+
+/// Forgets messages.
+pub(super) fn forget(db: &Connection, ids: &[MessageId]) -> Result<()> {
+    let mut statement = db.prepare_cached("DELETE FROM history WHERE id = ?1")?;
+    ids.iter().try_for_each(|id| statement.execute([id.as_bytes()]).map(drop))
+}
+
+const COLUMNS: &str = "id, app, reg_id, request_id, accepted_ms, stored_ms, release_ms, expires_ms, sent_ms, acked_ms,
+    alerted_ms, launched_ms, fate, ended_ms";
+
+fn by_id(db: &Connection, app: &AppId, id: MessageId) -> Result<Option<History>> {
+    db.prepare_cached(&format!("SELECT {COLUMNS} FROM history WHERE id = ?1 AND app = ?2"))?
+        .query_row(params![id.as_bytes(), app.as_str()], from_row)
+        .optional()
+}
+
+fn by_request(db: &Connection, app: &AppId, request_id: &str) -> Result<Vec<History>> {
+    db.prepare_cached(&format!(
+        "SELECT {COLUMNS} FROM history WHERE app = ?1 AND request_id = ?2 ORDER BY id DESC LIMIT ?3"
+    ))?
+    .query_map(params![app.as_str(), request_id, FOUND_MAX], from_row)?
+    .collect()
+}
+
+fn from_row(row: &Row<'_>) -> Result<History> {
+    let time = |column: usize| Ok::<_, rusqlite::Error>(row.get::<_, Option<i64>>(column)?.map(UnixMillis));
+    let (accepted_ms, fate): (i64, Option<String>) = (row.get(4)?, row.get(12)?);
+    let (release, sent, acked, alerted, launched, ended) =
+        (time(6)?, time(8)?, time(9)?, time(10)?, time(11)?, time(13)?);
+    let known = [
+        ("accepted", Some(UnixMillis(accepted_ms))),
+        ("stored", time(5)?),
+        ("released", release.filter(|at| sent.is_some_and(|sent| *at <= sent))),
+        ("sent", sent),
+        ("acknowledged", acked),
+        ("alerted", alerted),
+        ("launched", launched),
+    ];
+    let mut steps: Vec<Step> =
+        known.into_iter().filter_map(|(step, at)| Some(Step { step: step.to_owned(), at_ms: at? })).collect();
+    steps.extend(fate.zip(ended).map(|(step, at_ms)| Step { step, at_ms }));
+    Ok(History {
+        id: id_in(row, 0)?,
+        app: app_in(row, 1)?,
+        reg_id: reg_id_in(row, 2)?,
+        request_id: row.get(3)?,
+        release_ms: release,
+        expires_ms: UnixMillis(row.get(7)?),
+        steps,
+    })
+}
+
+pub(super) fn id_in(row: &Row<'_>, column: usize) -> Result<MessageId> {
+    MessageId::from_slice(row.get_ref(column)?.as_blob()?).map_err(|error| bad_column(column, error))
+}
+
+pub(super) fn reg_id_in(row: &Row<'_>, column: usize) -> Result<RegId> {
+    RegId::from_slice(row.get_ref(column)?.as_blob()?).map_err(|error| bad_column(column, error))
+}
+
+/// A message that its sender may take back, newest first: where it waits, if it does.
+pub(super) struct Found {
+    pub id: MessageId,
+    pub device: DeviceId,
+    pub reg_id: RegId,
+    pub request_id: Option<String>,
+    pub seq: Option<Seq>,
+}
+
+/// The app's newest message for each registration for which this is true of `?2`.
+pub(super) fn find(db: &Connection, app: &AppId, condition: &str, value: impl ToSql) -> Result<Vec<Found>> {
+    let mut statement = db.prepare_cached(&format!(
+        "SELECT id, device, reg_id, request_id, seq FROM history WHERE app = ?1 AND {condition}
+         ORDER BY id DESC LIMIT ?3"
+    ))?;
+    let rows = statement.query_map(params![app.as_str(), value, FOUND_MAX], |row| {
+        let device = DeviceId::from_slice(row.get_ref(1)?.as_blob()?).map_err(|error| bad_column(1, error))?;
+        let seq: Option<i64> = row.get(4)?;
+        Ok(Found { id: id_in(row, 0)?, device, reg_id: reg_id_in(row, 2)?, request_id: row.get(3)?, seq: seq.map(Seq) })
+    })?;
+    let mut found: Vec<Found> = Vec::new();
+    for row in rows {
+        let row = row?;
+        if !found.iter().any(|newer| newer.reg_id == row.reg_id) {
+            found.push(row);
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,194 @@
+//! Receipts: what an application server is told of its messages, kept until it was told.
+//!
+//! A receipt is written in the transaction that ends the message's life on this server, so that
+//! neither is without the other. Receipts of one app keep their order.
+
+use rusqlite::{Connection, OptionalExtension, params};
+use serde::{Deserialize, Serialize};
+
+use super::Store;
+use super::sql::{Result, app_in};
+use crate::db::DbError;
+use crate::proto::{AppId, MessageId, RegId, UnixMillis};
+
+/// Most receipts that are told together.
+pub const BATCH: u32 = 100;
+
+/// What became of a message, as its sender is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The push service on the device has it.
+    Stored,
+    /// It will not get there.
+    Failed,
+    /// It has expired.
+    Expired,
+}
+
+impl Verdict {
+    fn number(self) -> u16 {
+        match self {
+            Self::Stored => 1000,
+            Self::Failed => 1001,
+            Self::Expired => 1002,
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::Stored => "Success",
+            Self::Failed => "Failed",
+            Self::Expired => "Expired",
+        }
+    }
+}
+
+/// A receipt as it is told. Names are those of the door's answers.
+#[derive(Clone, Debug, Serialize)]
+struct Receipt<'a> {
+    #[serde(rename = "messageID")]
+    id: MessageId,
+    #[serde(rename = "regID")]
+    reg_id: RegId,
+    #[serde(rename = "requestID")]
+    request_id: &'a str,
+    #[serde(rename = "statusCode")]
+    status_code: u16,
+    #[serde(rename = "statusMsg")]
+    status_msg: &'a str,
+    time: i64,
+}
+
+/// Receipts that wait to be told to an app's server, oldest first.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// Where to.
+    pub callback: Callback,
+    /// Each a JSON object.
+    pub receipts: Vec<String>,
+    /// When the oldest was made.
+    pub oldest_ms: UnixMillis,
+    /// The last one's place.
+    pub last: i64,
+}
+
+/// Where an app's receipts go, and what signs them.
+#[derive(Clone, Debug)]
+pub struct Callback {
+    /// The URL.
+    pub url: String,
+    /// The key of the signature.
+    pub key: Vec<u8>,
+}
+
+impl Store {
+    /// Sets or removes where the app's receipts go; `false` if there is no such app.
+    pub async fn set_callback(&self, app: AppId, callback: Option<Callback>) -> Result<bool, DbError> {
+        self.writer.write(move |db| set_callback(db, &app, callback.as_ref())).await
+    }
+
+    /// The apps that have receipts to be told.
+    pub async fn apps_with_receipts(&self) -> Result<Vec<AppId>, DbError> {
+        self.reader().read(apps).await
+    }
+
+    /// The oldest receipts of the app, at most [`BATCH`]; `None` if there is none or nowhere to
+    /// tell them.
+    pub async fn receipts(&self, app: AppId) -> Result<Option<Batch>, DbError> {
+        self.reader().read(move |db| batch(db, &app)).await
+    }
+
+    /// The app's receipts that were made before this time are not told any more.
+    pub async fn give_up_receipts(&self, app: AppId, before: UnixMillis) -> Result<(), DbError> {
+        self.writer
+            .write(move |db| {
+                db.execute("DELETE FROM receipts WHERE app = ?1 AND made_ms < ?2", params![app.as_str(), before.0])
+                    .map(drop)
+            })
+            .await
+    }
+
+    /// The app's receipts up to this place have been told.
+    pub async fn told(&self, app: AppId, last: i64) -> Result<(), DbError> {
+        self.writer.write(move |db| forget(db, &app, last)).await
+    }
+}
+
+/// What a receipt needs of a stored push.
+#[derive(Deserialize)]
+struct Stub<'a> {
+    id: MessageId,
+    reg_id: RegId,
+    #[serde(borrow, default)]
+    request_id: Option<std::borrow::Cow<'a, str>>,
+    #[serde(default)]
+    receipt: bool,
+}
+
+/// Notes a receipt for the push in `body`, if its sender wants one and has said where.
+pub(super) fn add(db: &Connection, app: &str, body: &str, verdict: Verdict, now: UnixMillis) -> Result<()> {
+    let wanted: bool = db
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM apps WHERE app = ?1 AND callback_url IS NOT NULL)")?
+        .query_row([app], |row| row.get(0))?;
+    if !wanted {
+        return Ok(());
+    }
+    let stub: Stub<'_> = serde_json::from_str(body).map_err(super::sql::bad_body)?;
+    if !stub.receipt {
+        return Ok(());
+    }
+    let receipt = Receipt {
+        id: stub.id,
+        reg_id: stub.reg_id,
+        request_id: stub.request_id.as_deref().unwrap_or_default(),
+        status_code: verdict.number(),
+        status_msg: verdict.text(),
+        time: now.0,
+    };
+    let text = serde_json::to_string(&receipt).map_err(super::sql::bad_body)?;
+    db.prepare_cached("INSERT INTO receipts (app, made_ms, body) VALUES (?1, ?2, ?3)")?
+        .execute(params![app, now.0, text])?;
+    Ok(())
+}
+
+fn set_callback(db: &Connection, app: &AppId, callback: Option<&Callback>) -> Result<bool> {
+    if callback.is_none() {
+        db.execute("DELETE FROM receipts WHERE app = ?1", [app.as_str()])?;
+    }
+    let changed = db.execute(
+        "UPDATE apps SET callback_url = ?2, callback_key = ?3 WHERE app = ?1",
+        params![app.as_str(), callback.map(|callback| &callback.url), callback.map(|callback| &callback.key)],
+    )?;
+    Ok(changed > 0)
+}
+
+fn apps(db: &Connection) -> Result<Vec<AppId>> {
+    // One look into the index for each app, however many receipts there are.
+    db.prepare_cached(
+        "SELECT app FROM apps WHERE callback_url IS NOT NULL
+         AND EXISTS (SELECT 1 FROM receipts r WHERE r.app = apps.app)",
+    )?
+    .query_map([], |row| app_in(row, 0))?
+    .collect()
+}
+
+fn batch(db: &Connection, app: &AppId) -> Result<Option<Batch>> {
+    let callback = db
+        .prepare_cached("SELECT callback_url, callback_key FROM apps WHERE app = ?1 AND callback_url IS NOT NULL")?
+        .query_row([app.as_str()], |row| Ok(Callback { url: row.get(0)?, key: row.get(1)? }))
+        .optional()?;
+    let Some(callback) = callback else { return Ok(None) };
+    let rows: Vec<(i64, i64, String)> = db
+        .prepare_cached("SELECT place, made_ms, body FROM receipts WHERE app = ?1 ORDER BY place LIMIT ?2")?
+        .query_map(params![app.as_str(), BATCH], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+        .collect::<Result<_>>()?;
+    let (Some(first), Some(last)) = (rows.first(), rows.last()) else { return Ok(None) };
+    let (oldest_ms, last) = (UnixMillis(first.1), last.0);
+    let receipts = rows.into_iter().map(|(_, _, body)| body).collect();
+    Ok(Some(Batch { callback, receipts, oldest_ms, last }))
+}
+
+fn forget(db: &Connection, app: &AppId, last: i64) -> Result<()> {
+    db.prepare_cached("DELETE FROM receipts WHERE app = ?1 AND place <= ?2")?.execute(params![app.as_str(), last])?;
+    Ok(())
+}
