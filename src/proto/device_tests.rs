@@ -17,7 +17,7 @@ fn reg_id() -> RegId {
 
 /// The push of this number in its session; its id is the number too.
 fn delivery(n: u64) -> ToDevice {
-    ToDevice::Push(Box::new(Delivery { n, dropped: 0, push: samples::push(id(n)) }))
+    ToDevice::Push(Box::new(Delivery { n, dropped: 0, replaces: vec![], push: samples::push(id(n)) }))
 }
 
 fn store(n: u64) -> DeviceAction {

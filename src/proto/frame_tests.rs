@@ -124,7 +124,7 @@ fn to_device() -> impl Strategy<Value = ToDevice> {
         ka_max_s,
     });
     let delivery = (any::<u64>(), any::<u32>(), push())
-        .prop_map(|(n, dropped, push)| ToDevice::Push(Box::new(Delivery { n, dropped, push })));
+        .prop_map(|(n, dropped, push)| ToDevice::Push(Box::new(Delivery { n, dropped, replaces: vec![], push })));
     let refusal = prop::sample::select(vec![Refusal::UnknownApp, Refusal::TooMany]);
     prop_oneof![
         welcome.prop_map(ToDevice::Welcome),
@@ -273,7 +273,7 @@ fn the_text_of_frames_to_the_device_is_frozen() {
     let head = format!(r#""id":"{ID}","reg_id":"{reg_text}","app":"org.example.Chat""#);
     let times = r#""accepted_ms":1760000000000,"expires_ms":1760003600000"#;
     let text = Push { payload: Some(Payload::text("\"ä\"\n")), ..plain_push() };
-    let delivery = |n, dropped, push| ToDevice::Push(Box::new(Delivery { n, dropped, push }));
+    let delivery = |n, dropped, push| ToDevice::Push(Box::new(Delivery { n, dropped, replaces: vec![], push }));
     let welcome = Welcome { version: 1, region: Region(3), enrolled: true, ka_max_s: 300 };
     assert_frozen(vec![
         (
@@ -454,7 +454,9 @@ fn the_largest_push_fits_its_frame() {
             collapse_key: Some(CollapseKey::try_from("\"".repeat(64)).unwrap()),
             ..full_push()
         };
-        let text = ToDevice::Push(Box::new(Delivery { n: u64::MAX, dropped: u32::MAX, push })).encode();
+        let text =
+            ToDevice::Push(Box::new(Delivery { n: u64::MAX, dropped: u32::MAX, replaces: vec![id(ID); WINDOW], push }))
+                .encode();
         assert!(text.len() <= TO_DEVICE_MAX, "{} bytes", text.len());
     }
 }

@@ -18,8 +18,18 @@ fn push(number: u64) -> Push {
 }
 
 /// Row `number` of the store holds push `number`.
+/// The device has acknowledged these, which this session has sent.
+fn acked<const N: usize>(numbers: [i64; N]) -> GatewayAction {
+    GatewayAction::Acked(numbers.map(|number| Sent { seq: Seq(number), at_ms: Some(WALL) }).to_vec())
+}
+
+/// The device had these already.
+fn had<const N: usize>(numbers: [i64; N]) -> GatewayAction {
+    GatewayAction::Acked(numbers.map(|number| Sent { seq: Seq(number), at_ms: None }).to_vec())
+}
+
 fn row(number: u64) -> Queued {
-    Queued { seq: Seq(number as i64), dropped: 0, push: push(number) }
+    Queued { seq: Seq(number as i64), dropped: 0, replaces: vec![], push: push(number) }
 }
 
 fn rows(numbers: std::ops::RangeInclusive<u64>) -> Vec<Queued> {
@@ -141,7 +151,7 @@ fn a_repeated_hello_changes_nothing() {
 fn pushes_are_counted_from_one_without_a_gap_across_backlogs_and_offers() {
     let mut session = session();
     session.handle_backlog(START, WALL, rows(1..=2), true);
-    assert!(session.offer(START, push(100)));
+    assert!(session.offer(START, WALL, push(100)));
     session.handle_wake();
     session.handle_backlog(START, WALL, rows(3..=3), true);
     let then = actions(&mut session);
@@ -153,7 +163,7 @@ fn pushes_are_counted_from_one_without_a_gap_across_backlogs_and_offers() {
 fn the_number_of_dropped_messages_travels_with_the_next_push() {
     let mut session = session();
     session.handle_backlog(START, WALL, vec![Queued { dropped: 5, ..row(1) }], true);
-    let delivery = Delivery { n: 1, dropped: 5, push: push(1) };
+    let delivery = Delivery { n: 1, dropped: 5, replaces: vec![], push: push(1) };
     assert_eq!(actions(&mut session), [GatewayAction::Send(ToDevice::Push(Box::new(delivery)))]);
 }
 
@@ -165,8 +175,7 @@ fn nothing_is_asked_for_while_the_window_is_full_and_acks_make_room() {
     assert_eq!(pushed(&sent), ids(1..=32));
     assert_eq!(sent.len(), WINDOW, "no fetch");
     session.handle_frame(START, ack(1..=3));
-    let expected =
-        [GatewayAction::Acked(vec![Seq(1), Seq(2), Seq(3)]), GatewayAction::Fetch { after: Seq(32), limit: 3 }];
+    let expected = [acked([1, 2, 3]), GatewayAction::Fetch { after: Seq(32), limit: 3 }];
     assert_eq!(actions(&mut session), expected);
 }
 
@@ -183,7 +192,7 @@ fn a_store_that_answers_with_too_much_does_not_overrun_the_window() {
 #[test]
 fn an_offer_during_a_fetch_takes_its_room_from_the_backlog() {
     let mut session = session();
-    assert!(session.offer(START, push(100)));
+    assert!(session.offer(START, WALL, push(100)));
     session.handle_backlog(START, WALL, rows(1..=32), true);
     let expected: Vec<MessageId> = [100].into_iter().chain(1..=31).map(id).collect();
     assert_eq!(pushed(&actions(&mut session)), expected);
@@ -194,15 +203,15 @@ fn an_offer_during_a_fetch_takes_its_room_from_the_backlog() {
 #[test]
 fn an_offer_is_refused_when_the_window_is_full() {
     let mut session = idle();
-    assert!((1..=32).all(|number| session.offer(START, push(number))));
-    assert!(!session.offer(START, push(33)));
+    assert!((1..=32).all(|number| session.offer(START, WALL, push(number))));
+    assert!(!session.offer(START, WALL, push(33)));
     assert_eq!(pushed(&actions(&mut session)), ids(1..=32));
 }
 
 #[test]
 fn an_acknowledged_offer_leaves_nothing_to_delete() {
     let mut session = idle();
-    session.offer(START, push(1));
+    session.offer(START, WALL, push(1));
     actions(&mut session);
     session.handle_frame(START, ack(1..=1));
     assert_eq!(actions(&mut session), []);
@@ -217,7 +226,7 @@ fn acks_of_pushes_that_are_not_on_their_way_do_nothing() {
     assert_eq!(actions(&mut session), []);
     session.handle_frame(START, ack(1..=1));
     session.handle_frame(START, ack(1..=1));
-    assert_eq!(actions(&mut session), [GatewayAction::Acked(vec![Seq(1)])]);
+    assert_eq!(actions(&mut session), [acked([1])]);
 }
 
 #[test]
@@ -256,7 +265,33 @@ fn what_the_device_has_already_is_deleted_and_not_sent_again() {
     session.handle_backlog(START, WALL, rows(1..=3), true);
     let then = actions(&mut session);
     assert_eq!(pushed(&then), [id(3)]);
-    assert_eq!(then.last(), Some(&GatewayAction::Acked(vec![Seq(1), Seq(2)])));
+    assert_eq!(then.last(), Some(&had([1, 2])));
+}
+
+#[test]
+fn what_is_shown_again_is_sent_unless_it_is_on_its_way() {
+    let mut session = session();
+    session.handle_backlog(START, WALL, vec![row(1), row(3)], true);
+    assert_eq!(pushed(&actions(&mut session)), [id(1), id(3)]);
+    session.look_again(Seq(2));
+    assert_eq!(actions(&mut session), [GatewayAction::Fetch { after: Seq(1), limit: WINDOW - 2 }]);
+    session.handle_backlog(START, WALL, vec![row(2), row(3)], true);
+    assert_eq!(pushed(&actions(&mut session)), [id(2)]);
+    session.handle_wake();
+    assert_eq!(actions(&mut session), [GatewayAction::Fetch { after: Seq(3), limit: WINDOW - 3 }]);
+}
+
+#[test]
+fn a_session_knows_what_may_have_been_sent() {
+    let mut session = resumed(ids(7..=7));
+    assert!(session.may_have_sent(Seq(9), id(7)), "an earlier session has");
+    assert!(!session.may_have_sent(Seq(1), id(1)));
+    session.handle_backlog(START, WALL, rows(1..=2), true);
+    assert!(session.may_have_sent(Seq(2), id(2)) && !session.may_have_sent(Seq(3), id(3)));
+    let sent = |number| Sent { seq: Seq(number), at_ms: Some(WALL) };
+    assert_eq!(session.on_their_way(), [sent(1), sent(2)]);
+    session.handle_frame(START, ack(1..=1));
+    assert_eq!(session.on_their_way(), [sent(2)]);
 }
 
 #[test]
@@ -264,21 +299,18 @@ fn the_resume_point_holds_for_later_backlogs_as_long_as_it_is_met() {
     let mut session = resumed(ids(1..=3));
     session.handle_backlog(START, WALL, rows(1..=2), false);
     let then = actions(&mut session);
-    assert_eq!(
-        then,
-        [GatewayAction::Acked(vec![Seq(1), Seq(2)]), GatewayAction::Fetch { after: Seq(2), limit: WINDOW }]
-    );
+    assert_eq!(then, [had([1, 2]), GatewayAction::Fetch { after: Seq(2), limit: WINDOW }]);
     session.handle_backlog(START, WALL, rows(3..=4), true);
     let then = actions(&mut session);
     assert_eq!(pushed(&then), [id(4)]);
-    assert!(then.contains(&GatewayAction::Acked(vec![Seq(3)])));
+    assert!(then.contains(&had([3])));
 }
 
 #[test]
 fn the_resume_point_outlasts_a_window_that_was_full() {
     let mut session = resumed(ids(33..=33));
     for number in 1..=32 {
-        assert!(session.offer(START, push(1_000 + number)));
+        assert!(session.offer(START, WALL, push(1_000 + number)));
     }
     session.handle_backlog(START, WALL, rows(32..=33), true);
     actions(&mut session);
@@ -450,7 +482,7 @@ fn nothing_comes_out_of_a_closed_session() {
     session.unregistered(app());
     session.noted(vec![id(1)]);
     session.handle_timer(later(1_000_000));
-    assert!(!session.offer(START, push(3)));
+    assert!(!session.offer(START, WALL, push(3)));
     assert_eq!(actions(&mut session), []);
     assert_eq!(session.poll_timeout(), None);
 }

@@ -24,6 +24,7 @@ pub mod timekeeper;
 pub mod withdraw;
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -75,6 +76,28 @@ pub struct Server {
 }
 
 impl Server {
+    /// Takes the store of the configuration into service.
+    pub async fn open(config: ServerConfig) -> Result<Self, Fatal> {
+        let database = |error: DbError| Fatal::new(Exit::IoErr, error);
+        let client = |ca: &Option<PathBuf>| {
+            tls::client(ca.as_deref()).map(|trust| HttpClient::new(&trust)).map_err(Fatal::of(Exit::Config))
+        };
+        let mut store = Store::open(&config.database(), config.limits).map_err(database)?;
+        store.begin().await.map_err(database)?;
+        let keys = store.key_ring(config.region).await.map_err(database)?;
+        Ok(Self {
+            store,
+            registry: Registry::new(),
+            regions: Regions::new(client(&config.regions_ca)?, config.regions.clone()),
+            callbacks: client(&config.callbacks_ca)?,
+            accepted: Notify::new(),
+            receipts: Notify::new(),
+            clock: Clock::start(),
+            keys: RwLock::new(Arc::new(keys)),
+            config,
+        })
+    }
+
     /// The keys known now.
     pub fn keys(&self) -> Arc<KeyRing> {
         Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
@@ -115,25 +138,9 @@ fn bind(what: &str, address: SocketAddr) -> Result<TcpListener, Fatal> {
 /// Serves until the stop comes, then ends requests and sessions in order.
 pub async fn run(config: ServerConfig, listeners: Listeners, mut stop: Stop) -> Result<(), Fatal> {
     let io = |error: std::io::Error| Fatal::new(Exit::IoErr, error);
-    let database = |error: DbError| Fatal::new(Exit::IoErr, error);
-    let mut store = Store::open(&config.database(), config.limits).map_err(database)?;
-    store.begin().await.map_err(database)?;
-    let keys = store.key_ring(config.region).await.map_err(database)?;
-    let trust = tls::client(config.regions_ca.as_deref()).map_err(Fatal::of(Exit::Config))?;
-    let callback_trust = tls::client(config.callbacks_ca.as_deref()).map_err(Fatal::of(Exit::Config))?;
     let gateway_tls = config.gateway.tls.as_ref().map(tls::server).transpose().map_err(Fatal::of(Exit::Config))?;
     let api_tls = config.api.tls.as_ref().map(tls::server).transpose().map_err(Fatal::of(Exit::Config))?;
-    let server = Arc::new(Server {
-        store,
-        registry: Registry::new(),
-        regions: Regions::new(HttpClient::new(&trust), config.regions.clone()),
-        callbacks: HttpClient::new(&callback_trust),
-        accepted: Notify::new(),
-        receipts: Notify::new(),
-        clock: Clock::start(),
-        keys: RwLock::new(Arc::new(keys)),
-        config,
-    });
+    let server = Arc::new(Server::open(config).await?);
     info!(
         region = %server.config.region,
         api = %url("http", api_tls.is_some(), &listeners.api),
@@ -159,7 +166,7 @@ pub async fn run(config: ServerConfig, listeners: Listeners, mut stop: Stop) -> 
         return Err(Fatal::new(Exit::Software, why));
     }
     if drain(&server, &handle, api).await {
-        server.store.end().await.map_err(database)?;
+        server.store.end().await.map_err(Fatal::of(Exit::IoErr))?;
     }
     Ok(())
 }

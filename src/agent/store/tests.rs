@@ -80,7 +80,7 @@ fn delivery(name: &str, text: &str, expires_ms: i64) -> Delivery {
         expires_ms: UnixMillis(expires_ms),
         ..samples::push(world::message_id())
     };
-    Delivery { n: 1, dropped: 0, push }
+    Delivery { n: 1, dropped: 0, replaces: vec![], push }
 }
 
 fn texts(of: &[(&str, u32)]) -> Vec<(String, u32)> {
@@ -98,6 +98,78 @@ async fn messages_are_taken_in_order_and_once_and_survive_a_restart() {
     assert_eq!(fixture.take_all("chat").await, texts(&[("a", 0), ("b", 0), ("c", 0)]));
     assert_eq!(fixture.take_all("chat").await, []);
     assert_eq!(fixture.fates().await, [Fate::Delivered; 3]);
+}
+
+/// One with a request id.
+fn requested(request_id: &str, text: &str) -> Delivery {
+    let delivery = delivery("chat", text, FAR);
+    let push = Push { request_id: Some(request_id.into()), ..delivery.push };
+    Delivery { push, ..delivery }
+}
+
+#[tokio::test]
+async fn a_later_message_takes_the_place_of_what_is_unread_of_its_request_id() {
+    let fixture = Fixture::new(Limits::default()).await;
+    let other = requested("other", "other");
+    let mut first = requested("score", "1:0");
+    first.dropped = 3;
+    fixture.receive(&[first, other, requested("score", "2:0")]).await;
+    assert_eq!(fixture.take_all("chat").await, texts(&[("other", 0), ("2:0", 3)]));
+    assert_eq!(fixture.fates().await, [Fate::Replaced, Fate::Delivered, Fate::Delivered]);
+    // What the app has had is replaced by nothing.
+    fixture.receive(&[requested("score", "3:0")]).await;
+    assert_eq!(fixture.take_all("chat").await, texts(&[("3:0", 0)]));
+}
+
+#[tokio::test]
+async fn of_a_message_and_what_replaces_it_on_its_way_the_app_is_given_one() {
+    let fixture = Fixture::new(Limits::default()).await;
+    let (first, second) = (requested("score", "1:0"), requested("score", "2:0"));
+    let second = Delivery { replaces: vec![first.push.id], ..second };
+    // The server has not heard that the first has arrived, and been given to the app.
+    fixture.receive(std::slice::from_ref(&first)).await;
+    assert_eq!(fixture.take_all("chat").await, texts(&[("1:0", 0)]));
+    let received = fixture.receive(std::slice::from_ref(&second)).await;
+    assert_eq!(received.ids, [second.push.id], "it is acknowledged all the same");
+    assert_eq!(fixture.take_all("chat").await, []);
+    assert_eq!(fixture.fates().await, [Fate::Delivered, Fate::TooLate]);
+    // The other way round: the first comes late.
+    let (first, second) = (requested("goal", "1"), requested("goal", "2"));
+    let second = Delivery { replaces: vec![first.push.id], ..second };
+    fixture.receive(&[second]).await;
+    fixture.receive(&[first]).await;
+    assert_eq!(fixture.take_all("chat").await, texts(&[("2", 0)]));
+}
+
+#[tokio::test]
+async fn a_message_in_the_app_s_hands_is_replaced_only_if_the_app_does_not_take_it() {
+    let fixture = Fixture::new(Limits::default()).await;
+    for taken in [true, false] {
+        fixture.receive(&[requested("score", "1:0")]).await;
+        let in_hand = fixture.store.next_unread(app("chat")).await.unwrap().unwrap();
+        fixture.receive(&[requested("score", "2:0"), requested("other", "other")]).await;
+        if taken {
+            fixture.store.delivered(&in_hand).await.unwrap();
+        }
+        let left: &[(&str, u32)] = if taken { &[("other", 0)] } else { &[("2:0", 0), ("other", 0)] };
+        assert_eq!(fixture.take_all("chat").await, texts(left));
+    }
+}
+
+#[tokio::test]
+async fn what_happens_to_a_message_after_a_report_is_reported_as_well() {
+    let fixture = Fixture::new(Limits::default()).await;
+    fixture.store.receive(vec![asking("action=LAUNCH")], |_| false).await.unwrap();
+    let pending = fixture.store.pending().await.unwrap();
+    let unread = fixture.store.next_unread(app("chat")).await.unwrap().unwrap();
+    let id = unread.push.id;
+    fixture.store.started(vec![(pending[0].place, Some(id))], Hop::Launched, "how".into()).await.unwrap();
+    assert_eq!(fixture.fates().await, [Fate::Launched]);
+    fixture.store.delivered(&unread).await.unwrap();
+    fixture.store.noted(vec![id]).await.unwrap();
+    assert_eq!(fixture.fates().await, [Fate::Delivered]);
+    fixture.store.noted(vec![id]).await.unwrap();
+    assert_eq!(fixture.fates().await, []);
 }
 
 #[tokio::test]

@@ -61,14 +61,14 @@ impl World {
             reliability: if keep { Reliability::Transport } else { Reliability::NoReliable },
             ..samples::push(samples::message_id(self.server.issued))
         };
-        let now = self.moment();
+        let (now, wall) = (self.moment(), self.wall());
         if keep {
             let seq = Seq(self.server.issued as i64);
-            self.server.rows.insert(seq, Queued { seq, dropped: 0, push: push.clone() });
+            self.server.rows.insert(seq, Queued { seq, dropped: 0, replaces: vec![], push: push.clone() });
             self.server.accepted.push(push);
             self.server.session.iter_mut().for_each(|open| open.machine.handle_wake());
         } else if let Some(open) = &mut self.server.session {
-            open.machine.offer(now, push);
+            open.machine.offer(now, wall, push);
         }
     }
 
@@ -127,7 +127,10 @@ impl World {
                     let time = self.now + 1 + self.dice.below(self.weather.disk_ms);
                     self.at(time, Event::Read { link, rows, complete });
                 }
-                GatewayAction::Acked(seqs) | GatewayAction::Expired(seqs) => self.change(link, Change::Delete(seqs)),
+                GatewayAction::Acked(all) => {
+                    self.change(link, Change::Delete(all.iter().map(|sent| sent.seq).collect()));
+                }
+                GatewayAction::Expired(seqs) => self.change(link, Change::Delete(seqs)),
                 GatewayAction::Register { req, app } => self.change(link, Change::Register(req, app)),
                 GatewayAction::Deregister { req, app } => self.change(link, Change::Deregister(req, app)),
                 GatewayAction::Outcomes(list) => self.change(link, Change::Note(list)),

@@ -1,12 +1,13 @@
 //! Tests of the store, each on a database file of its own.
 
-use std::time::Duration;
-
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::delayed::{LetGo, Selection, State};
+use super::receipts::Callback;
 use super::*;
 use crate::proto::RegId;
+use crate::proto::frame::{Fate, Outcome};
 use crate::proto::message::Payload;
 use crate::proto::samples;
 use crate::server::config::Limits;
@@ -103,7 +104,30 @@ impl Standing<'_> {
             expires_ms,
             ..samples::push(world::message_id())
         };
-        Incoming { to: self.to, push }
+        Incoming { to: self.to, push, release_ms: None }
+    }
+
+    /// As `message`, with this request id and a receipt.
+    fn request(&self, request_id: &str, text: &str) -> Incoming {
+        let Incoming { to, push, release_ms } = self.message(text, minutes(60));
+        Incoming { to, push: Push { request_id: Some(request_id.into()), receipt: true, ..push }, release_ms }
+    }
+
+    /// Stores it; returns its id.
+    async fn requested(&self, request_id: &str, text: &str) -> MessageId {
+        self.stored_as(self.request(request_id, text)).await
+    }
+
+    async fn stored_as(&self, incoming: Incoming) -> MessageId {
+        let id = incoming.push.id;
+        assert_eq!(self.store.accept(vec![incoming]).await.unwrap(), [Accepted::Stored]);
+        id
+    }
+
+    /// What became of a message: its steps.
+    async fn steps(&self, id: MessageId) -> Vec<String> {
+        let history = self.store.message(self.app.clone(), id).await.unwrap().unwrap();
+        history.steps.into_iter().map(|step| step.step).collect()
     }
 
     async fn accept(&self, text: &str) -> Accepted {
@@ -134,6 +158,11 @@ impl Standing<'_> {
     async fn is_registered(&self) -> bool {
         self.store.is_registered(self.to, self.app.clone()).await.unwrap()
     }
+}
+
+/// Acknowledgements of what a session has just sent.
+fn acks(places: impl IntoIterator<Item = Seq>) -> Vec<Sent> {
+    places.into_iter().map(|seq| Sent { seq, at_ms: Some(world::now()) }).collect()
 }
 
 fn text(row: &Queued) -> String {
@@ -433,7 +462,7 @@ async fn what_was_removed_waits_no_longer() {
     let chat = fixture.registration(world::device_id(), "chat").await;
     chat.stored(&["1", "2", "3"]).await;
     let rows = chat.rows().await;
-    fixture.store.remove(vec![rows[0].seq, rows[2].seq, Seq(9_999)]).await.unwrap();
+    fixture.store.acked(acks([rows[0].seq, rows[2].seq, Seq(9_999)])).await.unwrap();
     // The writer works in order: what is answered now comes after the removal.
     chat.stored(&["4"]).await;
     assert_eq!(texts(&chat.rows().await), ["2", "4"]);
@@ -445,7 +474,7 @@ async fn a_place_in_the_order_is_never_given_twice() {
     let chat = fixture.registration(world::device_id(), "chat").await;
     chat.stored(&["1"]).await;
     let first = chat.rows().await[0].seq;
-    fixture.store.remove(vec![first]).await.unwrap();
+    fixture.store.acked(acks([first])).await.unwrap();
     chat.stored(&["2"]).await;
     // A session that has read the first must find the second behind it.
     assert_eq!(texts(&fixture.store.backlog(chat.device, first, ALL).await.unwrap().0), ["2"]);
@@ -529,8 +558,8 @@ async fn drops_that_a_device_was_told_of_are_not_told_again() {
     let chat = fixture.registration(world::device_id(), "chat").await;
     chat.stored(&["1", "2", "3"]).await;
     assert_eq!(chat.waiting().await, counted(&[("2", 0), ("3", 1)]));
-    let told = chat.rows().await.iter().map(|row| row.seq).collect();
-    fixture.store.remove(told).await.unwrap();
+    let told = acks(chat.rows().await.iter().map(|row| row.seq));
+    fixture.store.acked(told).await.unwrap();
     chat.stored(&["4", "5", "6"]).await;
     assert_eq!(chat.waiting().await, counted(&[("5", 0), ("6", 1)]));
 }
@@ -576,11 +605,8 @@ async fn what_has_expired_is_swept_away() {
     chat.accept_until("expired", minutes(-1)).await;
     chat.stored(&["3"]).await;
     assert_eq!(texts(&chat.rows().await), ["1", "expired", "3"]);
-    // The first message after a start sweeps.
-    let fixture = fixture.reopened();
-    let chat = fixture.registration(device, "chat").await;
-    chat.stored(&["4"]).await;
-    assert_eq!(texts(&chat.rows().await), ["1", "3", "4"]);
+    assert!(fixture.store.sweep().await.unwrap());
+    assert_eq!(texts(&chat.rows().await), ["1", "3"]);
 }
 
 #[tokio::test]
@@ -591,30 +617,237 @@ async fn a_count_of_drops_outlives_the_message_that_bore_it() {
     chat.stored(&["1", "2", "3", "4"]).await;
     assert_eq!(chat.waiting().await, counted(&[("3", 1), ("4", 1)]));
     fixture.expire(chat.rows().await[0].seq);
-    let fixture = fixture.reopened();
-    let chat = fixture.registration(device, "chat").await;
-    chat.stored(&["5"]).await;
-    assert_eq!(chat.waiting().await, counted(&[("4", 2), ("5", 0)]));
+    fixture.store.sweep().await.unwrap();
+    assert_eq!(chat.waiting().await, counted(&[("4", 2)]));
 }
 
 #[tokio::test]
-async fn a_sweep_that_left_something_is_soon_followed_by_another() {
+async fn a_sweep_says_whether_it_left_something() {
     let many = Limits { waiting_per_registration: 10_000, ..Limits::default() };
     let fixture = Fixture::with(many);
-    let device = world::device_id();
-    let chat = fixture.registration(device, "chat").await;
+    let chat = fixture.registration(world::device_id(), "chat").await;
     let expired = (0..sql::SWEEP + 1).map(|_| chat.message("expired", minutes(-1))).collect();
     fixture.store.accept(expired).await.unwrap();
-    let fixture = fixture.reopened_with(many);
-    let chat = fixture.registration(device, "chat").await;
     chat.stored(&["first"]).await;
+    assert!(!fixture.store.sweep().await.unwrap());
     assert_eq!(texts(&chat.rows().await), ["expired", "first"]);
-    let swept = async {
-        while chat.rows().await.len() > 1 {
-            fixture.store.accept(vec![]).await.unwrap();
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), swept).await.unwrap();
+    assert!(fixture.store.sweep().await.unwrap());
+    assert_eq!(texts(&chat.rows().await), ["first"]);
+}
+
+#[tokio::test]
+async fn a_later_message_takes_the_place_of_one_of_its_request_id() {
+    let fixture = Fixture::holding(2);
+    let device = world::device_id();
+    let (chat, mail) = (fixture.registration(device, "chat").await, fixture.registration(device, "mail").await);
+    let elsewhere = fixture.registration(world::device_id(), "chat").await;
+    chat.stored(&["0", "1"]).await;
+    let first = chat.requested("score", "1:0").await;
+    mail.requested("score", "mail").await;
+    elsewhere.requested("score", "elsewhere").await;
+    let second = chat.requested("score", "2:0").await;
+    let rows: Vec<Queued> = chat.rows().await.into_iter().filter(|row| row.push.app == chat.app).collect();
+    // "0" was dropped for the first, and the second stands for that now.
+    assert_eq!(rows.iter().map(|row| (text(row), row.dropped)).collect::<Vec<_>>(), counted(&[("1", 0), ("2:0", 1)]));
+    assert_eq!((rows[1].replaces.clone(), rows[1].push.id), (vec![first], second));
+    let third = chat.requested("score", "3:0").await;
+    let rows = chat.rows().await;
+    let last = rows.iter().find(|row| row.push.id == third).unwrap();
+    assert_eq!(last.replaces, [first, second], "either may be on its way");
+    assert_eq!(chat.steps(first).await, ["accepted", "stored", "replaced"]);
+    assert_eq!((mail.rows().await.len(), elsewhere.rows().await.len()), (3, 1));
+}
+
+#[tokio::test]
+async fn no_more_is_known_to_be_replaced_than_can_be_on_its_way() {
+    let fixture = Fixture::new();
+    let chat = fixture.registration(world::device_id(), "chat").await;
+    let mut all = Vec::new();
+    for number in 0..50 {
+        all.push(chat.requested("score", &number.to_string()).await);
+    }
+    assert_eq!(chat.rows().await[0].replaces, all[17..49]);
+}
+
+#[tokio::test]
+async fn a_delayed_message_waits_for_its_time() {
+    let fixture = Fixture::new();
+    let chat = fixture.registration(world::device_id(), "chat").await;
+    let delayed = |at| Incoming { release_ms: Some(at), ..chat.request("later", "later") };
+    let id = chat.stored_as(delayed(minutes(1))).await;
+    chat.stored(&["now"]).await;
+    assert_eq!(fixture.store.release().await.unwrap(), (vec![], true));
+    assert_eq!(texts(&chat.rows().await), ["now"]);
+    let sooner = chat.stored_as(delayed(minutes(-1))).await;
+    assert_eq!(fixture.store.release().await.unwrap(), (vec![chat.device], true));
+    assert_eq!(texts(&chat.rows().await), ["now", "later"]);
+    assert_eq!(chat.rows().await[1].push.id, sooner);
+    assert_eq!(chat.steps(id).await, ["accepted", "stored", "replaced"]);
+    // What came with the same request id before it was released goes as well.
+    chat.requested("other", "other").await;
+    let other = Incoming { release_ms: Some(minutes(-1)), ..chat.request("other", "newer") };
+    chat.stored_as(other).await;
+    assert_eq!(texts(&chat.rows().await), ["now", "later"]);
+    fixture.store.release().await.unwrap();
+    assert_eq!(texts(&chat.rows().await), ["now", "later", "newer"]);
+}
+
+#[tokio::test]
+async fn too_many_delayed_messages_are_refused_and_a_registration_takes_its_own_along() {
+    let fixture = Fixture::holding(2);
+    let chat = fixture.registration(world::device_id(), "chat").await;
+    let delayed = |id| Incoming { release_ms: Some(minutes(-1)), ..chat.request(id, "later") };
+    let all = vec![delayed("1"), delayed("2"), delayed("3")];
+    assert_eq!(fixture.store.accept(all).await.unwrap(), [Accepted::Stored, Accepted::Stored, Accepted::TooMany]);
+    fixture.store.deregister(chat.device, chat.app.clone()).await.unwrap();
+    assert_eq!(fixture.store.release().await.unwrap(), (vec![], true));
+}
+
+#[tokio::test]
+async fn what_waits_or_is_delayed_can_be_taken_back() {
+    let fixture = Fixture::new();
+    let chat = fixture.registration(world::device_id(), "chat").await;
+    let other = fixture.registration(world::device_id(), "chat").await;
+    let waiting = chat.requested("offer", "waits").await;
+    let delayed = other.stored_as(Incoming { release_ms: Some(minutes(1)), ..other.request("offer", "later") }).await;
+    let held = fixture.store.hold(app("chat"), Selection::Request("offer".into())).await.unwrap();
+    let states: Vec<State> = held.iter().map(|candidate| candidate.state).collect();
+    let [State::Cancelled, State::Held(seq, id)] = states.as_slice() else { panic!("{states:?}") };
+    assert_eq!(*id, waiting);
+    // Nobody begins to send it, but it is there.
+    assert!(chat.rows().await.is_empty());
+    assert_eq!(fixture.store.let_go(*seq, false).await.unwrap(), LetGo::Back);
+    assert_eq!(texts(&chat.rows().await), ["waits"]);
+    fixture.store.hold(app("chat"), Selection::Message(waiting)).await.unwrap();
+    assert_eq!(fixture.store.let_go(*seq, true).await.unwrap(), LetGo::Removed);
+    assert_eq!(fixture.store.let_go(*seq, true).await.unwrap(), LetGo::Gone);
+    for (of, id) in [(&chat, waiting), (&other, delayed)] {
+        assert!(of.rows().await.is_empty());
+        assert_eq!(of.steps(id).await, ["accepted", "stored", "cancelled"]);
+    }
+    assert_eq!(fixture.store.hold(app("mail"), Selection::Message(waiting)).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn what_was_sent_cannot_be_taken_back() {
+    let fixture = Fixture::new();
+    let chat = fixture.registration(world::device_id(), "chat").await;
+    let id = chat.requested("offer", "sent").await;
+    let seq = chat.rows().await[0].seq;
+    fixture.store.hold(chat.app.clone(), Selection::Message(id)).await.unwrap();
+    // The session that sent it ends while it is held.
+    fixture.store.sent(acks([seq])).await.unwrap();
+    assert_eq!(fixture.store.let_go(seq, true).await.unwrap(), LetGo::Back);
+    let again = fixture.store.hold(chat.app.clone(), Selection::Message(id)).await.unwrap();
+    assert_eq!(again[0].state, State::Gone);
+    assert_eq!(texts(&chat.rows().await), ["sent"]);
+    assert_eq!(chat.steps(id).await, ["accepted", "stored", "sent"]);
+}
+
+#[tokio::test]
+async fn a_restart_forgets_what_was_held_and_knows_of_a_crash() {
+    let fixture = Fixture::new();
+    let device = world::device_id();
+    let chat = fixture.registration(device, "chat").await;
+    let id = chat.requested("offer", "held").await;
+    let seq = chat.rows().await[0].seq;
+    fixture.store.hold(chat.app.clone(), Selection::Message(id)).await.unwrap();
+    let mut fixture = fixture.reopened();
+    fixture.store.begin().await.unwrap();
+    assert!(fixture.store.crashed_after(seq) && !fixture.store.crashed_after(Seq(seq.0 + 1)));
+    assert_eq!(fixture.registration(device, "chat").await.rows().await.len(), 1);
+    fixture.store.end().await.unwrap();
+    let mut fixture = fixture.reopened();
+    fixture.store.begin().await.unwrap();
+    assert!(!fixture.store.crashed_after(seq));
+}
+
+#[tokio::test]
+async fn receipts_are_made_with_what_they_tell_and_kept_until_they_are_told() {
+    let fixture = Fixture::holding(3);
+    let device = world::device_id();
+    let chat = fixture.registration(device, "chat").await;
+    chat.requested("nobody asks", "0").await;
+    fixture.store.acked(acks([chat.rows().await[0].seq])).await.unwrap();
+    let callback = Callback { url: "http://127.0.0.1:1/".into(), key: b"key".to_vec() };
+    assert!(fixture.store.set_callback(app("chat"), Some(callback)).await.unwrap());
+
+    chat.stored(&["without a receipt"]).await;
+    chat.requested("has it", "1").await;
+    chat.requested("expires", "2").await;
+    let rows = chat.rows().await;
+    fixture.store.acked(acks([rows[0].seq, rows[1].seq])).await.unwrap();
+    // A second time says nothing.
+    fixture.store.acked(acks([rows[1].seq])).await.unwrap();
+    fixture.expire(rows[2].seq);
+    fixture.store.sweep().await.unwrap();
+    for request_id in ["too many", "replaced", "replaced", "3", "4"] {
+        chat.requested(request_id, "").await;
+    }
+    fixture.store.deregister(device, app("chat")).await.unwrap();
+
+    assert_eq!(fixture.store.apps_with_receipts().await.unwrap(), [app("chat")]);
+    let batch = fixture.store.receipts(app("chat")).await.unwrap().unwrap();
+    let told: Vec<(String, u64)> = batch.receipts.iter().map(|text| told(text)).collect();
+    let expected =
+        [("has it", 1000), ("expires", 1002), ("too many", 1001), ("replaced", 1001), ("3", 1001), ("4", 1001)];
+    assert_eq!(told, expected.map(|(request_id, code)| (request_id.to_owned(), code)));
+    let fixture = fixture.reopened();
+    assert_eq!(fixture.store.receipts(app("chat")).await.unwrap().unwrap().receipts, batch.receipts);
+    fixture.store.told(app("chat"), batch.last).await.unwrap();
+    assert!(fixture.store.receipts(app("chat")).await.unwrap().is_none());
+    assert_eq!(fixture.store.apps_with_receipts().await.unwrap(), []);
+}
+
+/// Request id and status of a receipt.
+fn told(text: &str) -> (String, u64) {
+    let receipt: serde_json::Value = serde_json::from_str(text).unwrap();
+    (receipt["requestID"].as_str().unwrap().to_owned(), receipt["statusCode"].as_u64().unwrap())
+}
+
+#[tokio::test]
+async fn a_history_tells_every_step_and_only_the_device_adds_its_own() {
+    let fixture = Fixture::new();
+    let chat = fixture.registration(world::device_id(), "chat").await;
+    let id = chat.requested("1", "text").await;
+    fixture.store.acked(acks([chat.rows().await[0].seq])).await.unwrap();
+    let outcome = |fate| Outcome { id, fate, at_ms: UnixMillis(1) };
+    let all = vec![outcome(Fate::Alerted), outcome(Fate::Launched), outcome(Fate::Replaced), outcome(Fate::Delivered)];
+    fixture.store.outcomes(world::device_id(), all.clone()).await.unwrap();
+    assert_eq!(chat.steps(id).await, ["accepted", "stored", "sent", "acknowledged"]);
+    fixture.store.outcomes(chat.device, all).await.unwrap();
+    fixture.store.outcomes(chat.device, vec![outcome(Fate::Expired)]).await.unwrap();
+    let steps = ["accepted", "stored", "sent", "acknowledged", "alerted", "launched", "delivered"];
+    assert_eq!(chat.steps(id).await, steps);
+    let found = fixture.store.messages(chat.app.clone(), "1".into()).await.unwrap();
+    assert_eq!(found.iter().map(|history| history.id).collect::<Vec<_>>(), [id]);
+    assert_eq!(fixture.store.message(app("mail"), id).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn old_history_goes_but_not_that_of_what_waits() {
+    let limits = Limits { history_hours: 1_000_000, history_messages: 2, ..Limits::default() };
+    let (fixture, device) = (Fixture::with(limits), world::device_id());
+    let chat = fixture.registration(device, "chat").await;
+    let waits = chat.requested("waits", "").await;
+    let mut ended = Vec::new();
+    for number in 0..4 {
+        ended.push(chat.requested(&number.to_string(), "").await);
+    }
+    let rows = chat.rows().await;
+    fixture.store.acked(acks(rows[1..].iter().map(|row| row.seq))).await.unwrap();
+    // The writer works in order; an empty write is behind it.
+    fixture.store.accept(vec![]).await.unwrap();
+    assert!(fixture.store.trim_history().await.unwrap());
+    let known = async |id| fixture.store.message(chat.app.clone(), id).await.unwrap().is_some();
+    assert!(known(waits).await);
+    let left = [known(ended[0]).await, known(ended[1]).await, known(ended[2]).await, known(ended[3]).await];
+    assert_eq!(left, [false, false, false, true], "two are remembered, and one of them waits");
+    // All were accepted long ago.
+    let fixture = fixture.reopened_with(Limits { history_hours: 1, ..limits });
+    fixture.store.trim_history().await.unwrap();
+    let known = async |id| fixture.store.message(app("chat"), id).await.unwrap().is_some();
+    assert!(known(waits).await && !known(ended[3]).await);
 }
 
 #[tokio::test]
@@ -712,7 +945,7 @@ proptest! {
                     assert!(number > last[place]);
                     last[place] = number;
                 }
-                fixture.store.remove(rows.iter().map(|row| row.seq).collect()).await.unwrap();
+                fixture.store.acked(acks(rows.iter().map(|row| row.seq))).await.unwrap();
             }
             // The writer works in order; an empty write is behind every removal.
             fixture.store.accept(vec![]).await.unwrap();

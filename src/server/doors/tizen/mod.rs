@@ -349,31 +349,17 @@ fn refuse(code: Code, detail: &str) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::HttpClient;
-    use crate::proto::DeviceId;
     use crate::proto::gateway::Seq;
+    use crate::proto::{AppId, DeviceId};
     use crate::server::config::ServerConfig;
-    use crate::server::regions::Regions;
-    use crate::server::registry::Registry;
-    use crate::server::store::{Registered, Store};
-    use crate::tls;
-    use crate::world::Clock;
-    use std::sync::RwLock;
+    use crate::server::store::Registered;
 
     /// A server without listeners, whose app "chat" has the secret "secret".
     async fn server(folder: &std::path::Path) -> Arc<Server> {
         let config = ServerConfig { state_folder: folder.to_owned(), ..ServerConfig::default() };
-        let store = Store::open(&config.database(), config.limits).unwrap();
-        store.add_app("chat".parse().unwrap(), "secret").await.unwrap();
-        let keys = store.key_ring(config.region).await.unwrap();
-        Arc::new(Server {
-            store,
-            registry: Registry::new(),
-            regions: Regions::new(HttpClient::new(&tls::client(None).unwrap()), config.regions.clone()),
-            clock: Clock::start(),
-            keys: RwLock::new(Arc::new(keys)),
-            config,
-        })
+        let server = Server::open(config).await.unwrap();
+        server.store.add_app("chat".parse().unwrap(), "secret").await.unwrap();
+        Arc::new(server)
     }
 
     async fn registration(server: &Server, device: DeviceId) -> RegId {

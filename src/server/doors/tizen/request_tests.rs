@@ -102,7 +102,15 @@ fn repaired(example: &str) -> String {
 }
 
 fn parse_text(text: &str) -> Result<Vec<Entry>, Malformed> {
-    parse(text.as_bytes(), APP_DATA)
+    entries(text, APP_DATA)
+}
+
+/// What is to be sent.
+fn entries(text: &str, app_data_bytes: usize) -> Result<Vec<Entry>, Malformed> {
+    match parse(text.as_bytes(), app_data_bytes)? {
+        Request::Send(entries) => Ok(entries),
+        Request::Cancel(cancel) => panic!("{cancel:?}"),
+    }
 }
 
 fn parse_json(request: &Value) -> Result<Vec<Entry>, Malformed> {
@@ -168,6 +176,7 @@ fn the_guide_s_single_request_is_understood() {
         time_stamp: Some(1_234_567_890),
         reliability: Reliability::Transport,
         expiry_minutes: 1440,
+        delay_minutes: 0,
         background_launch: false,
     };
     assert_eq!(entry.content, Ok(expected));
@@ -363,8 +372,8 @@ fn app_data_is_no_longer_than_configured() {
     assert!(one(json!({ "appData": "x".repeat(APP_DATA) })).content.is_ok());
     assert_eq!(refused(json!({ "appData": "x".repeat(APP_DATA + 1) })).number(), 3035);
     let small = request(json!({ "appData": "12345" })).to_string();
-    assert_eq!(parse(small.as_bytes(), 4).unwrap()[0].content, Err(Code::TooLong));
-    assert!(parse(small.as_bytes(), 5).unwrap()[0].content.is_ok());
+    assert_eq!(entries(&small, 4).unwrap()[0].content, Err(Code::TooLong));
+    assert!(entries(&small, 5).unwrap()[0].content.is_ok());
 }
 
 #[test]
@@ -514,7 +523,7 @@ proptest! {
     /// And whatever is accepted keeps to the limits.
     #[test]
     fn no_json_makes_the_parser_panic(request in any_json()) {
-        let Ok(entries) = parse(request.to_string().as_bytes(), 10) else { return Ok(()) };
+        let Ok(Request::Send(entries)) = parse(request.to_string().as_bytes(), 10) else { return Ok(()) };
         prop_assert!(!entries.is_empty());
         for entry in entries {
             prop_assert!(!entry.recipients.is_empty());
@@ -523,6 +532,7 @@ proptest! {
             prop_assert!(content.app_data.is_none_or(|text| text.len() <= 10));
             prop_assert!(content.message.is_none_or(|text| text.len() < MESSAGE_BYTES && !text.contains('\0')));
             prop_assert!((1..=EXPIRY_MAX).contains(&content.expiry_minutes));
+            prop_assert!((0..=DELAY_MAX).contains(&i64::from(content.delay_minutes)));
         }
     }
 }
