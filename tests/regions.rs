@@ -117,7 +117,8 @@ async fn answers_keep_the_order_of_the_request() {
         ],
     );
     assert_eq!(apps[0].next_data(3).await, ["a", "c", "e"]);
-    assert_eq!(apps[1].next_data(3).await, ["a", "a", "e"]);
+    // Named twice, it has the request once.
+    assert_eq!(apps[1].next_data(2).await, ["a", "e"]);
 }
 
 #[tokio::test]

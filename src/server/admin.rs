@@ -19,6 +19,7 @@ use crate::world;
 
 use super::config::ServerConfig;
 use super::store::Store;
+use super::store::receipts::Callback;
 use super::{Listeners, run};
 
 /// The shortest secret that an operator may choose, in characters.
@@ -91,6 +92,20 @@ enum AppCommand {
         #[arg(long, value_name = "FILE")]
         secret_file: Option<PathBuf>,
     },
+    /// Say where an app's receipts go, and print the key that signs them; or that they go nowhere
+    Callback {
+        /// Its id
+        id: AppId,
+        /// The URL that takes them by POST: https://, or http:// on this machine
+        #[arg(required_unless_present = "none", conflicts_with = "none")]
+        url: Option<String>,
+        /// No receipts any more; those that wait are dropped
+        #[arg(long)]
+        none: bool,
+        /// Read the key from this file, `-` for standard input [default: a random one]
+        #[arg(long, value_name = "FILE", conflicts_with = "none")]
+        key_file: Option<PathBuf>,
+    },
     /// Remove an app, end its registrations and drop what waits for it
     Remove {
         /// Its id
@@ -127,7 +142,7 @@ fn dispatch(args: Args) -> Result<(), Fatal> {
     match args.command {
         None | Some(Command::Run) => serve(config),
         Some(Command::Check) => check(&config, args.json),
-        Some(Command::App(command)) => administer(&config, async |store| app(store, command, args.json).await),
+        Some(Command::App(command)) => administer(&config, async |store| app(&config, store, command, args.json).await),
         Some(Command::Key(command)) => administer(&config, async |store| key(store, command, args.json).await),
         // Handled above, where no configuration is needed.
         Some(Command::Completions { .. } | Command::Man { .. }) => Ok(()),
@@ -184,7 +199,7 @@ fn check(config: &ServerConfig, json: bool) -> Result<(), Fatal> {
     Ok(())
 }
 
-async fn app(store: &Store, command: AppCommand, json: bool) -> Result<(), Fatal> {
+async fn app(config: &ServerConfig, store: &Store, command: AppCommand, json: bool) -> Result<(), Fatal> {
     match command {
         AppCommand::Add { id, secret_file } => {
             let id = id.map_or_else(random_app_id, Ok)?;
@@ -201,6 +216,7 @@ async fn app(store: &Store, command: AppCommand, json: bool) -> Result<(), Fatal
             }
             print_credentials(json, &id, &secret);
         }
+        AppCommand::Callback { id, url, key_file, .. } => callback(config, store, id, url, key_file, json).await?,
         AppCommand::Remove { id } => {
             if !store.remove_app(id.clone()).await.map_err(database)? {
                 return Err(no_such_app(&id));
@@ -225,6 +241,33 @@ async fn app(store: &Store, command: AppCommand, json: bool) -> Result<(), Fatal
             });
         }
     }
+    Ok(())
+}
+
+async fn callback(
+    config: &ServerConfig,
+    store: &Store,
+    id: AppId,
+    url: Option<String>,
+    key_file: Option<PathBuf>,
+    json: bool,
+) -> Result<(), Fatal> {
+    let Some(url) = url else {
+        if !store.set_callback(id.clone(), None).await.map_err(database)? {
+            return Err(no_such_app(&id));
+        }
+        print(json, &json!({ "appID": id, "callback": null }), || format!("receipts of {id} go nowhere"));
+        return Ok(());
+    };
+    config.check_url("the callback", "regIds and request ids", &url).map_err(Fatal::of(Exit::DataErr))?;
+    let key = choose_secret(key_file.as_deref())?;
+    let callback = Callback { url: url.clone(), key: key.clone().into_bytes() };
+    if !store.set_callback(id.clone(), Some(callback)).await.map_err(database)? {
+        return Err(no_such_app(&id));
+    }
+    print(json, &json!({ "appID": id, "callback": url, "key": key }), || {
+        format!("appID:    {id}\ncallback: {url}\nkey:      {key}\n(the key is not shown again)")
+    });
     Ok(())
 }
 

@@ -171,7 +171,7 @@ impl ServerConfig {
             return Err(ConfigError::Unwise(format!("`[gateway] move-to`: {why}")));
         }
         for (region, url) in &self.regions {
-            self.check_region(*region, url)?;
+            self.check_url(&format!("`[regions] {region}`"), "the secrets of apps", url)?;
         }
         // A frame must hold the largest message: see `proto::frame::TO_DEVICE_MAX`.
         if self.limits.app_data_bytes > 16 * 1024 {
@@ -183,8 +183,11 @@ impl ServerConfig {
         if self.gateway.handshakes > Semaphore::MAX_PERMITS {
             return Err(ConfigError::Unwise(format!("`handshakes` is at most {}", Semaphore::MAX_PERMITS)));
         }
-        if self.limits.expiry_minutes == 0 {
-            return Err(ConfigError::Unwise("`[limits] expiry-minutes` is at least 1".into()));
+        let Limits { expiry_minutes, history_hours, receipt_hours, .. } = self.limits;
+        if [expiry_minutes, history_hours, receipt_hours].contains(&0) {
+            return Err(ConfigError::Unwise(
+                "`expiry-minutes`, `history-hours` and `receipt-hours` in `[limits]` are at least 1".into(),
+            ));
         }
         if self.gateway.enrolment_key.as_ref().is_some_and(String::is_empty) {
             return Err(ConfigError::Unwise(
@@ -194,13 +197,14 @@ impl ServerConfig {
         Ok(())
     }
 
-    /// Secrets of apps travel to other regions: in plain text only on this machine.
-    fn check_region(&self, region: Region, url: &str) -> Result<(), ConfigError> {
+    /// What is sent to a URL is for its server alone: in plain text only on this machine, or where
+    /// the configuration allows it. `what` names the URL, `load` what would be sent.
+    pub fn check_url(&self, what: &str, load: &str, url: &str) -> Result<(), ConfigError> {
         let parsed: Option<Uri> = url.parse().ok();
         let (Some(scheme), Some(host)) =
             (parsed.as_ref().and_then(Uri::scheme_str), parsed.as_ref().and_then(Uri::host))
         else {
-            return Err(ConfigError::Unwise(format!("`[regions] {region}` is no http:// or https:// URL: {url}")));
+            return Err(ConfigError::Unwise(format!("{what} is no http:// or https:// URL: {url}")));
         };
         let address: Option<IpAddr> = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
         let here = host == "localhost" || address.is_some_and(|address| address.is_loopback());
@@ -208,10 +212,10 @@ impl ServerConfig {
             "https" => Ok(()),
             "http" if here || self.api.allow_plain_text => Ok(()),
             "http" => Err(ConfigError::Unwise(format!(
-                "`[regions] {region}` would be sent the secrets of apps unencrypted: use https://, or set \
-                 `allow-plain-text = true` in `[api]` if something in between encrypts: {url}"
+                "{what} would be sent {load} unencrypted: use https://, or set `allow-plain-text = true` in \
+                 `[api]` if something in between encrypts: {url}"
             ))),
-            _ => Err(ConfigError::Unwise(format!("`[regions] {region}` is no http:// or https:// URL: {url}"))),
+            _ => Err(ConfigError::Unwise(format!("{what} is no http:// or https:// URL: {url}"))),
         }
     }
 

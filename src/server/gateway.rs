@@ -292,11 +292,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
             }
             GatewayAction::Outcomes(list) => {
                 let ids = list.iter().map(|outcome| outcome.id).collect();
-                let done = store.outcomes(self.device, list).await;
-                if done.is_ok() {
-                    self.session.noted(ids);
+                match store.outcomes(self.device, list).await {
+                    Ok(()) => self.session.noted(ids),
+                    // The device tells them again; its messages are not to wait for history.
+                    Err(error) => debug!(device = %self.device, "outcomes are not noted: {error}"),
                 }
-                done
+                Ok(())
             }
             // The loop sees that the session is closed.
             GatewayAction::Close => Ok(()),

@@ -33,7 +33,51 @@ pub struct Server {
     pub folder: TempDir,
     region: String,
     settings: String,
+    environment: Vec<(String, String)>,
     log: Arc<Mutex<String>>,
+}
+
+/// A wall clock that programs can be given and that can be set while they run; what measures
+/// durations goes on as it does.
+pub struct WallClock {
+    file: tempfile::NamedTempFile,
+}
+
+impl WallClock {
+    /// One that is right.
+    pub fn new() -> Self {
+        let clock = Self { file: tempfile::NamedTempFile::new().expect("a temporary file") };
+        clock.set(clock.real());
+        clock
+    }
+
+    /// Sets it, in milliseconds since 1970.
+    pub fn set(&self, to_ms: i64) {
+        let ahead = (to_ms - self.real()) as f64 / 1000.0;
+        // In one step: a program may be reading it.
+        let next = self.file.path().with_extension("next");
+        std::fs::write(&next, format!("{ahead:+.3}")).expect("the folder is ours");
+        std::fs::rename(next, self.file.path()).expect("the folder is ours");
+    }
+
+    /// The environment of a program that has this clock.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH);
+        assert!(std::path::Path::new(&library).exists(), "faketime is missing: apt-get install faketime");
+        let file = self.file.path().to_str().expect("a temporary file has a plain name");
+        let one = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        vec![
+            one("LD_PRELOAD", &library),
+            one("FAKETIME_TIMESTAMP_FILE", file),
+            one("FAKETIME_NO_CACHE", "1"),
+            one("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ]
+    }
+
+    fn real(&self) -> i64 {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("it is past 1970");
+        i64::try_from(since.as_millis()).expect("it is not long past 1970")
+    }
 }
 
 /// An application's credentials.
@@ -47,11 +91,16 @@ pub struct App {
 impl Server {
     /// Starts a server of this region with these further settings, in TOML.
     pub fn start(region: &str, settings: &str) -> Self {
+        Self::start_with(region, settings, Vec::new())
+    }
+
+    /// The same with these variables in its environment.
+    pub fn start_with(region: &str, settings: &str, environment: Vec<(String, String)>) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (region, settings) = (region.to_owned(), settings.to_owned());
         write_config(&folder, &region, &settings, ["127.0.0.1:0", "127.0.0.1:0"]);
-        let (child, log, [api, gateway]) = launch(&folder);
-        Self { child, api, gateway, folder, region, settings, log }
+        let (child, log, [api, gateway]) = launch(&folder, &environment);
+        Self { child, api, gateway, folder, region, settings, environment, log }
     }
 
     /// Ends the process as a power cut would, as far as it can tell.
@@ -66,7 +115,7 @@ impl Server {
         let address = |url: &str| url.split_once("://").expect("a URL").1.to_owned();
         let (api, gateway) = (address(&self.api), address(&self.gateway));
         write_config(&self.folder, &self.region, &self.settings, [&api, &gateway]);
-        (self.child, self.log, [self.api, self.gateway]) = launch(&self.folder);
+        (self.child, self.log, [self.api, self.gateway]) = launch(&self.folder, &self.environment);
     }
 
     /// Stops it in order, if it runs, and says how it ended.
@@ -142,8 +191,9 @@ fn write_config(folder: &TempDir, region: &str, settings: &str, [api, gateway]: 
 }
 
 /// Starts the program and waits until it says where it listens: API and gateway.
-fn launch(folder: &TempDir) -> (Child, Arc<Mutex<String>>, [String; 2]) {
+fn launch(folder: &TempDir, environment: &[(String, String)]) -> (Child, Arc<Mutex<String>>, [String; 2]) {
     let mut command = program();
+    command.envs(environment.iter().cloned());
     command.arg("--config").arg(config_file(folder)).stdin(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the built program runs");
     let stderr = child.stderr.take().expect("it is piped");
