@@ -287,6 +287,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
                 let done = store.deregister(self.device, app.clone()).await;
                 if done.is_ok() {
                     self.session.deregistered(req, app);
+                    self.server.receipts.notify_one();
                 }
                 done
             }

@@ -87,9 +87,10 @@ impl Store {
         self.writer.write(move |db| set_callback(db, &app, callback.as_ref())).await
     }
 
-    /// The apps that have receipts to be told.
+    /// The apps that have receipts to be told, of all that was noted before this was called: it takes
+    /// its turn behind what is being written.
     pub async fn apps_with_receipts(&self) -> Result<Vec<AppId>, DbError> {
-        self.reader().read(apps).await
+        self.writer.write(apps).await
     }
 
     /// The oldest receipts of the app, at most [`BATCH`]; `None` if there is none or nowhere to

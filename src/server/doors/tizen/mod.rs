@@ -247,6 +247,8 @@ async fn accept(
     }
     devices.into_iter().for_each(|device| server.registry.wake(device));
     server.accepted.notify_one();
+    // What had to go for these has receipts as well.
+    server.receipts.notify_one();
     codes
 }
 
