@@ -18,7 +18,7 @@ use crate::proto::{AppId, UnixMillis};
 use crate::world;
 
 use super::config::ServerConfig;
-use super::store::Store;
+use super::store::{AppRow, Store};
 use super::{Listeners, run};
 
 /// The shortest secret that an operator may choose, in characters.
@@ -83,10 +83,13 @@ enum AppCommand {
     },
     /// List the apps
     List,
-    /// Give an app another secret and print it; the old one is refused from now on
+    /// Give an app another secret and print it; the old one works on for a grace
     Rotate {
         /// Its id
         id: AppId,
+        /// Hours for which the old secret goes on working, 0 for none [default: `secret-grace-hours`]
+        #[arg(long, value_name = "HOURS")]
+        grace: Option<u32>,
         /// Read the secret from this file, `-` for standard input [default: a random one]
         #[arg(long, value_name = "FILE")]
         secret_file: Option<PathBuf>,
@@ -127,7 +130,9 @@ fn dispatch(args: Args) -> Result<(), Fatal> {
     match args.command {
         None | Some(Command::Run) => serve(config),
         Some(Command::Check) => check(&config, args.json),
-        Some(Command::App(command)) => administer(&config, async |store| app(store, command, args.json).await),
+        Some(Command::App(command)) => {
+            administer(&config, async |store| app(store, command, config.limits.secret_grace_hours, args.json).await)
+        }
         Some(Command::Key(command)) => administer(&config, async |store| key(store, command, args.json).await),
         // Handled above, where no configuration is needed.
         Some(Command::Completions { .. } | Command::Man { .. }) => Ok(()),
@@ -184,7 +189,7 @@ fn check(config: &ServerConfig, json: bool) -> Result<(), Fatal> {
     Ok(())
 }
 
-async fn app(store: &Store, command: AppCommand, json: bool) -> Result<(), Fatal> {
+async fn app(store: &Store, command: AppCommand, grace_hours: u32, json: bool) -> Result<(), Fatal> {
     match command {
         AppCommand::Add { id, secret_file } => {
             let id = id.map_or_else(random_app_id, Ok)?;
@@ -194,12 +199,14 @@ async fn app(store: &Store, command: AppCommand, json: bool) -> Result<(), Fatal
             }
             print_credentials(json, &id, &secret);
         }
-        AppCommand::Rotate { id, secret_file } => {
+        AppCommand::Rotate { id, grace, secret_file } => {
             let secret = choose_secret(secret_file.as_deref())?;
-            if !store.set_app_secret(id.clone(), &secret).await.map_err(database)? {
+            let hours = grace.unwrap_or(grace_hours);
+            let grace_until = world::now().plus_minutes(hours.saturating_mul(60));
+            if !store.set_app_secret(id.clone(), &secret, grace_until).await.map_err(database)? {
                 return Err(no_such_app(&id));
             }
-            print_credentials(json, &id, &secret);
+            print_rotated(json, &id, &secret, (hours > 0).then_some((hours, grace_until)));
         }
         AppCommand::Remove { id } => {
             if !store.remove_app(id.clone()).await.map_err(database)? {
@@ -211,15 +218,16 @@ async fn app(store: &Store, command: AppCommand, json: bool) -> Result<(), Fatal
             let apps = store.list_apps().await.map_err(database)?;
             let rows: Vec<Value> = apps
                 .iter()
-                .map(
-                    |row| json!({ "appID": row.app, "registrations": row.registrations, "created_ms": row.created_ms }),
-                )
+                .map(|row| {
+                    json!({ "appID": row.app, "registrations": row.registrations, "created_ms": row.created_ms,
+                            "old_secret_until_ms": row.old_secret_until })
+                })
                 .collect();
             print(json, &json!({ "apps": rows }), || match apps.is_empty() {
                 true => "no apps; add one with `bellwire-server app add`".to_owned(),
                 false => apps
                     .iter()
-                    .map(|row| format!("{:<36} {:>9} registrations", row.app, row.registrations))
+                    .map(|row| format!("{:<36} {:>9} registrations{}", row.app, row.registrations, grace_left(row)))
                     .collect::<Vec<_>>()
                     .join("\n"),
             });
@@ -263,6 +271,26 @@ fn print_credentials(json: bool, id: &AppId, secret: &str) {
     print(json, &json!({ "appID": id, "appSecret": secret }), || {
         format!("appID:     {id}\nappSecret: {secret}\n(the secret is not shown again)")
     });
+}
+
+/// The new secret, and how long the old one has left: hours, and until when.
+fn print_rotated(json: bool, id: &AppId, secret: &str, grace: Option<(u32, UnixMillis)>) {
+    let until = grace.map(|(_, until)| until);
+    print(json, &json!({ "appID": id, "appSecret": secret, "old_secret_until_ms": until }), || {
+        let old = match grace {
+            Some((hours, _)) => format!("the old one works for {hours} more hours, the one before it no longer"),
+            None => "the old one is refused from now on".to_owned(),
+        };
+        format!("appID:     {id}\nappSecret: {secret}\n(the secret is not shown again; {old})")
+    });
+}
+
+/// For a list: how long the secret before the present one works on.
+fn grace_left(row: &AppRow) -> String {
+    let minutes = |until: UnixMillis| (until.0 - world::now().0).max(0) / 60_000;
+    row.old_secret_until.map_or_else(String::new, |until| {
+        format!(", its old secret works for {} h {} min", minutes(until) / 60, minutes(until) % 60)
+    })
 }
 
 fn print(json: bool, value: &Value, text: impl FnOnce() -> String) {

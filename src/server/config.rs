@@ -80,6 +80,8 @@ pub struct Limits {
     pub registrations_per_device: u32,
     /// Minutes for which a message is kept at the most.
     pub expiry_minutes: u32,
+    /// Hours for which an app's secret goes on working after it was rotated.
+    pub secret_grace_hours: u32,
 }
 
 impl Default for ServerConfig {
@@ -125,6 +127,7 @@ impl Default for Limits {
             waiting_per_registration: 100,
             registrations_per_device: 256,
             expiry_minutes: 2880,
+            secret_grace_hours: 24,
         }
     }
 }

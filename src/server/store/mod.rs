@@ -97,6 +97,8 @@ pub struct AppRow {
     pub created_ms: UnixMillis,
     /// Its devices.
     pub registrations: i64,
+    /// Until when the secret before the present one works, if it still does.
+    pub old_secret_until: Option<UnixMillis>,
 }
 
 /// A sealing key, for an operator's list.
@@ -164,10 +166,11 @@ impl Store {
         self.writer.write(move |db| sql::add_app(db, &app, &hash, world::now())).await
     }
 
-    /// Gives an app another secret; `false` if there is no such app.
-    pub async fn set_app_secret(&self, app: AppId, secret: &str) -> Result<bool, DbError> {
+    /// Gives an app another secret; the present one works until `grace_until`. `false` if there is
+    /// no such app.
+    pub async fn set_app_secret(&self, app: AppId, secret: &str, grace_until: UnixMillis) -> Result<bool, DbError> {
         let hash = hash(secret.as_bytes());
-        self.writer.write(move |db| sql::set_app_secret(db, &app, &hash)).await
+        self.writer.write(move |db| sql::set_app_secret(db, &app, &hash, grace_until)).await
     }
 
     /// Removes an app and what waits for it, and ends its registrations; `false` if there is none.
@@ -177,18 +180,18 @@ impl Store {
 
     /// The apps, by id.
     pub async fn list_apps(&self) -> Result<Vec<AppRow>, DbError> {
-        self.reader().read(sql::list_apps).await
+        self.reader().read(|db| sql::list_apps(db, world::now())).await
     }
 
     /// Checks an app's credentials.
     pub async fn check_app(&self, app: AppId, secret: &str) -> Result<AppCheck, DbError> {
         let given = hash(secret.as_bytes());
-        let stored = self.reader().read(move |db| sql::app_secret(db, &app)).await?;
-        Ok(match stored {
-            None => AppCheck::Unknown,
-            Some(stored) if bool::from(stored.as_slice().ct_eq(&given)) => AppCheck::Known,
-            Some(_) => AppCheck::WrongSecret,
-        })
+        let stored = self.reader().read(move |db| sql::app_secrets(db, &app, world::now())).await?;
+        let Some((present, old)) = stored else { return Ok(AppCheck::Unknown) };
+        // Two comparisons, whether there are two secrets or one: how long it takes tells nothing.
+        let fits_present = present.as_slice().ct_eq(&given);
+        let fits_old = old.as_deref().unwrap_or(&present).ct_eq(&given);
+        Ok(if bool::from(fits_present | fits_old) { AppCheck::Known } else { AppCheck::WrongSecret })
     }
 
     /// Checks a device's credentials; an unknown device is enrolled if it `may_enrol`.

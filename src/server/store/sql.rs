@@ -11,7 +11,8 @@ use crate::world;
 use super::{Accepted, AppRow, Incoming, KeyRow, Opened, Registered};
 
 /// The schema, step by step. A published step is never changed.
-pub const MIGRATIONS: &[&str] = &["
+pub const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE keys (
         number     INTEGER PRIMARY KEY,
         purpose    TEXT NOT NULL CHECK (purpose IN ('seal', 'shard')),
@@ -51,7 +52,24 @@ pub const MIGRATIONS: &[&str] = &["
     ) STRICT;
     CREATE INDEX messages_by_device ON messages (device, seq, app);
     CREATE INDEX messages_by_expiry ON messages (expires_ms);
-"];
+",
+    "
+    -- old_secret_hash: of the secret before this one, which works until old_until_ms.
+    ALTER TABLE apps ADD COLUMN old_secret_hash BLOB;
+    ALTER TABLE apps ADD COLUMN old_until_ms INTEGER NOT NULL DEFAULT 0;
+    -- seen_ms: when the device greeted last, to the day. fresh: it has registered nothing since it
+    -- was enrolled, or since the database was restored, and is told so.
+    ALTER TABLE devices ADD COLUMN seen_ms INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE devices ADD COLUMN fresh INTEGER NOT NULL DEFAULT 1;
+    UPDATE devices SET seen_ms = unixepoch() * 1000,
+        fresh = NOT EXISTS (SELECT 1 FROM registrations r WHERE r.device = devices.device);
+    CREATE INDEX devices_by_seen ON devices (seen_ms);
+    -- What there is one of. generation-floor: no registration begins with a lower generation.
+    CREATE TABLE facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+    -- Says of the file what it is: 'BWsv'.
+    PRAGMA application_id = 1113027446;
+",
+];
 
 /// Most expired messages that one sweep removes.
 pub const SWEEP: usize = 2000;
@@ -118,8 +136,13 @@ pub fn add_app(db: &Connection, app: &AppId, hash: &[u8], now: UnixMillis) -> Re
     Ok(added > 0)
 }
 
-pub fn set_app_secret(db: &Connection, app: &AppId, hash: &[u8]) -> Result<bool> {
-    Ok(db.execute("UPDATE apps SET secret_hash = ?2 WHERE app = ?1", params![app.as_str(), hash])? > 0)
+/// Gives the app another secret; the present one works until `grace_until`, and none before it.
+pub fn set_app_secret(db: &Connection, app: &AppId, hash: &[u8], grace_until: UnixMillis) -> Result<bool> {
+    let changed = db.execute(
+        "UPDATE apps SET old_secret_hash = secret_hash, old_until_ms = ?3, secret_hash = ?2 WHERE app = ?1",
+        params![app.as_str(), hash, grace_until.0],
+    )?;
+    Ok(changed > 0)
 }
 
 pub fn remove_app(db: &Connection, app: &AppId, now: UnixMillis) -> Result<bool> {
@@ -136,20 +159,33 @@ pub fn remove_app(db: &Connection, app: &AppId, now: UnixMillis) -> Result<bool>
     Ok(db.execute("DELETE FROM apps WHERE app = ?1", [app.as_str()])? > 0)
 }
 
-pub fn list_apps(db: &Connection) -> Result<Vec<AppRow>> {
+pub fn list_apps(db: &Connection, now: UnixMillis) -> Result<Vec<AppRow>> {
     let mut statement = db.prepare(
-        "SELECT app, created_ms, (SELECT count(*) FROM registrations r WHERE r.app = apps.app AND r.state = 'active')
+        "SELECT app, created_ms, (SELECT count(*) FROM registrations r WHERE r.app = apps.app AND r.state = 'active'),
+                nullif(max(old_until_ms, ?1), ?1)
          FROM apps ORDER BY app",
     )?;
-    let rows = statement.query_map([], |row| {
-        Ok(AppRow { app: app_in(row, 0)?, created_ms: UnixMillis(row.get(1)?), registrations: row.get(2)? })
+    let rows = statement.query_map([now.0], |row| {
+        let old_secret_until: Option<i64> = row.get(3)?;
+        Ok(AppRow {
+            app: app_in(row, 0)?,
+            created_ms: UnixMillis(row.get(1)?),
+            registrations: row.get(2)?,
+            old_secret_until: old_secret_until.map(UnixMillis),
+        })
     })?;
     rows.collect()
 }
 
-pub fn app_secret(db: &Connection, app: &AppId) -> Result<Option<Vec<u8>>> {
-    let mut statement = db.prepare_cached("SELECT secret_hash FROM apps WHERE app = ?1")?;
-    statement.query_row([app.as_str()], |row| row.get(0)).optional()
+fn has_app(db: &Connection, app: &AppId) -> Result<bool> {
+    db.prepare_cached("SELECT EXISTS (SELECT 1 FROM apps WHERE app = ?1)")?.query_row([app.as_str()], |row| row.get(0))
+}
+
+/// The hashes of the secrets that work: the present one, and in its grace the one before.
+pub fn app_secrets(db: &Connection, app: &AppId, now: UnixMillis) -> Result<Option<(Vec<u8>, Option<Vec<u8>>)>> {
+    let mut statement = db
+        .prepare_cached("SELECT secret_hash, iif(old_until_ms > ?2, old_secret_hash, NULL) FROM apps WHERE app = ?1")?;
+    statement.query_row(params![app.as_str(), now.0], |row| Ok((row.get(0)?, row.get(1)?))).optional()
 }
 
 /// Whether the device has a registration here.
@@ -174,7 +210,7 @@ pub fn enrol(db: &Connection, device: DeviceId, hash: &[u8], agent: &str, now: U
 }
 
 pub fn register(db: &Connection, device: DeviceId, app: &AppId, limit: u32, now: UnixMillis) -> Result<Registered> {
-    if app_secret(db, app)?.is_none() {
+    if !has_app(db, app)? {
         return Ok(Registered::UnknownApp);
     }
     let newest_key = db.query_row("SELECT max(number) FROM keys WHERE purpose = 'seal'", [], |row| row.get(0))?;

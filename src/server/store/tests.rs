@@ -173,13 +173,46 @@ async fn adding_an_app_again_leaves_its_secret_alone() {
 }
 
 #[tokio::test]
-async fn a_rotated_secret_replaces_the_old_one() {
+async fn a_secret_that_is_rotated_without_a_grace_is_refused_at_once() {
     let fixture = Fixture::new();
-    assert!(!fixture.store.set_app_secret(app("chat"), "second").await.unwrap());
+    let now = world::now();
+    assert!(!fixture.store.set_app_secret(app("chat"), "second", now).await.unwrap());
     fixture.add_app("chat").await;
-    assert!(fixture.store.set_app_secret(app("chat"), "second").await.unwrap());
+    assert!(fixture.store.set_app_secret(app("chat"), "second", now).await.unwrap());
     assert_eq!(fixture.store.check_app(app("chat"), "second").await.unwrap(), AppCheck::Known);
     assert_eq!(fixture.store.check_app(app("chat"), "a secret of the app").await.unwrap(), AppCheck::WrongSecret);
+    assert_eq!(fixture.store.list_apps().await.unwrap()[0].old_secret_until, None);
+}
+
+#[tokio::test]
+async fn only_the_two_newest_secrets_work_and_the_older_only_in_its_grace() {
+    let fixture = Fixture::new();
+    assert!(fixture.store.add_app(app("chat"), "first").await.unwrap());
+    let check = async |secret: &str| fixture.store.check_app(app("chat"), secret).await.unwrap();
+    let until = minutes(60);
+    assert!(fixture.store.set_app_secret(app("chat"), "second", until).await.unwrap());
+    assert_eq!(fixture.store.list_apps().await.unwrap()[0].old_secret_until, Some(until));
+    assert_eq!([check("first").await, check("second").await], [AppCheck::Known; 2]);
+    assert_eq!(check("third").await, AppCheck::WrongSecret);
+    assert!(fixture.store.set_app_secret(app("chat"), "third", until).await.unwrap());
+    assert_eq!(check("first").await, AppCheck::WrongSecret);
+    assert_eq!([check("second").await, check("third").await], [AppCheck::Known; 2]);
+    // A rotation without a grace ends that of the one before as well.
+    assert!(fixture.store.set_app_secret(app("chat"), "fourth", world::now()).await.unwrap());
+    assert_eq!([check("second").await, check("third").await], [AppCheck::WrongSecret; 2]);
+    assert_eq!(check("fourth").await, AppCheck::Known);
+}
+
+#[test]
+fn a_grace_ends_on_the_millisecond() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = db::open(&folder.path().join("t.db"), sql::MIGRATIONS).unwrap();
+    sql::add_app(&db, &app("chat"), b"first", UnixMillis(1)).unwrap();
+    sql::set_app_secret(&db, &app("chat"), b"second", UnixMillis(1000)).unwrap();
+    let old_at = |now| sql::app_secrets(&db, &app("chat"), UnixMillis(now)).unwrap().unwrap().1;
+    let listed_at = |now| sql::list_apps(&db, UnixMillis(now)).unwrap()[0].old_secret_until;
+    assert_eq!((old_at(999).as_deref(), listed_at(999)), (Some(&b"first"[..]), Some(UnixMillis(1000))));
+    assert_eq!((old_at(1000), listed_at(1000)), (None, None));
 }
 
 #[tokio::test]
