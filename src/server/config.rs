@@ -80,6 +80,8 @@ pub struct Limits {
     pub registrations_per_device: u32,
     /// Minutes for which a message is kept at the most.
     pub expiry_minutes: u32,
+    /// Days after which a device that did not greet is forgotten; 0 for never.
+    pub device_days: u32,
     /// Hours for which an app's secret goes on working after it was rotated.
     pub secret_grace_hours: u32,
 }
@@ -127,6 +129,7 @@ impl Default for Limits {
             waiting_per_registration: 100,
             registrations_per_device: 256,
             expiry_minutes: 2880,
+            device_days: 270,
             secret_grace_hours: 24,
         }
     }
@@ -176,6 +179,10 @@ impl ServerConfig {
         }
         if self.limits.expiry_minutes == 0 {
             return Err(ConfigError::Unwise("`[limits] expiry-minutes` is at least 1".into()));
+        }
+        // When a device was seen is known to two days.
+        if (1..3).contains(&self.limits.device_days) {
+            return Err(ConfigError::Unwise("`[limits] device-days` is at least 3, or 0 for never".into()));
         }
         if self.gateway.enrolment_key.as_ref().is_some_and(String::is_empty) {
             return Err(ConfigError::Unwise(
@@ -263,6 +270,7 @@ mod tests {
         for text in [
             "[limits]\nexpiry-minutes = 0",
             "[limits]\nwaiting-per-registration = 0",
+            "[limits]\ndevice-days = 2",
             "[gateway]\nhandshakes = 0",
             "[gateway]\nhandshakes = 9223372036854775807",
             "[gateway]\nenrolment-key = \"\"",

@@ -5,6 +5,7 @@
 //! * [`regid`]: issuing and opening regIds.
 //! * [`gateway`]: devices and their sessions; [`registry`]: which of them are here.
 //! * [`regions`]: the other servers.
+//! * [`upkeep`]: what is done from time to time.
 //! * [`admin`]: the command line.
 //!
 //! The order that loses nothing: a door commits to the store, then wakes the session; a session is
@@ -18,6 +19,7 @@ pub mod regid;
 pub mod regions;
 pub mod registry;
 pub mod store;
+pub mod upkeep;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -129,6 +131,7 @@ pub async fn run(config: ServerConfig, listeners: Listeners, mut stop: Stop) -> 
     let mut api = tokio::spawn(serve_api(Arc::clone(&server), listeners.api, api_tls, handle.clone()));
     let mut devices =
         tokio::spawn(gateway::serve(Arc::clone(&server), gateway, gateway_tls.map(TlsAcceptor::from), stop.clone()));
+    tokio::spawn(upkeep::run(Arc::clone(&server), stop.clone()));
     let early = tokio::select! {
         // The gateway ends with the stop: that is not early.
         biased;

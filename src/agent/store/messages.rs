@@ -72,6 +72,8 @@ pub struct Received {
     pub ids: Vec<MessageId>,
     /// Apps that have something new.
     pub apps: Vec<AppId>,
+    /// Apps that are not registered here, although the server has messages for them.
+    pub unwanted: Vec<AppId>,
     /// What else has changed.
     pub changes: Changes,
 }
@@ -206,6 +208,9 @@ fn receive(
             let fate = if push.expired(now) { Fate::Expired } else { Fate::Unwanted };
             settle(db, push.id, fate, None, now)?;
             received.changes.outcomes = true;
+            if fate == Fate::Unwanted && !received.unwanted.contains(&push.app) {
+                received.unwanted.push(push.app.clone());
+            }
             continue;
         };
         let plan = plan(push, connected(&push.app), app.badge, app.switches.settings(do_not_disturb));

@@ -3,6 +3,7 @@
 //! The store is the only queue. [`Store::accept`] returns when the messages are on disk; a session
 //! reads them with [`Store::backlog`] and [`Store::remove`] removes them. SQL stays in `sql`.
 
+pub mod devices;
 pub(crate) mod sql;
 
 use std::path::Path;
@@ -15,7 +16,7 @@ use subtle::ConstantTimeEq;
 
 use crate::db::{self, DbError, Worker};
 use crate::proto::gateway::{Queued, Seq};
-use crate::proto::{AppId, DeviceId, Push, Region, Secret, UnixMillis};
+use crate::proto::{AppId, DeviceId, Push, Region, UnixMillis};
 use crate::world;
 
 use super::config::Limits;
@@ -64,7 +65,8 @@ pub enum AppCheck {
 pub enum DeviceCheck {
     /// They fit.
     Known,
-    /// They fit, and the device has no registration here: it is new, or was forgotten.
+    /// They fit, and the device has to register its apps anew: it is new, was forgotten, or the
+    /// database was restored.
     Enrolled,
     /// The device is known by another secret.
     WrongSecret,
@@ -192,33 +194,6 @@ impl Store {
         let fits_present = present.as_slice().ct_eq(&given);
         let fits_old = old.as_deref().unwrap_or(&present).ct_eq(&given);
         Ok(if bool::from(fits_present | fits_old) { AppCheck::Known } else { AppCheck::WrongSecret })
-    }
-
-    /// Checks a device's credentials; an unknown device is enrolled if it `may_enrol`.
-    pub async fn check_device(
-        &self,
-        device: DeviceId,
-        secret: &Secret,
-        agent: String,
-        may_enrol: bool,
-    ) -> Result<DeviceCheck, DbError> {
-        let given = hash(secret.reveal());
-        let fits = |stored: &[u8]| bool::from(stored.ct_eq(&given));
-        let read = move |db: &Connection| Ok((sql::device_secret(db, device)?, sql::has_registrations(db, device)?));
-        match self.reader().read(read).await? {
-            (Some(stored), _) if !fits(&stored) => return Ok(DeviceCheck::WrongSecret),
-            (Some(_), true) => return Ok(DeviceCheck::Known),
-            // Told again until the device has registered something: it may not have heard it.
-            (Some(_), false) => return Ok(DeviceCheck::Enrolled),
-            (None, _) if !may_enrol => return Ok(DeviceCheck::Refused),
-            (None, _) => {}
-        }
-        // Two connections of one new device may race: the second one is known by then.
-        let existing = self.writer.write(move |db| sql::enrol(db, device, &given, &agent, world::now())).await?;
-        Ok(match existing {
-            Some(stored) if !fits(&stored) => DeviceCheck::WrongSecret,
-            Some(_) | None => DeviceCheck::Enrolled,
-        })
     }
 
     /// Registers an app on a device, or finds it registered.

@@ -1,6 +1,8 @@
 //! The server's schema and statements. Each function is one step of a transaction that the caller
 //! holds; nothing here decides what a sender or device is told.
 
+pub mod devices;
+
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
@@ -188,27 +190,6 @@ pub fn app_secrets(db: &Connection, app: &AppId, now: UnixMillis) -> Result<Opti
     statement.query_row(params![app.as_str(), now.0], |row| Ok((row.get(0)?, row.get(1)?))).optional()
 }
 
-/// Whether the device has a registration here.
-pub fn has_registrations(db: &Connection, device: DeviceId) -> Result<bool> {
-    db.prepare_cached("SELECT EXISTS (SELECT 1 FROM registrations WHERE device = ?1)")?
-        .query_row([device.as_bytes()], |row| row.get(0))
-}
-
-pub fn device_secret(db: &Connection, device: DeviceId) -> Result<Option<Vec<u8>>> {
-    let mut statement = db.prepare_cached("SELECT secret_hash FROM devices WHERE device = ?1")?;
-    statement.query_row([device.as_bytes()], |row| row.get(0)).optional()
-}
-
-/// Enrols a device, or returns the secret's hash of the one that is there.
-pub fn enrol(db: &Connection, device: DeviceId, hash: &[u8], agent: &str, now: UnixMillis) -> Result<Option<Vec<u8>>> {
-    let existing = device_secret(db, device)?;
-    if existing.is_none() {
-        db.prepare_cached("INSERT INTO devices (device, secret_hash, agent, enrolled_ms) VALUES (?1, ?2, ?3, ?4)")?
-            .execute(params![device.as_bytes(), hash, agent, now.0])?;
-    }
-    Ok(existing)
-}
-
 pub fn register(db: &Connection, device: DeviceId, app: &AppId, limit: u32, now: UnixMillis) -> Result<Registered> {
     if !has_app(db, app)? {
         return Ok(Registered::UnknownApp);
@@ -223,6 +204,7 @@ pub fn register(db: &Connection, device: DeviceId, app: &AppId, limit: u32, now:
         Some((generation, _)) => begin_registration(db, device, app, generation + 1, now)?,
         None => begin_registration(db, device, app, 1, now)?,
     };
+    devices::has_registered(db, device)?;
     Ok(Registered::As { generation: generation.unsigned_abs(), newest_key })
 }
 
