@@ -12,6 +12,9 @@ use crate::config::{self, ConfigError, LogLevel, TlsFiles, check_plain_text, loo
 use crate::link;
 use crate::proto::Region;
 
+/// The highest rate that is told from none.
+const RATE_MAX: u32 = 1_000_000;
+
 /// Everything an operator may set. Keys in the file are written with `-` instead of `_`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
@@ -80,6 +83,16 @@ pub struct Limits {
     pub registrations_per_device: u32,
     /// Minutes for which a message is kept at the most.
     pub expiry_minutes: u32,
+    /// Messages for one device in a minute; 0 for no limit.
+    pub device_messages_per_minute: u32,
+    /// Messages for one device in an hour; 0 for no limit.
+    pub device_messages_per_hour: u32,
+    /// Messages of one app in a second, ten seconds' worth of them at once; 0 for no limit.
+    pub app_messages_per_second: u32,
+    /// Messages that wait for all devices of one app; 0 for no limit.
+    pub waiting_per_app: u64,
+    /// Megabytes of the database in use; 0 for no limit.
+    pub store_megabytes: u64,
     /// Days after which a device that did not greet is forgotten; 0 for never.
     pub device_days: u32,
     /// Hours for which an app's secret goes on working after it was rotated.
@@ -129,6 +142,11 @@ impl Default for Limits {
             waiting_per_registration: 100,
             registrations_per_device: 256,
             expiry_minutes: 2880,
+            device_messages_per_minute: 240,
+            device_messages_per_hour: 5000,
+            app_messages_per_second: 5000,
+            waiting_per_app: 1_000_000,
+            store_megabytes: 0,
             device_days: 270,
             secret_grace_hours: 24,
         }
@@ -167,6 +185,7 @@ impl ServerConfig {
         for (region, url) in &self.regions {
             self.check_region(*region, url)?;
         }
+        let limits = &self.limits;
         // A frame must hold the largest message: see `proto::frame::TO_DEVICE_MAX`.
         if self.limits.app_data_bytes > 16 * 1024 {
             return Err(ConfigError::Unwise("`[limits] app-data-bytes` is at most 16384".into()));
@@ -179,6 +198,11 @@ impl ServerConfig {
         }
         if self.limits.expiry_minutes == 0 {
             return Err(ConfigError::Unwise("`[limits] expiry-minutes` is at least 1".into()));
+        }
+        let rates =
+            [limits.device_messages_per_minute, limits.device_messages_per_hour, limits.app_messages_per_second];
+        if rates.iter().any(|rate| *rate > RATE_MAX) {
+            return Err(ConfigError::Unwise(format!("rates in `[limits]` are at most {RATE_MAX}, or 0 for no limit")));
         }
         // When a device was seen is known to two days.
         if (1..3).contains(&self.limits.device_days) {
@@ -271,6 +295,7 @@ mod tests {
             "[limits]\nexpiry-minutes = 0",
             "[limits]\nwaiting-per-registration = 0",
             "[limits]\ndevice-days = 2",
+            "[limits]\napp-messages-per-second = 1000001",
             "[gateway]\nhandshakes = 0",
             "[gateway]\nhandshakes = 9223372036854775807",
             "[gateway]\nenrolment-key = \"\"",

@@ -4,6 +4,7 @@
 //! * [`store`]: the only queue; SQL lives there.
 //! * [`regid`]: issuing and opening regIds.
 //! * [`gateway`]: devices and their sessions; [`registry`]: which of them are here.
+//! * [`rates`]: how fast apps may send and devices be sent to.
 //! * [`regions`]: the other servers.
 //! * [`upkeep`]: what is done from time to time.
 //! * [`admin`]: the command line.
@@ -15,6 +16,7 @@ pub mod admin;
 pub mod config;
 pub mod doors;
 pub mod gateway;
+pub mod rates;
 pub mod regid;
 pub mod regions;
 pub mod registry;
@@ -40,6 +42,7 @@ use crate::tls;
 use crate::world::Clock;
 
 use config::ServerConfig;
+use rates::Rates;
 use regid::KeyRing;
 use regions::Regions;
 use registry::Registry;
@@ -60,6 +63,8 @@ pub struct Server {
     pub registry: Registry,
     /// The other regions.
     pub regions: Regions,
+    /// How fast apps may send and devices be sent to.
+    pub rates: Rates,
     /// The clock of the sessions.
     pub clock: Clock,
     keys: RwLock<Arc<KeyRing>>,
@@ -116,6 +121,7 @@ pub async fn run(config: ServerConfig, listeners: Listeners, mut stop: Stop) -> 
         store,
         registry: Registry::new(),
         regions: Regions::new(HttpClient::new(&trust), config.regions.clone()),
+        rates: Rates::new(&config.limits),
         clock: Clock::start(),
         keys: RwLock::new(Arc::new(keys)),
         config,

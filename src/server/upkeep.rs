@@ -1,4 +1,5 @@
-//! What the server does from time to time beside its work: it forgets devices that stay away.
+//! What the server does from time to time beside its work: it counts what waits,
+//! forgets who is idle, and forgets devices that stay away.
 //!
 //! Everything here goes in bounded steps with pauses between them, and nothing waits for it: a
 //! message or a device never finds the store's writer busy with more than one step.
@@ -21,6 +22,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub async fn run(server: Arc<Server>, mut stop: Stop) {
     loop {
         let pass = async {
+            server.rates.forget_idle();
+            count(&server).await;
             forget_devices(&server).await;
             tokio::time::sleep(EVERY).await;
         };
@@ -28,6 +31,12 @@ pub async fn run(server: Arc<Server>, mut stop: Stop) {
             () = stop.wait() => return,
             () = pass => {}
         }
+    }
+}
+
+async fn count(server: &Server) {
+    if let Err(error) = server.store.count_waiting().await {
+        debug!("what waits is counted later: {error}");
     }
 }
 

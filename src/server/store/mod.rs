@@ -4,6 +4,7 @@
 //! reads them with [`Store::backlog`] and [`Store::remove`] removes them. SQL stays in `sql`.
 
 pub mod devices;
+mod quota;
 pub(crate) mod sql;
 
 use std::path::Path;
@@ -19,6 +20,7 @@ use crate::proto::gateway::{Queued, Seq};
 use crate::proto::{AppId, DeviceId, Push, Region, UnixMillis};
 use crate::world;
 
+use self::quota::Quotas;
 use super::config::Limits;
 use super::regid::{KeyRing, Opened, SealKey};
 
@@ -47,6 +49,8 @@ pub enum Accepted {
     Stored,
     /// Its registration has ended.
     NotRegistered,
+    /// As much waits for its app, or in the database, as may.
+    OverQuota,
 }
 
 /// The answer to an app's credentials.
@@ -119,6 +123,8 @@ pub struct Store {
     readers: Arc<[Worker]>,
     turn: Arc<AtomicI64>,
     limits: Limits,
+    quotas: Arc<Quotas>,
+    counter: Worker,
     last_seq: Arc<AtomicI64>,
     next_sweep: Arc<AtomicI64>,
 }
@@ -140,6 +146,8 @@ impl Store {
             readers,
             turn: Arc::default(),
             limits,
+            quotas: Arc::new(Quotas::new(&limits)),
+            counter: start("store-counter", db::open_reader(path)?)?,
             last_seq: Arc::new(AtomicI64::new(last_seq)),
             next_sweep: Arc::default(),
         })
@@ -220,15 +228,23 @@ impl Store {
     /// Stores messages; returns when they are on disk, with the fate of each in order.
     pub async fn accept(&self, incoming: Vec<Incoming>) -> Result<Vec<Accepted>, DbError> {
         let (last_seq, next_sweep) = (Arc::clone(&self.last_seq), Arc::clone(&self.next_sweep));
-        let waiting = self.limits.waiting_per_registration;
+        let (waiting, quotas) = (self.limits.waiting_per_registration, Arc::clone(&self.quotas));
         self.writer
             .write(move |db| {
                 sweep_if_due(db, &next_sweep)?;
+                let room = !quotas.limits_store() || quotas.has_room(sql::used_bytes(db)?);
                 incoming
                     .into_iter()
                     .map(|incoming| {
+                        if !room || !quotas.may_wait(&incoming.push.app) {
+                            return Ok(Accepted::OverQuota);
+                        }
                         let seq = Seq(last_seq.fetch_add(1, Ordering::Relaxed) + 1);
-                        sql::accept(db, seq, &incoming, waiting)
+                        let accepted = sql::accept(db, seq, &incoming, waiting)?;
+                        if accepted == Accepted::Stored {
+                            quotas.add(&incoming.push.app);
+                        }
+                        Ok(accepted)
                     })
                     .collect()
             })
@@ -251,6 +267,19 @@ impl Store {
     /// again and knows them.
     pub async fn remove(&self, seqs: Vec<Seq>) -> Result<(), DbError> {
         self.writer.write_later(move |db| sql::remove(db, &seqs)).await
+    }
+
+    /// Counts what waits for each app, and looks how large the database is, for the quotas. Nobody
+    /// waits for it.
+    pub async fn count_waiting(&self) -> Result<(), DbError> {
+        if self.quotas.limits_store() {
+            self.quotas.has_room(self.counter.read(sql::used_bytes).await?);
+        }
+        if self.quotas.limits_apps() {
+            self.quotas.begin_count();
+            self.quotas.end_count(self.counter.read(sql::count_by_app).await?);
+        }
+        Ok(())
     }
 
     fn reader(&self) -> &Worker {

@@ -3,6 +3,8 @@
 
 pub mod devices;
 
+use std::collections::HashMap;
+
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
 
@@ -322,6 +324,19 @@ pub fn backlog(
         queued.push(Queued { seq: Seq(row.get(0)?), dropped: row.get(1)?, push: push_in(body)? });
     }
     Ok((queued, true))
+}
+
+/// Messages that wait, by app.
+pub fn count_by_app(db: &Connection) -> Result<HashMap<AppId, u64>> {
+    let mut statement = db.prepare_cached("SELECT app, count(*) FROM messages GROUP BY app")?;
+    statement.query_map([], |row| Ok((app_in(row, 0)?, row.get::<_, i64>(1)?.unsigned_abs())))?.collect()
+}
+
+/// Bytes of the database without those that are free to be used again.
+pub fn used_bytes(db: &Connection) -> Result<u64> {
+    let pragma = |name: &str| -> Result<i64> { db.prepare_cached(name)?.query_row([], |row| row.get(0)) };
+    let used = pragma("PRAGMA page_count")?.saturating_sub(pragma("PRAGMA freelist_count")?);
+    Ok(used.saturating_mul(pragma("PRAGMA page_size")?).unsigned_abs())
 }
 
 pub fn remove(db: &Connection, seqs: &[Seq]) -> Result<()> {

@@ -375,6 +375,52 @@ fn devices_are_forgotten_in_steps_and_one_that_comes_back_meanwhile_hears_of_it(
 }
 
 #[tokio::test]
+async fn no_more_waits_for_an_app_than_its_quota_and_others_go_on() {
+    let fixture = Fixture::with(Limits { waiting_per_app: 3, ..Limits::default() });
+    let (one, two) = (world::device_id(), world::device_id());
+    let (chat, chat_too) = (fixture.registration(one, "chat").await, fixture.registration(two, "chat").await);
+    let mail = fixture.registration(one, "mail").await;
+    chat.stored(&["a", "b"]).await;
+    let both = vec![chat.message("c", minutes(60)), chat_too.message("d", minutes(60))];
+    assert_eq!(fixture.store.accept(both).await.unwrap(), [Accepted::Stored, Accepted::OverQuota]);
+    mail.stored(&["a", "b", "c"]).await;
+    fixture.store.count_waiting().await.unwrap();
+    assert_eq!(chat_too.accept("e").await, Accepted::OverQuota);
+
+    // What was taken away is seen by the next count.
+    fixture.store.remove(vec![chat.rows().await[0].seq]).await.unwrap();
+    assert_eq!(chat_too.accept("f").await, Accepted::OverQuota);
+    fixture.store.count_waiting().await.unwrap();
+    chat_too.stored(&["g"]).await;
+    assert_eq!(chat_too.accept("h").await, Accepted::OverQuota);
+    // A message that found no registration takes no place.
+    fixture.store.deregister(one, app("mail")).await.unwrap();
+    fixture.store.count_waiting().await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(mail.accept("x").await, Accepted::NotRegistered);
+    }
+    fixture.registration(one, "mail").await.stored(&["a", "b", "c"]).await;
+}
+
+#[tokio::test]
+async fn a_store_over_its_quota_takes_nothing_until_something_has_gone() {
+    let limits = Limits { store_megabytes: 1, waiting_per_registration: 10_000, ..Limits::default() };
+    let fixture = Fixture::with(limits);
+    let chat = fixture.registration(world::device_id(), "chat").await;
+    let large = "x".repeat(10_000);
+    let mut stored = 0;
+    while chat.accept(&large).await == Accepted::Stored {
+        stored += 1;
+        assert!(stored < 200, "two megabytes are in a store of one");
+    }
+    assert!(stored > 50, "only {stored}");
+    assert_eq!(chat.accept("small").await, Accepted::OverQuota);
+    let seqs: Vec<Seq> = chat.rows().await.iter().map(|row| row.seq).take(20).collect();
+    fixture.store.remove(seqs).await.unwrap();
+    chat.stored(&["small"]).await;
+}
+
+#[tokio::test]
 async fn of_two_connections_that_race_to_enrol_one_is_the_first() {
     let fixture = Fixture::new();
     for round in 0..20 {
