@@ -8,7 +8,7 @@ use hyper::Uri;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
-use crate::config::{self, ConfigError, LogLevel, TlsFiles, check_plain_text, loopback};
+use crate::config::{self, ConfigError, LogFormat, LogLevel, TlsFiles, check_plain_text, loopback};
 use crate::link;
 use crate::proto::Region;
 
@@ -25,6 +25,8 @@ pub struct ServerConfig {
     pub state_folder: PathBuf,
     /// How much is logged.
     pub log: LogLevel,
+    /// What a line of the log looks like.
+    pub log_format: LogFormat,
     /// Where application servers post.
     pub api: Api,
     /// Where devices connect.
@@ -105,6 +107,7 @@ impl Default for ServerConfig {
             region: Region(0),
             state_folder: default_state_folder(),
             log: LogLevel::default(),
+            log_format: LogFormat::default(),
             api: Api::default(),
             gateway: Gateway::default(),
             regions: BTreeMap::new(),

@@ -7,12 +7,14 @@
 //! * [`rates`]: how fast apps may send and devices be sent to.
 //! * [`regions`]: the other servers.
 //! * [`upkeep`]: what is done from time to time.
+//! * [`backup`]: copies of the store.
 //! * [`admin`]: the command line.
 //!
 //! The order that loses nothing: a door commits to the store, then wakes the session; a session is
 //! entered in the registry, then reads the store. Whichever comes first, one of them sees the other.
 
 pub mod admin;
+pub mod backup;
 pub mod config;
 pub mod doors;
 pub mod gateway;

@@ -1,6 +1,7 @@
 //! The server's schema and statements. Each function is one step of a transaction that the caller
 //! holds; nothing here decides what a sender or device is told.
 
+pub mod backup;
 pub mod devices;
 
 use std::collections::HashMap;
@@ -13,6 +14,9 @@ use crate::proto::{AppId, DeviceId, Push, UnixMillis};
 use crate::world;
 
 use super::{Accepted, AppRow, Incoming, KeyRow, Opened, Registered};
+
+/// What the file says of itself: see the schema.
+pub const APPLICATION: i64 = 1_113_027_446;
 
 /// The schema, step by step. A published step is never changed.
 pub const MIGRATIONS: &[&str] = &[
@@ -215,7 +219,8 @@ fn active_registrations(db: &Connection, device: DeviceId) -> Result<i64> {
         .query_row([device.as_bytes()], |row| row.get(0))
 }
 
-fn begin_registration(db: &Connection, device: DeviceId, app: &AppId, generation: i64, now: UnixMillis) -> Result<i64> {
+fn begin_registration(db: &Connection, device: DeviceId, app: &AppId, next: i64, now: UnixMillis) -> Result<i64> {
+    let generation = next.max(backup::generation_floor(db)?);
     db.prepare_cached(
         "INSERT INTO registrations (device, app, generation, state, changed_ms) VALUES (?1, ?2, ?3, 'active', ?4)
          ON CONFLICT (device, app) DO UPDATE SET generation = ?3, state = 'active', changed_ms = ?4",

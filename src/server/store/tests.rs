@@ -415,8 +415,8 @@ async fn a_store_over_its_quota_takes_nothing_until_something_has_gone() {
     }
     assert!(stored > 50, "only {stored}");
     assert_eq!(chat.accept("small").await, Accepted::OverQuota);
-    let seqs: Vec<Seq> = chat.rows().await.iter().map(|row| row.seq).take(20).collect();
-    fixture.store.remove(seqs).await.unwrap();
+    let (rows, _) = fixture.store.backlog(chat.device, Seq(0), 20).await.unwrap();
+    fixture.store.remove(rows.iter().map(|row| row.seq).collect()).await.unwrap();
     chat.stored(&["small"]).await;
 }
 
