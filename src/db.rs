@@ -112,7 +112,8 @@ pub fn inspect(path: &Path, known: usize) -> Result<Inspected, DbError> {
     }
     let application = db.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(cannot)?;
     let first: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(cannot)?;
-    Ok(Inspected { schema, application, damage: (first != "ok").then_some(first) })
+    let damage = (first != "ok").then(|| first.lines().collect::<Vec<_>>().join(" "));
+    Ok(Inspected { schema, application, damage })
 }
 
 /// Puts everything into the one file, and ends the write-ahead log. Nobody else may use it.

@@ -55,6 +55,10 @@ enum Command {
     /// Serve (the default)
     Run,
     /// Check configuration, certificates and database, and say what would be served
+    ///
+    /// Nothing is changed. All of the database is read, beside a running server as well. Exit status: 78
+    /// if the configuration or a certificate cannot be used or has expired, 74 if the database is
+    /// damaged or of a newer version.
     Check,
     /// The apps that may be sent to
     #[command(subcommand)]
@@ -63,6 +67,11 @@ enum Command {
     #[command(subcommand)]
     Key(KeyCommand),
     /// Write the database into a file, beside a running server as well
+    ///
+    /// The file is the database as it was at one moment: everything that was answered 1000 before the
+    /// command began is in it. It gets its name when it is whole and on disk, and only its owner may
+    /// read it: it holds the keys of the regIds. While it is written the server goes on, and its log
+    /// beside the database (server.db-wal) grows by what is stored meanwhile.
     Backup {
         /// The file; it must be new
         file: PathBuf,
@@ -70,7 +79,13 @@ enum Command {
         #[arg(long)]
         force: bool,
     },
-    /// Put a backup in the place of the database, while no server runs; what is there is kept beside it
+    /// Put a backup in the place of the database, while no server runs there
+    ///
+    /// The file is copied, checked and brought up to date first; then it takes the place of the
+    /// database at once. The database that was there is kept as server.db.before-restore, and can be
+    /// restored likewise. Devices are told to register their apps anew when they next connect, because
+    /// they may have registrations that the backup lacks. RegIds that were issued since the backup are
+    /// dead for good; those that ended since then stand until their devices say otherwise.
     Restore {
         /// A file that `backup` has written
         file: PathBuf,
