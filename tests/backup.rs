@@ -230,7 +230,7 @@ fn a_backup_needs_a_database_and_no_running_server() {
 fn until_killed(mut child: Child) {
     let started = std::time::Instant::now();
     let status = loop {
-        match child.try_wait().unwrap() {
+        match child.try_wait().expect("it is ours") {
             Some(status) => break status,
             None => assert!(started.elapsed() < DEADLINE, "it does not come to its fault point"),
         }

@@ -21,6 +21,7 @@ use crate::proto::{AppId, DeviceId, Push, Region, UnixMillis};
 use crate::world;
 
 use self::quota::Quotas;
+use self::sql::AppSecrets;
 use super::config::Limits;
 use super::regid::{KeyRing, Opened, SealKey};
 
@@ -197,7 +198,7 @@ impl Store {
     pub async fn check_app(&self, app: AppId, secret: &str) -> Result<AppCheck, DbError> {
         let given = hash(secret.as_bytes());
         let stored = self.reader().read(move |db| sql::app_secrets(db, &app, world::now())).await?;
-        let Some((present, old)) = stored else { return Ok(AppCheck::Unknown) };
+        let Some(AppSecrets { present, old }) = stored else { return Ok(AppCheck::Unknown) };
         // Two comparisons, whether there are two secrets or one: how long it takes tells nothing.
         let fits_present = present.as_slice().ct_eq(&given);
         let fits_old = old.as_deref().unwrap_or(&present).ct_eq(&given);

@@ -189,11 +189,19 @@ fn has_app(db: &Connection, app: &AppId) -> Result<bool> {
     db.prepare_cached("SELECT EXISTS (SELECT 1 FROM apps WHERE app = ?1)")?.query_row([app.as_str()], |row| row.get(0))
 }
 
-/// The hashes of the secrets that work: the present one, and in its grace the one before.
-pub fn app_secrets(db: &Connection, app: &AppId, now: UnixMillis) -> Result<Option<(Vec<u8>, Option<Vec<u8>>)>> {
-    let mut statement = db
-        .prepare_cached("SELECT secret_hash, iif(old_until_ms > ?2, old_secret_hash, NULL) FROM apps WHERE app = ?1")?;
-    statement.query_row(params![app.as_str(), now.0], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+/// The hashes of an app's secrets that work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppSecrets {
+    /// Of the present one.
+    pub present: Vec<u8>,
+    /// Of the one before, in its grace.
+    pub old: Option<Vec<u8>>,
+}
+
+pub fn app_secrets(db: &Connection, app: &AppId, now: UnixMillis) -> Result<Option<AppSecrets>> {
+    db.prepare_cached("SELECT secret_hash, iif(old_until_ms > ?2, old_secret_hash, NULL) FROM apps WHERE app = ?1")?
+        .query_row(params![app.as_str(), now.0], |row| Ok(AppSecrets { present: row.get(0)?, old: row.get(1)? }))
+        .optional()
 }
 
 pub fn register(db: &Connection, device: DeviceId, app: &AppId, limit: u32, now: UnixMillis) -> Result<Registered> {

@@ -209,7 +209,7 @@ fn a_grace_ends_on_the_millisecond() {
     let db = db::open(&folder.path().join("t.db"), sql::MIGRATIONS).unwrap();
     sql::add_app(&db, &app("chat"), b"first", UnixMillis(1)).unwrap();
     sql::set_app_secret(&db, &app("chat"), b"second", UnixMillis(1000)).unwrap();
-    let old_at = |now| sql::app_secrets(&db, &app("chat"), UnixMillis(now)).unwrap().unwrap().1;
+    let old_at = |now| sql::app_secrets(&db, &app("chat"), UnixMillis(now)).unwrap().unwrap().old;
     let listed_at = |now| sql::list_apps(&db, UnixMillis(now)).unwrap()[0].old_secret_until;
     assert_eq!((old_at(999).as_deref(), listed_at(999)), (Some(&b"first"[..]), Some(UnixMillis(1000))));
     assert_eq!((old_at(1000), listed_at(1000)), (None, None));
