@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::filter::LevelFilter;
 
-use crate::config::LogLevel;
+use crate::config::{LogFormat, LogLevel};
 
 /// How a program ends, in the numbers of sysexits(3), so that a supervisor can tell a mistake in
 /// the configuration from bad luck.
@@ -111,8 +111,8 @@ pub fn finish(program: &str, result: Result<(), Fatal>) -> ExitCode {
 }
 
 /// Starts logging to standard error. Under a supervisor that stamps lines itself (systemd sets
-/// `JOURNAL_STREAM`) lines carry no time; colours only on a terminal.
-pub fn start_logging(level: LogLevel) {
+/// `JOURNAL_STREAM`) lines of text carry no time; colours only on a terminal.
+pub fn start_logging(level: LogLevel, format: LogFormat) {
     let filter = match level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
@@ -125,9 +125,10 @@ pub fn start_logging(level: LogLevel) {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     // A second start, as in tests, keeps the first.
-    let _ = match std::env::var_os("JOURNAL_STREAM") {
-        Some(_) => lines.without_time().try_init(),
-        None => lines.try_init(),
+    let _ = match (format, std::env::var_os("JOURNAL_STREAM")) {
+        (LogFormat::Json, _) => lines.json().flatten_event(true).with_ansi(false).try_init(),
+        (LogFormat::Text, Some(_)) => lines.without_time().try_init(),
+        (LogFormat::Text, None) => lines.try_init(),
     };
 }
 
@@ -190,14 +191,24 @@ pub fn private_folder(path: &Path) -> Result<(), Fatal> {
 
 /// Takes the state folder for one program of this name; it is free again when the file is dropped.
 pub fn lock_folder(path: &Path, name: &str) -> Result<File, Fatal> {
+    lock_file(path, name, File::try_lock)
+}
+
+/// Takes the state folder together with others that do the same; [`lock_folder`] with this name keeps
+/// all of them out.
+pub fn share_folder(path: &Path, name: &str) -> Result<File, Fatal> {
+    lock_file(path, name, File::try_lock_shared)
+}
+
+fn lock_file(path: &Path, name: &str, lock: fn(&File) -> Result<(), TryLockError>) -> Result<File, Fatal> {
     let path = path.join(format!("{name}.lock"));
     let cannot = |error: std::io::Error| Fatal::new(Exit::IoErr, format!("{} cannot be made: {error}", path.display()));
     let file = File::create(&path).map_err(cannot)?;
-    match file.try_lock() {
+    match lock(&file) {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Fatal::new(
             Exit::Unavailable,
-            format!("another {name} uses this state folder: {} is locked", path.display()),
+            format!("another program uses this state folder: {} is locked", path.display()),
         )),
         Err(TryLockError::Error(error)) => Err(cannot(error)),
     }

@@ -91,6 +91,37 @@ fn version_of(connection: &Connection) -> rusqlite::Result<i64> {
     connection.query_row("PRAGMA user_version", [], |row| row.get(0))
 }
 
+/// What a database file says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inspected {
+    /// The version of its schema.
+    pub schema: i64,
+    /// What made it.
+    pub application: i64,
+    /// The first thing that is wrong with it, if anything is.
+    pub damage: Option<String>,
+}
+
+/// Reads all of a database and changes nothing. `known` is the newest schema that this program knows.
+pub fn inspect(path: &Path, known: usize) -> Result<Inspected, DbError> {
+    let db = open_reader(path)?;
+    let cannot = |error: rusqlite::Error| DbError::Open(path.to_owned(), error.to_string());
+    let schema = version_of(&db).map_err(cannot)?;
+    if usize::try_from(schema).unwrap_or(usize::MAX) > known {
+        return Err(DbError::TooNew(path.to_owned(), schema, known));
+    }
+    let application = db.query_row("PRAGMA application_id", [], |row| row.get(0)).map_err(cannot)?;
+    let first: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(cannot)?;
+    let damage = (first != "ok").then(|| first.lines().collect::<Vec<_>>().join(" "));
+    Ok(Inspected { schema, application, damage })
+}
+
+/// Puts everything into the one file, and ends the write-ahead log. Nobody else may use it.
+pub fn into_one_file(db: &Connection) -> rusqlite::Result<()> {
+    db.busy_timeout(BUSY)?;
+    db.pragma_update(None, "journal_mode", "DELETE")
+}
+
 /// Opens an existing database to read from it beside its writer.
 pub fn open_reader(path: &Path) -> Result<Connection, DbError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -401,6 +432,32 @@ mod tests {
         let path = folder.path().join("t.db");
         open(&path, SCHEMA).unwrap().pragma_update(None, "user_version", 9).unwrap();
         assert!(matches!(open(&path, SCHEMA), Err(DbError::TooNew(_, 9, 1))));
+    }
+
+    #[test]
+    fn a_file_is_inspected_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t.db");
+        let db = open(&path, SCHEMA).unwrap();
+        db.execute_batch(
+            "INSERT INTO t WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 20000) SELECT x FROM n",
+        )
+        .unwrap();
+        db.pragma_update(None, "application_id", 7).unwrap();
+        into_one_file(&db).unwrap();
+        drop(db);
+        assert!(!folder.path().join("t.db-wal").exists());
+        let mut bytes = std::fs::read(&path).unwrap();
+        assert_eq!(inspect(&path, 1).unwrap(), Inspected { schema: 1, application: 7, damage: None });
+        assert!(matches!(inspect(&path, 0), Err(DbError::TooNew(_, 1, 0))));
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        // A page of the table that is none.
+        bytes[4 * 4096..5 * 4096].fill(0xff);
+        std::fs::write(&path, &bytes).unwrap();
+        assert!(inspect(&path, 1).unwrap().damage.is_some());
+        std::fs::write(&path, b"something else, long enough to be no database at all").unwrap();
+        assert!(inspect(&path, 1).is_err());
+        assert!(inspect(&folder.path().join("none.db"), 1).is_err());
     }
 
     #[test]

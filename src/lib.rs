@@ -102,7 +102,9 @@
 //! | who may be an app | [`agent::identity`], [`agent::installed`] | `tests/identity.rs` |
 //! | a configuration key | `config.rs` of the [`server`](server::config) or [`agent`](agent::config) | `examples/*.toml` and the page in `man/` are tested against it |
 //! | a command of the tool | [`cli`] | `--json`, exit codes in [`daemon::Exit`] |
-//! | administration | [`server::admin`] | |
+//! | administration | [`server::admin`], [`server::backup`] | old file or new, never half of one: `tests/backup.rs` |
+//! | how fast senders may be, how much may wait | [`server::rates`], `server/store/quota.rs` | it is asked before the store is touched, or counts beside it |
+//! | who is forgotten, and when | [`server::store::devices`], [`server::upkeep`] | a generation is never used again: `tests/forgotten.rs` |
 //!
 //! The pure rooms are the place to begin: [`proto::device`] and [`proto::gateway`] say all there is
 //! to say about a session, and nothing in them needs a socket to be tried.

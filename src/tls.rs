@@ -8,6 +8,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::config::TlsFiles;
+#[cfg(feature = "server")]
+use crate::proto::UnixMillis;
 
 /// Why TLS cannot be set up. For the operator; trying again does not help.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +25,10 @@ pub enum TlsError {
     /// A file holds none of what it is for.
     #[error("{0}: holds no certificate")]
     Empty(String),
+    /// A certificate makes no sense.
+    #[cfg(feature = "server")]
+    #[error("{0}: holds a certificate that makes no sense: {1}")]
+    Unread(String, x509_cert::der::Error),
     /// Key and certificate do not fit, or are of a kind that is not supported.
     #[error("the certificate and key cannot be used: {0}")]
     Unfit(#[from] rustls::Error),
@@ -60,6 +66,21 @@ pub fn client(authorities: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError>
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(Arc::new(config))
+}
+
+/// When the first certificate of a listener's chain expires.
+#[cfg(feature = "server")]
+pub fn expiry(files: &TlsFiles) -> Result<UnixMillis, TlsError> {
+    use x509_cert::der::Decode;
+    let expiry = |certificate: CertificateDer<'static>| {
+        let read = x509_cert::Certificate::from_der(&certificate);
+        let unread = |error| TlsError::Unread(files.certificate.display().to_string(), error);
+        let after = read.map_err(unread)?.tbs_certificate().validity().not_after.to_unix_duration();
+        Ok(UnixMillis(i64::try_from(after.as_millis()).unwrap_or(i64::MAX)))
+    };
+    let chain: Vec<UnixMillis> =
+        certificates(&files.certificate)?.into_iter().map(expiry).collect::<Result<_, TlsError>>()?;
+    chain.into_iter().min().ok_or_else(|| TlsError::Empty(files.certificate.display().to_string()))
 }
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {

@@ -82,14 +82,40 @@ fn a_sender_proves_itself_by_both_headers() {
 }
 
 #[test]
-fn an_app_is_known_as_soon_as_it_is_added_and_until_its_secret_is_rotated() {
+fn an_app_is_known_as_soon_as_it_is_added_and_until_it_is_removed() {
     let server = Server::start("00", "");
     let app = server.app_add("1234567890987654");
     assert_eq!(post(&server, &app, &request(&unknown("00"), "1")).status, 200);
-    assert!(server.admin(&["app", "rotate", &app.id]).status.success());
+    assert!(server.admin(&["app", "rotate", &app.id, "--grace", "0"]).status.success());
     assert_refused(&post(&server, &app, &request(&unknown("00"), "1")), 401, 3045);
     assert!(server.admin(&["app", "remove", &app.id]).status.success());
     assert_refused(&post(&server, &app, &request(&unknown("00"), "1")), 401, 3009);
+}
+
+#[test]
+fn a_rotated_secret_works_on_for_its_grace() {
+    let server = Server::start("00", "[limits]\nsecret-grace-hours = 3");
+    let first = server.app_add("chat");
+    let rotate = |more: &[&str]| {
+        let output = server.admin(&[&["--json", "app", "rotate", "chat"], more].concat());
+        assert!(output.status.success(), "{output:?}");
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let secret = answer["appSecret"].as_str().unwrap().to_owned();
+        (App { id: "chat".into(), secret }, answer["old_secret_until_ms"].as_i64())
+    };
+    let status = |app: &App| post(&server, app, &request(&unknown("00"), "1")).status;
+    let listed = || serde_json::from_slice::<Value>(&server.admin(&["--json", "app", "list"]).stdout).unwrap();
+
+    let (second, until) = rotate(&[]);
+    assert_eq!([status(&first), status(&second)], [200; 2]);
+    assert_eq!(listed()["apps"][0]["old_secret_until_ms"].as_i64(), until);
+    let text = String::from_utf8(server.admin(&["app", "list"]).stdout).unwrap();
+    assert!(text.contains("its old secret works for 2 h "), "{text}");
+    let (third, _) = rotate(&["--grace", "1"]);
+    assert_eq!([status(&first), status(&second), status(&third)], [401, 200, 200]);
+    let (fourth, until) = rotate(&["--grace", "0"]);
+    assert_eq!([status(&second), status(&third), status(&fourth)], [401, 401, 200]);
+    assert_eq!((until, &listed()["apps"][0]["old_secret_until_ms"]), (None, &Value::Null));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::config::{self, ConfigError, LogLevel};
+use crate::config::{self, ConfigError, LogFormat, LogLevel};
 use crate::link::Gateway;
 
 /// Everything an integrator may set. Keys in the file are written with `-` instead of `_`.
@@ -26,6 +26,8 @@ pub struct AgentConfig {
     pub state_folder: PathBuf,
     /// How much is logged.
     pub log: LogLevel,
+    /// What a line of the log looks like.
+    pub log_format: LogFormat,
     /// What is too much.
     pub limits: Limits,
 }
@@ -77,6 +79,7 @@ impl Default for AgentConfig {
             bus: Bus::Session,
             state_folder: config::user_state_folder().unwrap_or_else(config::system_state_folder),
             log: LogLevel::default(),
+            log_format: LogFormat::default(),
             limits: Limits::default(),
         }
     }

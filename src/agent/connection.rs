@@ -25,7 +25,7 @@ use crate::world::{self, Clock};
 
 use super::apps::Apps;
 use super::effects::Hints;
-use super::store::{Received, Store};
+use super::store::{AppRow, Received, Store};
 
 /// What others ask of the connection.
 #[derive(Clone, Debug)]
@@ -209,6 +209,9 @@ impl Connection {
             self.parts.apps.ring(app);
         }
         self.parts.hints.of(&received.changes);
+        for app in &received.unwanted {
+            self.end_unwanted(app).await;
+        }
         if received.changes.outcomes {
             self.report().await;
         }
@@ -254,7 +257,7 @@ impl Connection {
                 self.settle(done, Change::Registered(app, reg_id));
             }
             DeviceAction::Refused(app, refusal) => {
-                let done = self.parts.store.wish(app.clone(), None).await;
+                let done = self.parts.store.registration_refused(app.clone()).await;
                 self.settle(done, Change::Refused(app, refusal));
             }
             DeviceAction::Deregistered(app) => {
@@ -314,7 +317,7 @@ impl Connection {
             let renewed = self.parts.store.renew_all().await;
             let (now, renewed) = (self.parts.clock.now(), self.or_log(renewed, Vec::new()));
             if !renewed.is_empty() {
-                warn!(apps = renewed.len(), "the server knows none of the registrations; they are made anew");
+                warn!(apps = renewed.len(), "the server may know none of the registrations; they are made anew");
             }
             for app in renewed {
                 self.device.register(now, app);
@@ -334,6 +337,19 @@ impl Connection {
         self.settle(lost, Change::Unregistered(app.clone()));
         self.parts.hints.effects.notify_one();
         self.device.deregister(self.parts.clock.now(), app);
+    }
+
+    /// The server has a registration that the device knows nothing of: it is ended, unless the app has
+    /// asked for one meanwhile. Asking later replaces this wish. If it is lost, the next such message
+    /// brings it back.
+    async fn end_unwanted(&mut self, app: &AppId) {
+        let row = self.parts.store.app(app.clone()).await;
+        let wanted = |row: &AppRow| row.reg_id.is_some() || row.wish.is_some();
+        match row {
+            Ok(row) if row.as_ref().is_some_and(wanted) => {}
+            Ok(_) => self.device.deregister(self.parts.clock.now(), app.clone()),
+            Err(error) => error!("the store failed: {error}"),
+        }
     }
 
     /// Tells everybody about a change that is on disk.

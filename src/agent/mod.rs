@@ -99,7 +99,7 @@ fn start(args: Args) -> Result<(), Fatal> {
         println!("the configuration is good: gateway {}, state in {}", config.gateway, config.state_folder.display());
         return Ok(());
     }
-    daemon::start_logging(config.log);
+    daemon::start_logging(config.log, config.log_format);
     daemon::private_folder(&config.state_folder)?;
     let _mine = daemon::lock_folder(&config.state_folder, "bellwired")?;
     let dialling = Dialling { tls, plain_text: config.allow_plain_text, from: None };

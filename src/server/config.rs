@@ -8,9 +8,12 @@ use hyper::Uri;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 
-use crate::config::{self, ConfigError, LogLevel, TlsFiles, check_plain_text, loopback};
+use crate::config::{self, ConfigError, LogFormat, LogLevel, TlsFiles, check_plain_text, loopback};
 use crate::link;
 use crate::proto::Region;
+
+/// The highest rate that is told from none.
+const RATE_MAX: u32 = 1_000_000;
 
 /// Everything an operator may set. Keys in the file are written with `-` instead of `_`.
 #[derive(Clone, Debug, Deserialize)]
@@ -22,6 +25,8 @@ pub struct ServerConfig {
     pub state_folder: PathBuf,
     /// How much is logged.
     pub log: LogLevel,
+    /// What a line of the log looks like.
+    pub log_format: LogFormat,
     /// Where application servers post.
     pub api: Api,
     /// Where devices connect.
@@ -88,6 +93,20 @@ pub struct Limits {
     pub history_messages: u64,
     /// Hours for which a receipt is tried to be told.
     pub receipt_hours: u32,
+    /// Messages for one device in a minute; 0 for no limit.
+    pub device_messages_per_minute: u32,
+    /// Messages for one device in an hour; 0 for no limit.
+    pub device_messages_per_hour: u32,
+    /// Messages of one app in a second, ten seconds' worth of them at once; 0 for no limit.
+    pub app_messages_per_second: u32,
+    /// Messages that wait for all devices of one app; 0 for no limit.
+    pub waiting_per_app: u64,
+    /// Megabytes of the database in use; 0 for no limit.
+    pub store_megabytes: u64,
+    /// Days after which a device that did not greet is forgotten; 0 for never.
+    pub device_days: u32,
+    /// Hours for which an app's secret goes on working after it was rotated.
+    pub secret_grace_hours: u32,
 }
 
 impl Default for ServerConfig {
@@ -96,6 +115,7 @@ impl Default for ServerConfig {
             region: Region(0),
             state_folder: default_state_folder(),
             log: LogLevel::default(),
+            log_format: LogFormat::default(),
             api: Api::default(),
             gateway: Gateway::default(),
             regions: BTreeMap::new(),
@@ -137,6 +157,13 @@ impl Default for Limits {
             history_hours: 72,
             history_messages: 1_000_000,
             receipt_hours: 24,
+            device_messages_per_minute: 240,
+            device_messages_per_hour: 5000,
+            app_messages_per_second: 5000,
+            waiting_per_app: 1_000_000,
+            store_megabytes: 0,
+            device_days: 270,
+            secret_grace_hours: 24,
         }
     }
 }
@@ -173,6 +200,7 @@ impl ServerConfig {
         for (region, url) in &self.regions {
             self.check_url(&format!("`[regions] {region}`"), "the secrets of apps", url)?;
         }
+        let limits = &self.limits;
         // A frame must hold the largest message: see `proto::frame::TO_DEVICE_MAX`.
         if self.limits.app_data_bytes > 16 * 1024 {
             return Err(ConfigError::Unwise("`[limits] app-data-bytes` is at most 16384".into()));
@@ -188,6 +216,15 @@ impl ServerConfig {
             return Err(ConfigError::Unwise(
                 "`expiry-minutes`, `history-hours` and `receipt-hours` in `[limits]` are at least 1".into(),
             ));
+        }
+        let rates =
+            [limits.device_messages_per_minute, limits.device_messages_per_hour, limits.app_messages_per_second];
+        if rates.iter().any(|rate| *rate > RATE_MAX) {
+            return Err(ConfigError::Unwise(format!("rates in `[limits]` are at most {RATE_MAX}, or 0 for no limit")));
+        }
+        // When a device was seen is known to two days.
+        if (1..3).contains(&self.limits.device_days) {
+            return Err(ConfigError::Unwise("`[limits] device-days` is at least 3, or 0 for never".into()));
         }
         if self.gateway.enrolment_key.as_ref().is_some_and(String::is_empty) {
             return Err(ConfigError::Unwise(
@@ -276,6 +313,8 @@ mod tests {
         for text in [
             "[limits]\nexpiry-minutes = 0",
             "[limits]\nwaiting-per-registration = 0",
+            "[limits]\ndevice-days = 2",
+            "[limits]\napp-messages-per-second = 1000001",
             "[gateway]\nhandshakes = 0",
             "[gateway]\nhandshakes = 9223372036854775807",
             "[gateway]\nenrolment-key = \"\"",

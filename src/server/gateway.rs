@@ -19,17 +19,20 @@ use crate::db::DbError;
 use crate::link::{LinkError, Socket};
 use crate::proto::frame::{Bye, Frame, Reason, Refusal, TO_SERVER_MAX, ToDevice, ToServer};
 use crate::proto::gateway::{Claim, GatewayAction, Greeting, HELLO, Session, Terms};
-use crate::proto::{AppId, DeviceId};
+use crate::proto::{AppId, DeviceId, Moment};
 use crate::world;
 
 use super::Server;
 use super::registry::{Line, Signals};
+use super::store::devices::SEEN_EVERY_MS;
 use super::store::{DeviceCheck, Registered};
 
 /// How long a goodbye may take to be sent.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// What a device is asked to wait when the server cannot serve it.
 const BUSY_RETRY_S: u32 = 30;
+/// A session that lasts longer is noted again, so that its device is not forgotten.
+const SEEN_EVERY: Duration = Duration::from_millis(SEEN_EVERY_MS.unsigned_abs());
 /// The pause after the system refused another connection (too many open files).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -149,10 +152,12 @@ where
     let device = claim.hello.device;
     let terms = Terms { region: server.config.region, ka_max_s: server.config.gateway.ka_max_s };
     let line = server.registry.enter(device);
-    let session = Session::open(claim, terms, enrolled, server.clock.now());
+    let now = server.clock.now();
+    let session = Session::open(claim, terms, enrolled, now);
     debug!(%device, enrolled, "a session began");
     // Boxed, because a future holds what it is given twice: as it came and as it is used.
-    tokio::spawn(converse(Box::new(Conversation { server, socket, session, device, line })));
+    let see_again = now.after(SEEN_EVERY);
+    tokio::spawn(converse(Box::new(Conversation { server, socket, session, device, line, see_again })));
 }
 
 /// A session with its socket.
@@ -162,6 +167,8 @@ struct Conversation<S> {
     session: Session,
     device: DeviceId,
     line: Arc<Line>,
+    /// When the next sign of life is noted.
+    see_again: Moment,
 }
 
 /// What woke a conversation.
@@ -208,7 +215,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
     async fn handle(&mut self, event: Event) -> Result<(), LinkError> {
         let now = self.server.clock.now();
         match event {
-            Event::Frame(Ok(frame)) => self.session.handle_frame(now, frame),
+            Event::Frame(Ok(frame)) => {
+                self.note_life(now).await;
+                self.session.handle_frame(now, frame);
+            }
             Event::Frame(Err(LinkError::Frame(error))) => {
                 debug!(device = %self.device, "{error}");
                 self.session.close(Bye::because(Reason::Protocol));
@@ -218,6 +228,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
             Event::Timer => self.session.handle_timer(now),
         }
         self.act().await
+    }
+
+    /// A device with a session greets no more: what it says counts instead, once a day.
+    async fn note_life(&mut self, now: Moment) {
+        if now < self.see_again {
+            return;
+        }
+        self.see_again = now.after(SEEN_EVERY);
+        if let Err(error) = self.server.store.saw(self.device).await {
+            debug!(device = %self.device, "it is noted tomorrow that the device is here: {error}");
+        }
     }
 
     fn handle_signals(&mut self, signals: Signals) {

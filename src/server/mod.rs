@@ -4,23 +4,29 @@
 //! * [`store`]: the only queue; SQL lives there.
 //! * [`regid`]: issuing and opening regIds.
 //! * [`gateway`]: devices and their sessions; [`registry`]: which of them are here.
+//! * [`rates`]: how fast apps may send and devices be sent to.
 //! * [`timekeeper`]: what is due; [`withdraw`]: what senders take back; [`receipts`]: what they are told.
 //! * [`regions`]: the other servers.
+//! * [`upkeep`]: what is done from time to time.
+//! * [`backup`]: copies of the store.
 //! * [`admin`]: the command line.
 //!
 //! The order that loses nothing: a door commits to the store, then wakes the session; a session is
 //! entered in the registry, then reads the store. Whichever comes first, one of them sees the other.
 
 pub mod admin;
+pub mod backup;
 pub mod config;
 pub mod doors;
 pub mod gateway;
+pub mod rates;
 pub mod receipts;
 pub mod regid;
 pub mod regions;
 pub mod registry;
 pub mod store;
 pub mod timekeeper;
+pub mod upkeep;
 pub mod withdraw;
 
 use std::net::{SocketAddr, TcpListener};
@@ -44,6 +50,7 @@ use crate::tls;
 use crate::world::Clock;
 
 use config::ServerConfig;
+use rates::Rates;
 use regid::KeyRing;
 use regions::Regions;
 use registry::Registry;
@@ -70,6 +77,8 @@ pub struct Server {
     pub accepted: Notify,
     /// There may be receipts to be told.
     pub receipts: Notify,
+    /// How fast apps may send and devices be sent to.
+    pub rates: Rates,
     /// The clock of the sessions.
     pub clock: Clock,
     keys: RwLock<Arc<KeyRing>>,
@@ -92,6 +101,7 @@ impl Server {
             callbacks: client(&config.callbacks_ca)?,
             accepted: Notify::new(),
             receipts: Notify::new(),
+            rates: Rates::new(&config.limits),
             clock: Clock::start(),
             keys: RwLock::new(Arc::new(keys)),
             config,
@@ -154,6 +164,7 @@ pub async fn run(config: ServerConfig, listeners: Listeners, mut stop: Stop) -> 
         tokio::spawn(gateway::serve(Arc::clone(&server), gateway, gateway_tls.map(TlsAcceptor::from), stop.clone()));
     tokio::spawn(timekeeper::run(Arc::clone(&server)));
     tokio::spawn(receipts::run(Arc::clone(&server), stop.clone()));
+    tokio::spawn(upkeep::run(Arc::clone(&server), stop.clone()));
     let early = tokio::select! {
         // The gateway ends with the stop: that is not early.
         biased;

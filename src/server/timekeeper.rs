@@ -1,5 +1,4 @@
-//! What happens because its time has come: delayed messages are released, expired ones removed, and
-//! old history is forgotten.
+//! What happens because its time has come: delayed messages are released, and expired ones removed.
 //!
 //! The wall clock says when, and may be set at any moment: as long as something waits for its time,
 //! the clock is read every second. Sessions look at the expiry themselves; they never wait for this.
@@ -11,49 +10,37 @@ use tracing::error;
 
 use super::Server;
 use crate::db::DbError;
-use crate::proto::Moment;
 use crate::world;
 
 /// How often the clock is read while something waits for its time.
 const TICK: Duration = Duration::from_secs(1);
-/// How often old history is looked for.
-const HOUSEKEEPING: Duration = Duration::from_secs(60);
 /// The pause after the store failed.
 const STORE_RETRY: Duration = Duration::from_secs(30);
 
 /// Runs as long as the server.
 pub async fn run(server: Arc<Server>) {
-    let mut housekeeping = server.clock.now();
     loop {
-        let wait = match keep(&server, &mut housekeeping).await {
-            Ok(Some(wait)) => wait,
-            // A message that comes says so; history can wait for one.
-            Ok(None) => {
-                server.accepted.notified().await;
-                continue;
-            }
+        match keep(&server).await {
+            Ok(true) => tokio::time::sleep(TICK).await,
+            // A message that comes says so.
+            Ok(false) => server.accepted.notified().await,
             Err(error) => {
                 error!("what is due could not be done: {error}");
-                STORE_RETRY
+                tokio::time::sleep(STORE_RETRY).await;
             }
-        };
-        tokio::time::sleep(wait).await;
+        }
     }
 }
 
-/// Does what is due; returns when to look again, or `None` if nothing waits for its time.
-async fn keep(server: &Server, housekeeping: &mut Moment) -> Result<Option<Duration>, DbError> {
+/// Does what is due; returns whether something waits for its time.
+async fn keep(server: &Server) -> Result<bool, DbError> {
     let due = server.store.next_due().await?;
     if due.is_some_and(|due| due <= world::now()) {
         release(server).await?;
         while !server.store.sweep().await? {}
         server.receipts.notify_one();
     }
-    if server.clock.now() >= *housekeeping {
-        while !server.store.trim_history().await? {}
-        *housekeeping = server.clock.now().after(HOUSEKEEPING);
-    }
-    Ok(due.map(|_| TICK))
+    Ok(due.is_some())
 }
 
 async fn release(server: &Server) -> Result<(), DbError> {

@@ -187,7 +187,18 @@ fn write_config(folder: &TempDir, region: &str, settings: &str, [api, gateway]: 
             false => text.push_str(&listen),
         }
     }
-    std::fs::write(config_file(folder), text).expect("the folder is ours");
+    std::fs::write(config_file(folder), without_rates(text)).expect("the folder is ours");
+}
+
+/// Tests send as fast as they can, but for those of the limits themselves.
+fn without_rates(mut text: String) -> String {
+    let keys = ["device-messages-per-minute", "device-messages-per-hour", "app-messages-per-second"];
+    let unset: String = keys.iter().filter(|key| !text.contains(**key)).map(|key| format!("{key} = 0\n")).collect();
+    match text.contains("[limits]\n") {
+        true => text = text.replace("[limits]\n", &format!("[limits]\n{unset}")),
+        false => text.push_str(&format!("[limits]\n{unset}")),
+    }
+    text
 }
 
 /// Starts the program and waits until it says where it listens: API and gateway.

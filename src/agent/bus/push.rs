@@ -187,7 +187,8 @@ impl Push {
     async fn get_registration_id(&self, app: &str, #[zbus(header)] header: Header<'_>) -> Result<String, Error> {
         let line = self.line(&header, app)?;
         let row = self.shared.store.app(line.app.clone()).await?;
-        let reg_id = row.and_then(|row| row.reg_id);
+        // While the server is asked for another one, the one before may be dead.
+        let reg_id = row.filter(|row| row.wish != Some(Wish::Register)).and_then(|row| row.reg_id);
         reg_id
             .map(|reg_id| reg_id.to_string())
             .ok_or_else(|| Error::NotRegistered(format!("the app {} has no regId; call Register", line.app)))

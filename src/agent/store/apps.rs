@@ -180,6 +180,16 @@ impl Store {
         self.worker.write(move |db| set_reg_id(db, &app, Some(reg_id), Wish::Register)).await
     }
 
+    /// The server gives the app no regId: it has none, and asks for none.
+    pub async fn registration_refused(&self, app: AppId) -> Result<(), DbError> {
+        self.worker
+            .write(move |db| {
+                set_reg_id(db, &app, None, Wish::Register)?;
+                set_wish(db, &app, None)
+            })
+            .await
+    }
+
     /// The app's registration has ended; a wish for that is fulfilled, a newer one stands. An app
     /// that was uninstalled is forgotten.
     pub async fn deregistered(&self, app: AppId) -> Result<(), DbError> {
@@ -203,7 +213,8 @@ impl Store {
             .await
     }
 
-    /// The server knows none of the registrations: all are wished for anew. Returns their apps.
+    /// The server may know none of the registrations: all are wished for anew, and what comes for the
+    /// old ones until then is not refused. Returns their apps.
     pub async fn renew_all(&self) -> Result<Vec<AppId>, DbError> {
         self.worker.write(renew_all).await
     }
@@ -360,7 +371,7 @@ fn set_reg_id(db: &Connection, app: &AppId, reg_id: Option<RegId>, fulfilled: Wi
 
 fn renew_all(db: &Connection) -> Result<Vec<AppId>> {
     db.prepare_cached(
-        "UPDATE apps SET wish = 'register', reg_id = NULL
+        "UPDATE apps SET wish = 'register'
          WHERE reg_id IS NOT NULL AND wish IS NOT 'deregister' RETURNING app",
     )?
     .query_map([], |row| text(row, 0))?

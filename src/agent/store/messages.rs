@@ -72,6 +72,8 @@ pub struct Received {
     pub ids: Vec<MessageId>,
     /// Apps that have something new.
     pub apps: Vec<AppId>,
+    /// Apps that are not registered here, although the server has messages for them.
+    pub unwanted: Vec<AppId>,
     /// What else has changed.
     pub changes: Changes,
 }
@@ -194,6 +196,9 @@ fn receive(
             let hop = if push.expired(now) { Hop::Expired } else { Hop::Unwanted };
             history::add(db, push.id, hop, None, now)?;
             received.changes.outcomes = true;
+            if hop == Hop::Unwanted && !received.unwanted.contains(&push.app) {
+                received.unwanted.push(push.app.clone());
+            }
             continue;
         };
         let Some(dropped) = replace(db, &delivery, now)? else {

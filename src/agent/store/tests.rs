@@ -202,6 +202,18 @@ async fn what_is_for_no_registration_is_acknowledged_and_reported() {
     let received = fixture.receive(&[old, delivery("unknown", "x", FAR)]).await;
     assert_eq!((received.ids.len(), received.apps.len(), received.changes.outcomes), (2, 0, true));
     assert_eq!(fixture.fates().await, [Fate::Unwanted; 2]);
+    assert_eq!(received.unwanted, [app("chat"), app("unknown")]);
+}
+
+#[tokio::test]
+async fn what_comes_while_registrations_are_made_anew_is_kept() {
+    let fixture = Fixture::new(Limits::default()).await;
+    fixture.store.renew_all().await.unwrap();
+    let received = fixture.receive(&[delivery("chat", "from before", FAR)]).await;
+    assert_eq!((received.apps, received.unwanted), (vec![app("chat")], Vec::new()));
+    fixture.store.registered(app("chat"), reg_id(2)).await.unwrap();
+    fixture.receive(&[delivery("chat", "too late", FAR)]).await;
+    assert_eq!(fixture.fates().await, [Fate::Unwanted]);
 }
 
 #[tokio::test]
@@ -276,7 +288,11 @@ async fn a_server_that_forgot_the_device_is_asked_for_every_regid_again() {
     fixture.store.wish(app("leaving"), Some(Wish::Deregister)).await.unwrap();
     assert_eq!(fixture.store.renew_all().await.unwrap(), [app("chat")]);
     let row = fixture.store.app(app("chat")).await.unwrap().unwrap();
-    assert_eq!((row.reg_id, row.wish), (None, Some(Wish::Register)));
+    assert!(row.reg_id.is_some(), "what is on its way for it is still wanted");
+    assert_eq!(row.wish, Some(Wish::Register));
+    fixture.store.registration_refused(app("chat")).await.unwrap();
+    let row = fixture.store.app(app("chat")).await.unwrap().unwrap();
+    assert_eq!((row.reg_id, row.wish), (None, None));
 }
 
 #[tokio::test]

@@ -17,6 +17,9 @@ use crate::tls;
 
 /// The answer of a handler that does nothing.
 pub const EMPTY_ANSWER: &str = r#"{"results":[]}"#;
+/// What would slow the load down that is to be measured.
+const NO_LIMITS: &str = "[limits]\nwaiting-per-registration = 1000000\nwaiting-per-app = 0\n\
+    device-messages-per-minute = 0\ndevice-messages-per-hour = 0\napp-messages-per-second = 0\n";
 /// Recipients of a multicast.
 const MULTICAST: usize = 100;
 /// How long the devices get to take the last messages.
@@ -24,8 +27,7 @@ const SETTLE: Duration = Duration::from_secs(20);
 
 /// Throughput of single posts and multicasts, and latency at half the throughput of single posts.
 pub async fn measure(lab: &Lab, args: &BenchArgs) -> Result<Value, Fatal> {
-    let mut server =
-        lab.server("20", free_port()?, free_port()?, None, "[limits]\nwaiting-per-registration = 1000000\n")?;
+    let mut server = lab.server("20", free_port()?, free_port()?, None, NO_LIMITS)?;
     server.start().await?;
     server.add_app(APP, SECRET).await?;
     let (mut devices, ready) = Devices::start(lab, &server, args.devices, None, Some(APP)).await?;

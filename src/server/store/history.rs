@@ -118,18 +118,20 @@ pub(super) fn ended(db: &Connection, id: MessageId, end: End, now: UnixMillis) -
 pub(super) fn outcomes(db: &Connection, device: DeviceId, list: &[Outcome]) -> Result<()> {
     for Outcome { id, fate, at_ms } in list {
         let statement = match fate {
-            Fate::Alerted => "UPDATE history SET alerted_ms = ?3 WHERE id = ?1 AND device = ?2",
-            Fate::Launched => "UPDATE history SET launched_ms = ?3 WHERE id = ?1 AND device = ?2",
-            end => {
-                db.prepare_cached(
-                    "UPDATE history SET fate = ?4, ended_ms = ?3
-                     WHERE id = ?1 AND device = ?2 AND fate IS NOT 'delivered'",
-                )?
-                .execute(params![id.as_bytes(), device.as_bytes(), at_ms.0, fate_name(*end)])?;
-                continue;
+            Fate::Alerted => "UPDATE history SET alerted_ms = ?3 WHERE id = ?1 AND device = ?2 AND ?4 IS NOT NULL",
+            Fate::Launched => "UPDATE history SET launched_ms = ?3 WHERE id = ?1 AND device = ?2 AND ?4 IS NOT NULL",
+            Fate::Delivered
+            | Fate::Replaced
+            | Fate::TooLate
+            | Fate::Expired
+            | Fate::Dropped
+            | Fate::Discarded
+            | Fate::Unwanted => {
+                "UPDATE history SET fate = ?4, ended_ms = ?3
+                 WHERE id = ?1 AND device = ?2 AND fate IS NOT 'delivered'"
             }
         };
-        db.prepare_cached(statement)?.execute(params![id.as_bytes(), device.as_bytes(), at_ms.0])?;
+        db.prepare_cached(statement)?.execute(params![id.as_bytes(), device.as_bytes(), at_ms.0, fate_name(*fate)])?;
     }
     Ok(())
 }

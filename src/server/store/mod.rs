@@ -7,7 +7,9 @@
 //!   any more; [`history`]: what became of messages; [`receipts`]: what their senders are told of it.
 
 pub mod delayed;
+pub mod devices;
 pub mod history;
+mod quota;
 pub mod receipts;
 pub(crate) mod sql;
 
@@ -22,9 +24,11 @@ use subtle::ConstantTimeEq;
 use crate::db::{self, DbError, Worker};
 use crate::proto::frame::Outcome;
 use crate::proto::gateway::{Queued, Sent, Seq};
-use crate::proto::{AppId, DeviceId, MessageId, Push, RegId, Region, Secret, UnixMillis};
+use crate::proto::{AppId, DeviceId, MessageId, Push, RegId, Region, UnixMillis};
 use crate::world;
 
+use self::quota::Quotas;
+use self::sql::AppSecrets;
 use super::config::Limits;
 use super::regid::{KeyRing, Opened, SealKey};
 
@@ -53,6 +57,8 @@ pub enum Accepted {
     NotRegistered,
     /// Too many are delayed for its registration.
     TooMany,
+    /// As much waits for its app, or in the database, as may.
+    OverQuota,
 }
 
 /// A message and what became of it, for its sender.
@@ -99,7 +105,8 @@ pub enum AppCheck {
 pub enum DeviceCheck {
     /// They fit.
     Known,
-    /// They fit, and the device has no registration here: it is new, or was forgotten.
+    /// They fit, and the device has to register its apps anew: it is new, was forgotten, or the
+    /// database was restored.
     Enrolled,
     /// The device is known by another secret.
     WrongSecret,
@@ -132,6 +139,8 @@ pub struct AppRow {
     pub created_ms: UnixMillis,
     /// Its devices.
     pub registrations: i64,
+    /// Until when the secret before the present one works, if it still does.
+    pub old_secret_until: Option<UnixMillis>,
 }
 
 /// A sealing key, for an operator's list.
@@ -150,6 +159,8 @@ pub struct Store {
     readers: Arc<[Worker]>,
     turn: Arc<AtomicI64>,
     limits: Limits,
+    quotas: Arc<Quotas>,
+    counter: Worker,
     last_seq: Arc<AtomicI64>,
     /// The last place of an earlier run that did not end in order.
     crashed_at: Option<Seq>,
@@ -172,6 +183,8 @@ impl Store {
             readers,
             turn: Arc::default(),
             limits,
+            quotas: Arc::new(Quotas::new(&limits)),
+            counter: start("store-counter", db::open_reader(path)?)?,
             last_seq: Arc::new(AtomicI64::new(last_seq)),
             crashed_at: None,
         })
@@ -218,10 +231,11 @@ impl Store {
         self.writer.write(move |db| sql::add_app(db, &app, &hash, world::now())).await
     }
 
-    /// Gives an app another secret; `false` if there is no such app.
-    pub async fn set_app_secret(&self, app: AppId, secret: &str) -> Result<bool, DbError> {
+    /// Gives an app another secret; the present one works until `grace_until`. `false` if there is
+    /// no such app.
+    pub async fn set_app_secret(&self, app: AppId, secret: &str, grace_until: UnixMillis) -> Result<bool, DbError> {
         let hash = hash(secret.as_bytes());
-        self.writer.write(move |db| sql::set_app_secret(db, &app, &hash)).await
+        self.writer.write(move |db| sql::set_app_secret(db, &app, &hash, grace_until)).await
     }
 
     /// Removes an app and what waits for it, and ends its registrations; `false` if there is none.
@@ -231,45 +245,18 @@ impl Store {
 
     /// The apps, by id.
     pub async fn list_apps(&self) -> Result<Vec<AppRow>, DbError> {
-        self.reader().read(sql::list_apps).await
+        self.reader().read(|db| sql::list_apps(db, world::now())).await
     }
 
     /// Checks an app's credentials.
     pub async fn check_app(&self, app: AppId, secret: &str) -> Result<AppCheck, DbError> {
         let given = hash(secret.as_bytes());
-        let stored = self.reader().read(move |db| sql::app_secret(db, &app)).await?;
-        Ok(match stored {
-            None => AppCheck::Unknown,
-            Some(stored) if bool::from(stored.as_slice().ct_eq(&given)) => AppCheck::Known,
-            Some(_) => AppCheck::WrongSecret,
-        })
-    }
-
-    /// Checks a device's credentials; an unknown device is enrolled if it `may_enrol`.
-    pub async fn check_device(
-        &self,
-        device: DeviceId,
-        secret: &Secret,
-        agent: String,
-        may_enrol: bool,
-    ) -> Result<DeviceCheck, DbError> {
-        let given = hash(secret.reveal());
-        let fits = |stored: &[u8]| bool::from(stored.ct_eq(&given));
-        let read = move |db: &Connection| Ok((sql::device_secret(db, device)?, sql::has_registrations(db, device)?));
-        match self.reader().read(read).await? {
-            (Some(stored), _) if !fits(&stored) => return Ok(DeviceCheck::WrongSecret),
-            (Some(_), true) => return Ok(DeviceCheck::Known),
-            // Told again until the device has registered something: it may not have heard it.
-            (Some(_), false) => return Ok(DeviceCheck::Enrolled),
-            (None, _) if !may_enrol => return Ok(DeviceCheck::Refused),
-            (None, _) => {}
-        }
-        // Two connections of one new device may race: the second one is known by then.
-        let existing = self.writer.write(move |db| sql::enrol(db, device, &given, &agent, world::now())).await?;
-        Ok(match existing {
-            Some(stored) if !fits(&stored) => DeviceCheck::WrongSecret,
-            Some(_) | None => DeviceCheck::Enrolled,
-        })
+        let stored = self.reader().read(move |db| sql::app_secrets(db, &app, world::now())).await?;
+        let Some(AppSecrets { present, old }) = stored else { return Ok(AppCheck::Unknown) };
+        // Two comparisons, whether there are two secrets or one: how long it takes tells nothing.
+        let fits_present = present.as_slice().ct_eq(&given);
+        let fits_old = old.as_deref().unwrap_or(&present).ct_eq(&given);
+        Ok(if bool::from(fits_present | fits_old) { AppCheck::Known } else { AppCheck::WrongSecret })
     }
 
     /// Registers an app on a device, or finds it registered.
@@ -295,10 +282,22 @@ impl Store {
 
     /// Stores messages; returns when they are on disk, with the fate of each in order.
     pub async fn accept(&self, incoming: Vec<Incoming>) -> Result<Vec<Accepted>, DbError> {
-        let (last_seq, waiting) = (Arc::clone(&self.last_seq), self.limits.waiting_per_registration);
+        let (last_seq, quotas) = (Arc::clone(&self.last_seq), Arc::clone(&self.quotas));
+        let waiting = self.limits.waiting_per_registration;
         self.writer
             .write(move |db| {
-                incoming.iter().map(|incoming| sql::accept(db, || next_seq(&last_seq), incoming, waiting)).collect()
+                let room = !quotas.limits_store() || quotas.has_room(sql::used_bytes(db)?);
+                let accept = |incoming: &Incoming| {
+                    if !room || !quotas.may_wait(&incoming.push.app) {
+                        return Ok(Accepted::OverQuota);
+                    }
+                    let accepted = sql::accept(db, || next_seq(&last_seq), incoming, waiting)?;
+                    if accepted == Accepted::Stored {
+                        quotas.add(&incoming.push.app);
+                    }
+                    Ok(accepted)
+                };
+                incoming.iter().map(accept).collect()
             })
             .await
     }
@@ -358,6 +357,19 @@ impl Store {
             self.writer.write(move |db| history::forget(db, &old)).await?;
         }
         Ok(complete)
+    }
+
+    /// Counts what waits for each app, and looks how large the database is, for the quotas. Nobody
+    /// waits for it.
+    pub async fn count_waiting(&self) -> Result<(), DbError> {
+        if self.quotas.limits_store() {
+            self.quotas.has_room(self.counter.read(sql::used_bytes).await?);
+        }
+        if self.quotas.limits_apps() {
+            self.quotas.begin_count();
+            self.quotas.end_count(self.counter.read(sql::count_by_app).await?);
+        }
+        Ok(())
     }
 
     fn reader(&self) -> &Worker {

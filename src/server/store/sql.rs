@@ -1,6 +1,11 @@
 //! The server's schema and statements. Each function is one step of a transaction that the caller
 //! holds; nothing here decides what a sender or device is told.
 
+pub mod backup;
+pub mod devices;
+
+use std::collections::HashMap;
+
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Params, Row, Transaction, TransactionBehavior, params};
 
@@ -13,6 +18,9 @@ use crate::world;
 use super::history::{self, End};
 use super::receipts::{self, Verdict};
 use super::{Accepted, AppRow, Incoming, KeyRow, Opened, Registered, delayed};
+
+/// What the file says of itself: see the schema.
+pub const APPLICATION: i64 = 1_113_027_446;
 
 /// The schema, step by step. A published step is never changed.
 pub const MIGRATIONS: &[&str] = &[
@@ -112,10 +120,22 @@ pub const MIGRATIONS: &[&str] = &[
         body    TEXT NOT NULL
     ) STRICT;
     CREATE INDEX receipts_by_app ON receipts (app, place);
-    CREATE TABLE facts (
-        name  TEXT PRIMARY KEY,
-        value TEXT NOT NULL
-    ) STRICT, WITHOUT ROWID;
+",
+    "
+    -- old_secret_hash: of the secret before this one, which works until old_until_ms.
+    ALTER TABLE apps ADD COLUMN old_secret_hash BLOB;
+    ALTER TABLE apps ADD COLUMN old_until_ms INTEGER NOT NULL DEFAULT 0;
+    -- seen_ms: when the device greeted last, to the day. fresh: it has registered nothing since it
+    -- was enrolled, or since the database was restored, and is told so.
+    ALTER TABLE devices ADD COLUMN seen_ms INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE devices ADD COLUMN fresh INTEGER NOT NULL DEFAULT 1;
+    UPDATE devices SET seen_ms = unixepoch() * 1000,
+        fresh = NOT EXISTS (SELECT 1 FROM registrations r WHERE r.device = devices.device);
+    CREATE INDEX devices_by_seen ON devices (seen_ms);
+    -- What there is one of. generation-floor: no registration begins with a lower generation.
+    CREATE TABLE facts (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+    -- Says of the file what it is: 'BWsv'.
+    PRAGMA application_id = 1113027446;
 ",
 ];
 
@@ -193,8 +213,13 @@ pub fn add_app(db: &Connection, app: &AppId, hash: &[u8], now: UnixMillis) -> Re
     Ok(added > 0)
 }
 
-pub fn set_app_secret(db: &Connection, app: &AppId, hash: &[u8]) -> Result<bool> {
-    Ok(db.execute("UPDATE apps SET secret_hash = ?2 WHERE app = ?1", params![app.as_str(), hash])? > 0)
+/// Gives the app another secret; the present one works until `grace_until`, and none before it.
+pub fn set_app_secret(db: &Connection, app: &AppId, hash: &[u8], grace_until: UnixMillis) -> Result<bool> {
+    let changed = db.execute(
+        "UPDATE apps SET old_secret_hash = secret_hash, old_until_ms = ?3, secret_hash = ?2 WHERE app = ?1",
+        params![app.as_str(), hash, grace_until.0],
+    )?;
+    Ok(changed > 0)
 }
 
 pub fn remove_app(db: &Connection, app: &AppId, now: UnixMillis) -> Result<bool> {
@@ -213,45 +238,45 @@ pub fn remove_app(db: &Connection, app: &AppId, now: UnixMillis) -> Result<bool>
     Ok(db.execute("DELETE FROM apps WHERE app = ?1", [app.as_str()])? > 0)
 }
 
-pub fn list_apps(db: &Connection) -> Result<Vec<AppRow>> {
+pub fn list_apps(db: &Connection, now: UnixMillis) -> Result<Vec<AppRow>> {
     let mut statement = db.prepare(
-        "SELECT app, created_ms, (SELECT count(*) FROM registrations r WHERE r.app = apps.app AND r.state = 'active')
+        "SELECT app, created_ms, (SELECT count(*) FROM registrations r WHERE r.app = apps.app AND r.state = 'active'),
+                nullif(max(old_until_ms, ?1), ?1)
          FROM apps ORDER BY app",
     )?;
-    let rows = statement.query_map([], |row| {
-        Ok(AppRow { app: app_in(row, 0)?, created_ms: UnixMillis(row.get(1)?), registrations: row.get(2)? })
+    let rows = statement.query_map([now.0], |row| {
+        let old_secret_until: Option<i64> = row.get(3)?;
+        Ok(AppRow {
+            app: app_in(row, 0)?,
+            created_ms: UnixMillis(row.get(1)?),
+            registrations: row.get(2)?,
+            old_secret_until: old_secret_until.map(UnixMillis),
+        })
     })?;
     rows.collect()
 }
 
-pub fn app_secret(db: &Connection, app: &AppId) -> Result<Option<Vec<u8>>> {
-    let mut statement = db.prepare_cached("SELECT secret_hash FROM apps WHERE app = ?1")?;
-    statement.query_row([app.as_str()], |row| row.get(0)).optional()
+fn has_app(db: &Connection, app: &AppId) -> Result<bool> {
+    db.prepare_cached("SELECT EXISTS (SELECT 1 FROM apps WHERE app = ?1)")?.query_row([app.as_str()], |row| row.get(0))
 }
 
-/// Whether the device has a registration here.
-pub fn has_registrations(db: &Connection, device: DeviceId) -> Result<bool> {
-    db.prepare_cached("SELECT EXISTS (SELECT 1 FROM registrations WHERE device = ?1)")?
-        .query_row([device.as_bytes()], |row| row.get(0))
+/// The hashes of an app's secrets that work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppSecrets {
+    /// Of the present one.
+    pub present: Vec<u8>,
+    /// Of the one before, in its grace.
+    pub old: Option<Vec<u8>>,
 }
 
-pub fn device_secret(db: &Connection, device: DeviceId) -> Result<Option<Vec<u8>>> {
-    let mut statement = db.prepare_cached("SELECT secret_hash FROM devices WHERE device = ?1")?;
-    statement.query_row([device.as_bytes()], |row| row.get(0)).optional()
-}
-
-/// Enrols a device, or returns the secret's hash of the one that is there.
-pub fn enrol(db: &Connection, device: DeviceId, hash: &[u8], agent: &str, now: UnixMillis) -> Result<Option<Vec<u8>>> {
-    let existing = device_secret(db, device)?;
-    if existing.is_none() {
-        db.prepare_cached("INSERT INTO devices (device, secret_hash, agent, enrolled_ms) VALUES (?1, ?2, ?3, ?4)")?
-            .execute(params![device.as_bytes(), hash, agent, now.0])?;
-    }
-    Ok(existing)
+pub fn app_secrets(db: &Connection, app: &AppId, now: UnixMillis) -> Result<Option<AppSecrets>> {
+    db.prepare_cached("SELECT secret_hash, iif(old_until_ms > ?2, old_secret_hash, NULL) FROM apps WHERE app = ?1")?
+        .query_row(params![app.as_str(), now.0], |row| Ok(AppSecrets { present: row.get(0)?, old: row.get(1)? }))
+        .optional()
 }
 
 pub fn register(db: &Connection, device: DeviceId, app: &AppId, limit: u32, now: UnixMillis) -> Result<Registered> {
-    if app_secret(db, app)?.is_none() {
+    if !has_app(db, app)? {
         return Ok(Registered::UnknownApp);
     }
     let newest_key = db.query_row("SELECT max(number) FROM keys WHERE purpose = 'seal'", [], |row| row.get(0))?;
@@ -264,6 +289,7 @@ pub fn register(db: &Connection, device: DeviceId, app: &AppId, limit: u32, now:
         Some((generation, _)) => begin_registration(db, device, app, generation + 1, now)?,
         None => begin_registration(db, device, app, 1, now)?,
     };
+    devices::has_registered(db, device)?;
     Ok(Registered::As { generation: generation.unsigned_abs(), newest_key })
 }
 
@@ -272,7 +298,8 @@ fn active_registrations(db: &Connection, device: DeviceId) -> Result<i64> {
         .query_row([device.as_bytes()], |row| row.get(0))
 }
 
-fn begin_registration(db: &Connection, device: DeviceId, app: &AppId, generation: i64, now: UnixMillis) -> Result<i64> {
+fn begin_registration(db: &Connection, device: DeviceId, app: &AppId, next: i64, now: UnixMillis) -> Result<i64> {
+    let generation = next.max(backup::generation_floor(db)?);
     db.prepare_cached(
         "INSERT INTO registrations (device, app, generation, state, changed_ms) VALUES (?1, ?2, ?3, 'active', ?4)
          ON CONFLICT (device, app) DO UPDATE SET generation = ?3, state = 'active', changed_ms = ?4",
@@ -288,15 +315,23 @@ pub fn deregister(db: &Connection, device: DeviceId, app: &AppId, now: UnixMilli
     )?
     .execute(params![device.as_bytes(), app.as_str(), now.0])?;
     for table in ["messages", "delayed"] {
-        let gone: Vec<(MessageId, String)> = db
-            .prepare_cached(&format!("DELETE FROM {table} WHERE device = ?1 AND app = ?2 RETURNING id, body"))?
-            .query_map(params![device.as_bytes(), app.as_str()], |row| Ok((history::id_in(row, 0)?, row.get(1)?)))?
-            .collect::<Result<_>>()?;
-        for (id, body) in gone {
-            end(db, id, app.as_str(), &body, End::Unregistered, now)?;
-        }
+        let statement = format!("DELETE FROM {table} WHERE device = ?1 AND app = ?2 RETURNING id, app, body");
+        end_all(db, &statement, params![device.as_bytes(), app.as_str()], now)?;
     }
     Ok(())
+}
+
+/// Ends what the statement deletes and returns, id, app and body each, with its registration;
+/// returns how many there were.
+fn end_all(db: &Connection, statement: &str, values: impl Params, now: UnixMillis) -> Result<usize> {
+    let mut statement = db.prepare_cached(statement)?;
+    let (mut rows, mut count) = (statement.query(values)?, 0);
+    while let Some(row) = rows.next()? {
+        let (app, body) = (row.get_ref(1)?.as_str()?, row.get_ref(2)?.as_str()?);
+        end(db, history::id_in(row, 0)?, app, body, End::Unregistered, now)?;
+        count += 1;
+    }
+    Ok(count)
 }
 
 pub fn revoked(db: &Connection, device: DeviceId) -> Result<Vec<AppId>> {
@@ -464,6 +499,21 @@ pub fn backlog(
     Ok((queued, true))
 }
 
+/// Messages that wait, by app.
+pub fn count_by_app(db: &Connection) -> Result<HashMap<AppId, u64>> {
+    let mut statement = db.prepare_cached(
+        "SELECT app, count(*) FROM (SELECT app FROM messages UNION ALL SELECT app FROM delayed) GROUP BY app",
+    )?;
+    statement.query_map([], |row| Ok((app_in(row, 0)?, row.get::<_, i64>(1)?.unsigned_abs())))?.collect()
+}
+
+/// Bytes of the database without those that are free to be used again.
+pub fn used_bytes(db: &Connection) -> Result<u64> {
+    let pragma = |name: &str| -> Result<i64> { db.prepare_cached(name)?.query_row([], |row| row.get(0)) };
+    let used = pragma("PRAGMA page_count")?.saturating_sub(pragma("PRAGMA freelist_count")?);
+    Ok(used.saturating_mul(pragma("PRAGMA page_size")?).unsigned_abs())
+}
+
 /// Removes messages that the device has.
 pub fn acked(db: &Connection, all: &[Sent], now: UnixMillis) -> Result<()> {
     let mut statement = db.prepare_cached("DELETE FROM messages WHERE seq = ?1 RETURNING id, app, body")?;
@@ -517,7 +567,7 @@ pub fn begin_service(db: &Connection) -> Result<bool> {
 
 /// Ends a run in order.
 pub fn end_service(db: &Connection) -> Result<()> {
-    db.execute("INSERT INTO facts VALUES ('ended in order', 'yes') ON CONFLICT DO NOTHING", []).map(drop)
+    db.execute("INSERT INTO facts VALUES ('ended in order', 1) ON CONFLICT DO NOTHING", []).map(drop)
 }
 
 /// A message that is gone, with the count of drops that it bore.

@@ -6,10 +6,10 @@ use tempfile::TempDir;
 use super::delayed::{LetGo, Selection, State};
 use super::receipts::Callback;
 use super::*;
-use crate::proto::RegId;
 use crate::proto::frame::{Fate, Outcome};
 use crate::proto::message::Payload;
 use crate::proto::samples;
+use crate::proto::{RegId, Secret};
 use crate::server::config::Limits;
 
 const REGION: Region = Region(3);
@@ -202,13 +202,46 @@ async fn adding_an_app_again_leaves_its_secret_alone() {
 }
 
 #[tokio::test]
-async fn a_rotated_secret_replaces_the_old_one() {
+async fn a_secret_that_is_rotated_without_a_grace_is_refused_at_once() {
     let fixture = Fixture::new();
-    assert!(!fixture.store.set_app_secret(app("chat"), "second").await.unwrap());
+    let now = world::now();
+    assert!(!fixture.store.set_app_secret(app("chat"), "second", now).await.unwrap());
     fixture.add_app("chat").await;
-    assert!(fixture.store.set_app_secret(app("chat"), "second").await.unwrap());
+    assert!(fixture.store.set_app_secret(app("chat"), "second", now).await.unwrap());
     assert_eq!(fixture.store.check_app(app("chat"), "second").await.unwrap(), AppCheck::Known);
     assert_eq!(fixture.store.check_app(app("chat"), "a secret of the app").await.unwrap(), AppCheck::WrongSecret);
+    assert_eq!(fixture.store.list_apps().await.unwrap()[0].old_secret_until, None);
+}
+
+#[tokio::test]
+async fn only_the_two_newest_secrets_work_and_the_older_only_in_its_grace() {
+    let fixture = Fixture::new();
+    assert!(fixture.store.add_app(app("chat"), "first").await.unwrap());
+    let check = async |secret: &str| fixture.store.check_app(app("chat"), secret).await.unwrap();
+    let until = minutes(60);
+    assert!(fixture.store.set_app_secret(app("chat"), "second", until).await.unwrap());
+    assert_eq!(fixture.store.list_apps().await.unwrap()[0].old_secret_until, Some(until));
+    assert_eq!([check("first").await, check("second").await], [AppCheck::Known; 2]);
+    assert_eq!(check("third").await, AppCheck::WrongSecret);
+    assert!(fixture.store.set_app_secret(app("chat"), "third", until).await.unwrap());
+    assert_eq!(check("first").await, AppCheck::WrongSecret);
+    assert_eq!([check("second").await, check("third").await], [AppCheck::Known; 2]);
+    // A rotation without a grace ends that of the one before as well.
+    assert!(fixture.store.set_app_secret(app("chat"), "fourth", world::now()).await.unwrap());
+    assert_eq!([check("second").await, check("third").await], [AppCheck::WrongSecret; 2]);
+    assert_eq!(check("fourth").await, AppCheck::Known);
+}
+
+#[test]
+fn a_grace_ends_on_the_millisecond() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = db::open(&folder.path().join("t.db"), sql::MIGRATIONS).unwrap();
+    sql::add_app(&db, &app("chat"), b"first", UnixMillis(1)).unwrap();
+    sql::set_app_secret(&db, &app("chat"), b"second", UnixMillis(1000)).unwrap();
+    let old_at = |now| sql::app_secrets(&db, &app("chat"), UnixMillis(now)).unwrap().unwrap().old;
+    let listed_at = |now| sql::list_apps(&db, UnixMillis(now)).unwrap()[0].old_secret_until;
+    assert_eq!((old_at(999).as_deref(), listed_at(999)), (Some(&b"first"[..]), Some(UnixMillis(1000))));
+    assert_eq!((old_at(1000), listed_at(1000)), (None, None));
 }
 
 #[tokio::test]
@@ -262,6 +295,159 @@ async fn a_new_device_enrols_and_is_known_by_its_secret() {
     assert_eq!(check(1, false).await, DeviceCheck::Known);
     assert_eq!(check(2, true).await, DeviceCheck::WrongSecret);
     assert_eq!(check(2, false).await, DeviceCheck::WrongSecret);
+}
+
+/// Sets when a device was seen, as if it had been so.
+fn set_seen(fixture: &Fixture, device: DeviceId, seen_ms: UnixMillis) {
+    let beside = Connection::open(fixture.folder.path().join("server.db")).unwrap();
+    let changed = beside.execute("UPDATE devices SET seen_ms = ?2 WHERE device = ?1", (device.as_bytes(), seen_ms.0));
+    assert_eq!(changed.unwrap(), 1);
+}
+
+fn days(number: i64) -> UnixMillis {
+    minutes(number * 24 * 60)
+}
+
+#[tokio::test]
+async fn a_device_that_stayed_away_is_forgotten_for_good() {
+    let fixture = Fixture::with(Limits { device_days: 10, ..Limits::default() });
+    let (away, here) = (world::device_id(), world::device_id());
+    let check = async |device| fixture.store.check_device(device, &secret(1), "a".into(), true).await.unwrap();
+    for device in [away, here] {
+        assert_eq!(check(device).await, DeviceCheck::Enrolled);
+    }
+    let (old, other) = (fixture.registration(away, "chat").await, fixture.registration(here, "chat").await);
+    old.stored(&["waits"]).await;
+    other.stored(&["waits too"]).await;
+    set_seen(&fixture, away, days(-9));
+    set_seen(&fixture, here, days(-9));
+    assert_eq!(fixture.store.forget_devices().await.unwrap(), (0, true));
+    set_seen(&fixture, away, days(-10));
+    assert_eq!(fixture.store.forget_devices().await.unwrap(), (1, true));
+    assert_eq!(old.accept("too late").await, Accepted::NotRegistered);
+    assert!(old.rows().await.is_empty());
+    assert_eq!(other.waiting().await, counted(&[("waits too", 0)]));
+
+    // It comes back: enrolled, and told so until it has registered something since.
+    assert_eq!([check(away).await, check(away).await], [DeviceCheck::Enrolled; 2]);
+    let new = fixture.registration(away, "chat").await;
+    assert_eq!(check(away).await, DeviceCheck::Known);
+    assert_eq!((new.accept("new").await, old.accept("old").await), (Accepted::Stored, Accepted::NotRegistered));
+}
+
+#[tokio::test]
+async fn a_device_that_stayed_away_is_forgotten_even_if_nobody_has_looked() {
+    let fixture = Fixture::with(Limits { device_days: 10, ..Limits::default() });
+    let device = world::device_id();
+    let check = async |may_enrol| fixture.store.check_device(device, &secret(1), "a".into(), may_enrol).await.unwrap();
+    check(true).await;
+    let old = fixture.registration(device, "chat").await;
+    old.stored(&["waits"]).await;
+    assert_eq!(check(false).await, DeviceCheck::Known);
+    set_seen(&fixture, device, days(-11));
+    assert_eq!(check(false).await, DeviceCheck::Refused);
+    assert_eq!(check(true).await, DeviceCheck::Enrolled);
+    assert!(!old.is_registered().await && old.rows().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_device_is_seen_once_a_day() {
+    let fixture = Fixture::new();
+    let device = world::device_id();
+    let check = async || fixture.store.check_device(device, &secret(1), "a".into(), true).await.unwrap();
+    check().await;
+    let seen = async || {
+        // A write comes after those that nobody has waited for.
+        let row = fixture.store.writer.write(move |db| sql::devices::find(db, device)).await.unwrap();
+        row.unwrap().seen_ms
+    };
+    let nearly_a_day = UnixMillis(days(-1).0 + 60_000);
+    set_seen(&fixture, device, nearly_a_day);
+    check().await;
+    assert_eq!(seen().await, nearly_a_day);
+    // A clock that was wrong is not believed.
+    for wrong in [days(-1), days(100)] {
+        set_seen(&fixture, device, wrong);
+        check().await;
+        assert!(seen().await > days(-1) && seen().await <= world::now());
+    }
+}
+
+#[test]
+fn devices_are_forgotten_in_steps_and_one_that_comes_back_meanwhile_hears_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = db::open(&folder.path().join("t.db"), sql::MIGRATIONS).unwrap();
+    let (step, many) = (i64::try_from(sql::devices::STEP).unwrap(), world::device_id());
+    let enrol = |device, at| sql::devices::enrol(&db, device, b"hash", "a", UnixMillis(at), UnixMillis(0)).unwrap();
+    enrol(many, 1);
+    sql::make_missing_keys(&db, UnixMillis(1)).unwrap();
+    sql::add_app(&db, &app("chat"), b"hash", UnixMillis(1)).unwrap();
+    sql::register(&db, many, &app("chat"), 10, UnixMillis(1)).unwrap();
+    for seq in 0..step + 5 {
+        db.execute(sql::INSERT, (seq, many.as_bytes(), "chat", 9, "{}")).unwrap();
+    }
+    for _ in 0..step {
+        enrol(world::device_id(), 2);
+    }
+    let count =
+        |table: &str| -> i64 { db.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap() };
+    let forget = || sql::devices::forget_step(&db, UnixMillis(2), UnixMillis(3)).unwrap();
+    assert_eq!((forget(), count("messages"), count("devices")), ((0, false), 5, step + 1));
+    let half_gone = sql::devices::find(&db, many).unwrap().unwrap();
+    assert!(half_gone.fresh && sql::revoked(&db, many).unwrap().is_empty());
+    let (forgotten, done) = forget();
+    assert!(!done && forgotten > 1 && count("devices") == step + 1 - i64::try_from(forgotten).unwrap());
+    assert_eq!((count("messages"), forget().1, count("devices")), (0, true, 0));
+    assert_eq!(count("registrations"), 1, "the generation is remembered");
+    enrol(many, 4);
+    let again = sql::register(&db, many, &app("chat"), 10, UnixMillis(4)).unwrap();
+    assert!(matches!(again, Registered::As { generation: 2, .. }), "{again:?}");
+}
+
+#[tokio::test]
+async fn no_more_waits_for_an_app_than_its_quota_and_others_go_on() {
+    let fixture = Fixture::with(Limits { waiting_per_app: 3, ..Limits::default() });
+    let (one, two) = (world::device_id(), world::device_id());
+    let (chat, chat_too) = (fixture.registration(one, "chat").await, fixture.registration(two, "chat").await);
+    let mail = fixture.registration(one, "mail").await;
+    chat.stored(&["a", "b"]).await;
+    let both = vec![chat.message("c", minutes(60)), chat_too.message("d", minutes(60))];
+    assert_eq!(fixture.store.accept(both).await.unwrap(), [Accepted::Stored, Accepted::OverQuota]);
+    mail.stored(&["a", "b", "c"]).await;
+    fixture.store.count_waiting().await.unwrap();
+    assert_eq!(chat_too.accept("e").await, Accepted::OverQuota);
+
+    // What was taken away is seen by the next count.
+    fixture.store.acked(acks([chat.rows().await[0].seq])).await.unwrap();
+    assert_eq!(chat_too.accept("f").await, Accepted::OverQuota);
+    fixture.store.count_waiting().await.unwrap();
+    chat_too.stored(&["g"]).await;
+    assert_eq!(chat_too.accept("h").await, Accepted::OverQuota);
+    // A message that found no registration takes no place.
+    fixture.store.deregister(one, app("mail")).await.unwrap();
+    fixture.store.count_waiting().await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(mail.accept("x").await, Accepted::NotRegistered);
+    }
+    fixture.registration(one, "mail").await.stored(&["a", "b", "c"]).await;
+}
+
+#[tokio::test]
+async fn a_store_over_its_quota_takes_nothing_until_something_has_gone() {
+    let limits = Limits { store_megabytes: 1, waiting_per_registration: 10_000, ..Limits::default() };
+    let fixture = Fixture::with(limits);
+    let chat = fixture.registration(world::device_id(), "chat").await;
+    let large = "x".repeat(10_000);
+    let mut stored = 0;
+    while chat.accept(&large).await == Accepted::Stored {
+        stored += 1;
+        assert!(stored < 200, "two megabytes are in a store of one");
+    }
+    assert!(stored > 50, "only {stored}");
+    assert_eq!(chat.accept("small").await, Accepted::OverQuota);
+    let (rows, _) = fixture.store.backlog(chat.device, Seq(0), 20).await.unwrap();
+    fixture.store.acked(acks(rows.iter().map(|row| row.seq))).await.unwrap();
+    chat.stored(&["small"]).await;
 }
 
 #[tokio::test]

@@ -65,7 +65,7 @@ fn code(cancelled: bool) -> Code {
 }
 
 async fn cancel_here(server: &Server, sender: &Sender, request: &Cancel) -> Option<Vec<Withdrawn>> {
-    let named: Vec<RegId> = request.recipients.iter().filter_map(|recipient| recipient.reg_id.clone().ok()).collect();
+    let named: Vec<RegId> = request.recipients.iter().filter_map(|recipient| recipient.reg_id.ok()).collect();
     let wanted = |reg_id: &RegId| request.recipients.is_empty() || named.contains(reg_id);
     let selection = Selection::Request(request.request_id.clone());
     withdraw(server, sender.app.clone(), selection, wanted).await.ok()

@@ -22,7 +22,7 @@ pub enum Code {
     NotRegisteredRegId = 3008,
     /// The operator has not added this app.
     NotRegisteredAppId = 3009,
-    /// The message cannot be stored now.
+    /// The message cannot be stored now, or is over a limit.
     ImpossibleToEnqueue = 3013,
     /// What is to be taken back was sent already, or never was there.
     NotInQueue = 3014,
@@ -112,7 +112,7 @@ pub const TABLE: [Row; 49] = [
     never(3010, "Error of malformed notification request data", "what is malformed has a code of its own: 3022, 3023 and those of the members"),
     never(3011, "Error of fatal problems with mapping of content", "the guide answers its malformed example with 3023"),
     never(3012, "Error of insufficient field", "each member that may be missing has a code of its own: 3005, 3006, 3007"),
-    answered(3013, "Error of impossible enqueue", "it cannot be stored now; try again later"),
+    answered(3013, "Error of impossible enqueue", "it cannot be stored now, or its device or app is over a limit; try again later"),
     answered(3014, "Error of notification to cancel is not in queue or already sent", "the notification to cancel was sent to its device, has ended or never was there"),
     answered(3015, "Error of I/O produced by failed, interrupted I/O operation or unknown reason", "the recipient's region does not answer, or the body broke off; try again later"),
     answered(3016, "Error of not supporting requested URI", "there is nothing at this path"),

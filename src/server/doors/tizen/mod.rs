@@ -28,6 +28,7 @@ use crate::proto::message::{Door, Payload, Reliability, Urgency};
 use crate::proto::{Push, RegId};
 use crate::server::Server;
 use crate::server::doors::sender::{Sender, Stranger};
+use crate::server::rates::TooFast;
 use crate::server::regid::Opened;
 use crate::server::store::{Accepted, Incoming};
 use crate::world;
@@ -156,7 +157,10 @@ struct Place {
 }
 
 async fn deliver(server: &Arc<Server>, sender: &Sender, entries: Vec<Entry>) -> Response {
-    let mut verdicts = Vec::new();
+    if let Err(over) = server.rates.app(&sender.app, entries.iter().map(|entry| entry.recipients.len()).sum()) {
+        return slow_down(refuse(Code::ImpossibleToEnqueue, ""), &over);
+    }
+    let (mut verdicts, mut too_fast) = (Vec::new(), Vec::new());
     let (mut local, mut foreign) = (Vec::new(), std::collections::BTreeMap::<_, Vec<Place>>::new());
     for (entry_number, entry) in entries.iter().enumerate() {
         for (number, recipient) in entry.recipients.iter().enumerate() {
@@ -165,7 +169,10 @@ async fn deliver(server: &Arc<Server>, sender: &Sender, entries: Vec<Entry>) -> 
                 (Err(code), _) | (_, Err(code)) => *code,
                 (Ok(reg_id), Ok(content)) => match route(server, sender, reg_id) {
                     Route::Here(opened) => {
-                        local.push((place, opened, *reg_id, content));
+                        match server.rates.device(opened.device) {
+                            Ok(()) => local.push((place, opened, *reg_id, content)),
+                            Err(over) => too_fast.push(over),
+                        }
                         Code::ImpossibleToEnqueue
                     }
                     Route::There => {
@@ -191,7 +198,13 @@ async fn deliver(server: &Arc<Server>, sender: &Sender, entries: Vec<Entry>) -> 
     for (places, answer) in there {
         merge(&mut verdicts, &places, answer.as_deref());
     }
-    answer(verdicts)
+    // All of it may be tried again when the last of the devices may.
+    match too_fast.iter().max_by_key(|over| over.after) {
+        Some(over) if too_fast.len() == verdicts.len() => {
+            slow_down(Json(Answer { results: verdicts }).into_response(), over)
+        }
+        Some(_) | None => answer(verdicts),
+    }
 }
 
 enum Route {
@@ -241,7 +254,7 @@ async fn accept(
         Ok(fates) => codes.extend(places.into_iter().zip(fates).map(|(place, fate)| match fate {
             Accepted::Stored => (place, Code::Success),
             Accepted::NotRegistered => (place, Code::NotRegisteredRegId),
-            Accepted::TooMany => (place, Code::ImpossibleToEnqueue),
+            Accepted::TooMany | Accepted::OverQuota => (place, Code::ImpossibleToEnqueue),
         })),
         Err(_) => codes.extend(places.into_iter().map(|place| (place, Code::ImpossibleToEnqueue))),
     }
@@ -333,6 +346,16 @@ fn answer(results: Vec<Verdict>) -> Response {
         true => (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, HeaderValue::from(RETRY_S))], body).into_response(),
         false => body.into_response(),
     }
+}
+
+/// Makes an answer one that says which limit was reached and when to try again.
+fn slow_down(mut response: Response, over: &TooFast) -> Response {
+    *response.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(over.retry_s()));
+    if let Ok(value) = HeaderValue::from_str(&over.to_string()) {
+        response.headers_mut().insert(DETAIL, value);
+    }
+    response
 }
 
 /// A refusal of the whole request: the API's answer with empty ids, and the detail in a header.
