@@ -191,25 +191,33 @@ pub fn private_folder(path: &Path) -> Result<(), Fatal> {
 
 /// Takes the state folder for one program of this name; it is free again when the file is dropped.
 pub fn lock_folder(path: &Path, name: &str) -> Result<File, Fatal> {
-    lock_file(path, name, File::try_lock)
+    lock_file(path, name, &format!("another {name}"), File::try_lock)
 }
 
-/// Takes the state folder together with others that do the same; [`lock_folder`] with this name keeps
-/// all of them out.
-pub fn share_folder(path: &Path, name: &str) -> Result<File, Fatal> {
-    lock_file(path, name, File::try_lock_shared)
+/// Takes a file of the state folder to use it together with others that do the same.
+pub fn share_file(path: &Path, name: &str) -> Result<File, Fatal> {
+    lock_file(path, name, "a program that replaces files", File::try_lock_shared)
 }
 
-fn lock_file(path: &Path, name: &str, lock: fn(&File) -> Result<(), TryLockError>) -> Result<File, Fatal> {
+/// Takes a file of the state folder to replace it, which nobody may be using.
+pub fn replace_file(path: &Path, name: &str) -> Result<File, Fatal> {
+    lock_file(path, name, "another program", File::try_lock)
+}
+
+fn lock_file(
+    path: &Path,
+    name: &str,
+    holder: &str,
+    lock: fn(&File) -> Result<(), TryLockError>,
+) -> Result<File, Fatal> {
     let path = path.join(format!("{name}.lock"));
     let cannot = |error: std::io::Error| Fatal::new(Exit::IoErr, format!("{} cannot be made: {error}", path.display()));
     let file = File::create(&path).map_err(cannot)?;
     match lock(&file) {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Fatal::new(
-            Exit::Unavailable,
-            format!("another program uses this state folder: {} is locked", path.display()),
-        )),
+        Err(TryLockError::WouldBlock) => {
+            Err(Fatal::new(Exit::Unavailable, format!("{holder} uses this state folder: {} is locked", path.display())))
+        }
         Err(TryLockError::Error(error)) => Err(cannot(error)),
     }
 }

@@ -42,7 +42,8 @@ fn certificate(folder: &Path, days: Option<&str>) -> String {
         None => {
             openssl(folder, &[&request[..], &named, &["request.pem"]].concat());
             let authority = "[ca]\ndefault_ca = d\n[d]\ndatabase = issued\nnew_certs_dir = .\nrand_serial = yes\n\
-                             default_md = sha256\npolicy = p\n[p]\ncommonName = supplied\n";
+                             default_md = sha256\npolicy = p\nx509_extensions = e\n[e]\nbasicConstraints = CA:FALSE\n[p]\n\
+                             commonName = supplied\n";
             std::fs::write(folder.join("ca.conf"), authority).expect("the folder is ours");
             std::fs::write(folder.join("issued"), "").expect("the folder is ours");
             let times = ["-startdate", "20200101000000Z", "-enddate", "20200201000000Z"];

@@ -191,7 +191,7 @@ fn serve(config: ServerConfig) -> Result<(), Fatal> {
     daemon::raise_file_limit();
     daemon::private_folder(&config.state_folder)?;
     let _mine = daemon::lock_folder(&config.state_folder, "bellwire-server")?;
-    let _store = daemon::share_folder(&config.state_folder, "server.db")?;
+    let _store = daemon::share_file(&config.state_folder, "server.db")?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Fatal::of(Exit::Software))?;
     let listeners = Listeners::bind(&config)?;
@@ -204,7 +204,7 @@ fn serve(config: ServerConfig) -> Result<(), Fatal> {
 fn administer(config: &ServerConfig, work: impl AsyncFnOnce(&Store) -> Result<(), Fatal>) -> Result<(), Fatal> {
     daemon::private_folder(&config.state_folder)?;
     // Beside a running server, but not while its database is replaced.
-    let _store = daemon::share_folder(&config.state_folder, "server.db")?;
+    let _store = daemon::share_file(&config.state_folder, "server.db")?;
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(Fatal::of(Exit::Software))?;
     runtime.block_on(async {
         let store = Store::open(&config.database(), config.limits).map_err(database)?;

@@ -47,7 +47,7 @@ pub fn backup(config: &ServerConfig, file: &Path, force: bool, quiet: bool) -> R
     if file.exists() && !force {
         return Err(Fatal::new(Exit::Failure, format!("{} is there already; --force replaces it", file.display())));
     }
-    let _store = daemon::share_folder(&config.state_folder, "server.db")?;
+    let _store = daemon::share_file(&config.state_folder, "server.db")?;
     let source = db::open_reader(&database).map_err(unusable)?;
     let bytes = sql::used_bytes(&source).map_err(|error| unusable(error.into()))?;
     let (path, partial) = begin_partial(&file)?;
@@ -66,7 +66,7 @@ pub fn restore(config: &ServerConfig, file: &Path, quiet: bool) -> Result<Restor
     let (database, file) = (config.database(), absolute(file)?);
     daemon::private_folder(&config.state_folder)?;
     let _server = daemon::lock_folder(&config.state_folder, "bellwire-server")?;
-    let _store = daemon::lock_folder(&config.state_folder, "server.db")?;
+    let _store = daemon::replace_file(&config.state_folder, "server.db")?;
     let copy = with_suffix(&database, ".restoring");
     let placed = copy_in(&file, &copy, quiet).and_then(|()| put_in_place(&file, &copy, &database));
     if placed.is_err() {
