@@ -176,6 +176,8 @@ struct Done {
 enum Job {
     Read(Work),
     Write(Work),
+    /// A read that comes after the writes before it.
+    Look(Work),
 }
 
 /// The thread that owns a connection. Clones share it; it ends when the last clone is gone and
@@ -220,6 +222,15 @@ impl Worker {
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     {
         self.run(Job::Read, query).await?.await.unwrap_or(Err(DbError::Stopped))
+    }
+
+    /// Reads from the database what was queued to be written before, if that could be written.
+    pub async fn read_behind<T, F>(&self, query: F) -> Result<T, DbError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    {
+        self.run(Job::Look, query).await?.await.unwrap_or(Err(DbError::Stopped))
     }
 
     async fn run<T, F>(&self, kind: fn(Work) -> Job, work: F) -> Result<oneshot::Receiver<Result<T, DbError>>, DbError>
@@ -279,16 +290,18 @@ fn work(connection: &Connection, mut queue: mpsc::Receiver<Job>) {
                 Err(_) => break,
             }
         }
-        let mut writes = Vec::new();
+        let (mut writes, mut looks) = (Vec::new(), Vec::new());
         for job in batch {
             match job {
                 Job::Read(work) => answer(work, connection),
                 Job::Write(work) => writes.push(work),
+                Job::Look(work) => looks.push(work),
             }
         }
         if !writes.is_empty() {
             report(&serve(connection, writes), &mut failing);
         }
+        looks.into_iter().for_each(|work| answer(work, connection));
     }
 }
 
@@ -424,6 +437,17 @@ mod tests {
         assert_eq!(count(&worker).await, 0);
         write(3).await.unwrap();
         assert_eq!(count(&worker).await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_look_sees_what_was_to_be_written_before_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let worker = worker(folder.path());
+        for number in 1..100 {
+            worker.write_later(move |db| db.execute("INSERT INTO t VALUES (?1)", [number]).map(drop)).await.unwrap();
+            let look = worker.read_behind(|db| db.query_row("SELECT count(*) FROM t", [], |row| row.get::<_, i64>(0)));
+            assert_eq!(look.await.unwrap(), number);
+        }
     }
 
     #[test]

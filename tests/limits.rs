@@ -24,7 +24,7 @@ async fn a_device_over_its_rate_is_refused_and_another_is_not() {
     two.until_online().await;
     let (mut here, mut there) = (one.app("chat").await, two.app("chat").await);
     let both = json!([here.reg_id, there.reg_id]);
-    let single = |data: &str| request(here.reg_id.as_str(), "1", data);
+    let single = |data: &str| request(here.reg_id.as_str(), data, data);
 
     assert_eq!(codes(&post(&server, &app, &single("a"))), [1000]);
     assert_eq!(codes(&post(&server, &app, &single("b"))), [1000]);
@@ -35,10 +35,10 @@ async fn a_device_over_its_rate_is_refused_and_another_is_not() {
     let detail = refused.header("bellwire-detail").unwrap_or_default();
     assert!(detail.contains("[limits] device-messages-per-minute = 2"), "{detail}");
 
-    let mixed = post(&server, &app, &request(both.clone(), "1", "d"));
+    let mixed = post(&server, &app, &request(both.clone(), "d", "d"));
     assert_eq!((mixed.status, codes(&mixed)), (200, vec![3013, 1000]));
-    assert_eq!(codes(&post(&server, &app, &request(there.reg_id.as_str(), "1", "e"))), [1000]);
-    let refused = post(&server, &app, &request(both, "1", "f"));
+    assert_eq!(codes(&post(&server, &app, &request(there.reg_id.as_str(), "e", "e"))), [1000]);
+    let refused = post(&server, &app, &request(both, "f", "f"));
     assert_eq!((refused.status, codes(&refused)), (429, vec![3013; 2]));
     // What was refused is nowhere.
     assert_eq!(here.next_data(2).await, ["a", "b"]);

@@ -43,7 +43,8 @@ pub async fn run(server: Arc<Server>, mut stop: Stop) {
                     }
                 }
             }
-            Err(error) => error!("receipts could not be read: {error}"),
+            // The writer has said what is wrong; the next receipt tries again.
+            Err(error) => debug!("receipts could not be read: {error}"),
         }
         tokio::select! {
             () = server.receipts.notified() => {}

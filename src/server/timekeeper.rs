@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tracing::error;
+use tracing::debug;
 
 use super::Server;
 use crate::db::DbError;
@@ -15,7 +15,7 @@ use crate::world;
 /// How often the clock is read while something waits for its time.
 const TICK: Duration = Duration::from_secs(1);
 /// The pause after the store failed.
-const STORE_RETRY: Duration = Duration::from_secs(30);
+const STORE_RETRY: Duration = Duration::from_secs(5);
 
 /// Runs as long as the server.
 pub async fn run(server: Arc<Server>) {
@@ -25,7 +25,8 @@ pub async fn run(server: Arc<Server>) {
             // A message that comes says so.
             Ok(false) => server.accepted.notified().await,
             Err(error) => {
-                error!("what is due could not be done: {error}");
+                // The writer has said what is wrong.
+                debug!("what is due could not be done: {error}");
                 tokio::time::sleep(STORE_RETRY).await;
             }
         }

@@ -90,7 +90,7 @@ impl Store {
     /// The apps that have receipts to be told, of all that was noted before this was called: it takes
     /// its turn behind what is being written.
     pub async fn apps_with_receipts(&self) -> Result<Vec<AppId>, DbError> {
-        self.writer.write(apps).await
+        self.writer.read_behind(apps).await
     }
 
     /// The oldest receipts of the app, at most [`BATCH`]; `None` if there is none or nowhere to

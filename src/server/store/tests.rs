@@ -384,7 +384,8 @@ fn devices_are_forgotten_in_steps_and_one_that_comes_back_meanwhile_hears_of_it(
     sql::add_app(&db, &app("chat"), b"hash", UnixMillis(1)).unwrap();
     sql::register(&db, many, &app("chat"), 10, UnixMillis(1)).unwrap();
     for seq in 0..step + 5 {
-        db.execute(sql::INSERT, (seq, many.as_bytes(), "chat", 9, "{}")).unwrap();
+        let (id, none) = (world::message_id(), None::<String>);
+        db.execute(sql::INSERT, (seq, many.as_bytes(), "chat", 9, "{}", id.as_bytes(), none, [], 0)).unwrap();
     }
     for _ in 0..step {
         enrol(world::device_id(), 2);
