@@ -93,6 +93,8 @@ pub enum GatewayAction {
     },
     /// The device has these: delete them.
     Acked(Vec<Seq>),
+    /// So long the device took to acknowledge each of some pushes: count it.
+    Answered(Vec<Duration>),
     /// These expired before they could be sent: delete them.
     Expired(Vec<Seq>),
     /// Register the app, answer with `registered`.
@@ -134,6 +136,7 @@ struct Unacked {
     /// `None` for a push that is not in the store.
     seq: Option<Seq>,
     id: MessageId,
+    sent: Moment,
 }
 
 /// A proven device's session.
@@ -327,12 +330,13 @@ impl Session {
     }
 
     fn acked(&mut self, now: Moment, ids: &[MessageId]) {
-        let mut seqs = Vec::new();
+        let (mut seqs, mut waits) = (Vec::new(), Vec::new());
         let oldest = self.unacked.front().map(|unacked| unacked.id);
         self.unacked.retain(|unacked| {
             let done = ids.contains(&unacked.id);
             if done {
                 seqs.extend(unacked.seq);
+                waits.push(now.since(unacked.sent));
             }
             !done
         });
@@ -342,6 +346,9 @@ impl Session {
         if !seqs.is_empty() {
             self.actions.push_back(GatewayAction::Acked(seqs));
         }
+        if !waits.is_empty() {
+            self.actions.push_back(GatewayAction::Answered(waits));
+        }
         if self.unacked.front().map(|unacked| unacked.id) != oldest {
             self.watch_acks(now);
         }
@@ -350,7 +357,7 @@ impl Session {
 
     fn push(&mut self, now: Moment, seq: Option<Seq>, dropped: u32, push: Push) {
         self.sent += 1;
-        self.unacked.push_back(Unacked { seq, id: push.id });
+        self.unacked.push_back(Unacked { seq, id: push.id, sent: now });
         self.send(ToDevice::Push(Box::new(Delivery { n: self.sent, dropped, push })));
         if self.unacked.len() == 1 {
             self.watch_acks(now);

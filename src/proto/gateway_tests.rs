@@ -38,8 +38,10 @@ fn hello(resume: Vec<MessageId>) -> Hello {
     }
 }
 
+/// What is to be done; what is only to be counted has a test of its own.
 fn actions(session: &mut Session) -> Vec<GatewayAction> {
-    std::iter::from_fn(|| session.poll_action()).collect()
+    let counted = |action: &GatewayAction| matches!(action, GatewayAction::Answered(_));
+    std::iter::from_fn(|| session.poll_action()).filter(|action| !counted(action)).collect()
 }
 
 fn resumed(resume: Vec<MessageId>) -> Session {
@@ -206,6 +208,22 @@ fn an_acknowledged_offer_leaves_nothing_to_delete() {
     actions(&mut session);
     session.handle_frame(START, ack(1..=1));
     assert_eq!(actions(&mut session), []);
+}
+
+#[test]
+fn it_is_told_how_long_each_push_went_without_an_ack() {
+    let mut session = session();
+    session.handle_backlog(START, WALL, rows(1..=1), true);
+    assert!(session.offer(later(2), push(9)));
+    actions(&mut session);
+    session.handle_frame(later(5), ack(1..=9));
+    let answered = std::iter::from_fn(|| session.poll_action()).filter_map(|action| match action {
+        GatewayAction::Answered(waits) => Some(waits),
+        _ => None,
+    });
+    assert_eq!(Vec::from_iter(answered), [[Duration::from_secs(5), Duration::from_secs(3)]]);
+    session.handle_frame(later(6), ack(1..=9));
+    assert_eq!(session.poll_action(), None, "an ack that is repeated counts once");
 }
 
 #[test]

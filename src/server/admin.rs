@@ -7,10 +7,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use clap::{Parser, Subcommand};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 
 use crate::daemon::{self, Exit, Fatal, Stop};
 use crate::db::DbError;
@@ -18,11 +17,9 @@ use crate::proto::{AppId, UnixMillis};
 use crate::world;
 
 use super::config::ServerConfig;
+use super::manage::{self, AppSecret, Credentials, Refused, Removed, TokenName};
 use super::store::Store;
-use super::{Listeners, run};
-
-/// The shortest secret that an operator may choose, in characters.
-const SECRET_MIN: usize = 16;
+use super::{Listeners, api, run};
 
 /// The push server: takes notifications from application servers and gets them to devices.
 #[derive(Debug, Parser)]
@@ -33,7 +30,7 @@ const SECRET_MIN: usize = 16;
 Without a command it serves until SIGTERM. Exit status: 0 done, 1 the answer is no, 64 wrong usage,
 65 wrong input, 69 address in use, 74 the store or a file cannot be used, 78 wrong configuration.
 
-See also bellwire-server.toml(5), bellwire-tizen(7), bellwire-protocol(7)."
+See also bellwire-server.toml(5), bellwire-server-api(7), bellwire-tizen(7), bellwire-protocol(7)."
 )]
 pub struct Args {
     /// Configuration file [default: /etc/bellwire/server.toml, if there is one]
@@ -58,6 +55,11 @@ enum Command {
     /// The keys that seal regIds
     #[command(subcommand)]
     Key(KeyCommand),
+    /// The tokens of the admin API and the metrics
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Print the OpenAPI document of the HTTP API
+    Openapi,
     /// Print completions for a shell
     Completions {
         /// bash, zsh, fish, elvish or powershell
@@ -99,6 +101,22 @@ enum AppCommand {
 }
 
 #[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Make a token and print it
+    Add {
+        /// Its name, for list and remove [default: 8 random hex digits]
+        name: Option<TokenName>,
+    },
+    /// List the tokens by name
+    List,
+    /// Remove a token; it is refused from now on
+    Remove {
+        /// Its name
+        name: TokenName,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum KeyCommand {
     /// List the keys
     List,
@@ -121,6 +139,10 @@ fn dispatch(args: Args) -> Result<(), Fatal> {
             return Ok(());
         }
         Some(Command::Man { folder }) => return daemon::write_manual::<Args>(&folder),
+        Some(Command::Openapi) => {
+            daemon::say(&api::document_text());
+            return Ok(());
+        }
         _ => {}
     }
     let config = ServerConfig::load(args.config.as_deref()).map_err(Fatal::of(Exit::Config))?;
@@ -129,8 +151,9 @@ fn dispatch(args: Args) -> Result<(), Fatal> {
         Some(Command::Check) => check(&config, args.json),
         Some(Command::App(command)) => administer(&config, async |store| app(store, command, args.json).await),
         Some(Command::Key(command)) => administer(&config, async |store| key(store, command, args.json).await),
+        Some(Command::Token(command)) => administer(&config, async |store| token(store, command, args.json).await),
         // Handled above, where no configuration is needed.
-        Some(Command::Completions { .. } | Command::Man { .. }) => Ok(()),
+        Some(Command::Completions { .. } | Command::Man { .. } | Command::Openapi) => Ok(()),
     }
 }
 
@@ -161,7 +184,7 @@ fn database(error: DbError) -> Fatal {
 }
 
 fn check(config: &ServerConfig, json: bool) -> Result<(), Fatal> {
-    for files in [&config.api.tls, &config.gateway.tls].into_iter().flatten() {
+    for files in [&config.api.tls, &config.gateway.tls, &config.admin.tls].into_iter().flatten() {
         crate::tls::server(files).map_err(Fatal::of(Exit::Config))?;
     }
     crate::tls::client(config.regions_ca.as_deref()).map_err(Fatal::of(Exit::Config))?;
@@ -169,13 +192,15 @@ fn check(config: &ServerConfig, json: bool) -> Result<(), Fatal> {
     print(
         json,
         &json!({ "region": config.region, "api": config.api.listen, "gateway": config.gateway.listen,
+                         "admin": config.admin.listen,
                          "state_folder": config.state_folder, "regions": regions }),
         || {
             format!(
-                "region {}, API on {}, gateway on {}, state in {}, other regions: {}",
+                "region {}, API on {}, gateway on {}, admin API on {}, state in {}, other regions: {}",
                 config.region,
                 config.api.listen,
                 config.gateway.listen,
+                config.admin.listen.unwrap_or(config.api.listen),
                 config.state_folder.display(),
                 if regions.is_empty() { "none".to_owned() } else { regions.join(", ") }
             )
@@ -187,42 +212,18 @@ fn check(config: &ServerConfig, json: bool) -> Result<(), Fatal> {
 async fn app(store: &Store, command: AppCommand, json: bool) -> Result<(), Fatal> {
     match command {
         AppCommand::Add { id, secret_file } => {
-            let id = id.map_or_else(random_app_id, Ok)?;
-            let secret = choose_secret(secret_file.as_deref())?;
-            if !store.add_app(id.clone(), &secret).await.map_err(database)? {
-                return Err(Fatal::new(Exit::Failure, format!("there is an app {id} already; see `app list`")));
-            }
-            print_credentials(json, &id, &secret);
+            let secret = secret_file.as_deref().map(read_secret).transpose()?;
+            print_credentials(json, &manage::add_app(store, id, secret).await?);
         }
         AppCommand::Rotate { id, secret_file } => {
-            let secret = choose_secret(secret_file.as_deref())?;
-            if !store.set_app_secret(id.clone(), &secret).await.map_err(database)? {
-                return Err(no_such_app(&id));
-            }
-            print_credentials(json, &id, &secret);
+            let secret = secret_file.as_deref().map(read_secret).transpose()?;
+            print_credentials(json, &manage::rotate_app(store, id, secret).await?);
         }
-        AppCommand::Remove { id } => {
-            if !store.remove_app(id.clone()).await.map_err(database)? {
-                return Err(no_such_app(&id));
-            }
-            print(json, &json!({ "removed": id }), || format!("removed {id}"));
-        }
+        AppCommand::Remove { id } => print_removed(json, &manage::remove_app(store, id).await?.0),
         AppCommand::List => {
-            let apps = store.list_apps().await.map_err(database)?;
-            let rows: Vec<Value> = apps
-                .iter()
-                .map(
-                    |row| json!({ "appID": row.app, "registrations": row.registrations, "created_ms": row.created_ms }),
-                )
-                .collect();
-            print(json, &json!({ "apps": rows }), || match apps.is_empty() {
-                true => "no apps; add one with `bellwire-server app add`".to_owned(),
-                false => apps
-                    .iter()
-                    .map(|row| format!("{:<36} {:>9} registrations", row.app, row.registrations))
-                    .collect::<Vec<_>>()
-                    .join("\n"),
-            });
+            let all = manage::apps(store).await?;
+            let line = |app: &manage::App| format!("{:<36} {:>9} registrations", app.app_id, app.registrations);
+            print(json, &all, || list(&all.apps, line, "no apps; add one with `bellwire-server app add`"));
         }
     }
     Ok(())
@@ -231,63 +232,84 @@ async fn app(store: &Store, command: AppCommand, json: bool) -> Result<(), Fatal
 async fn key(store: &Store, command: KeyCommand, json: bool) -> Result<(), Fatal> {
     match command {
         KeyCommand::Rotate => {
-            let number = store.rotate_key().await.map_err(database)?;
-            print(json, &json!({ "number": number }), || format!("key {number} seals regIds from now on"));
+            let made = manage::rotate_key(store).await?;
+            print(json, &made, || format!("key {} seals regIds from now on", made.number));
         }
         KeyCommand::List => {
-            let keys = store.list_keys().await.map_err(database)?;
-            let rows: Vec<Value> = keys
-                .iter()
-                .enumerate()
-                .map(|(place, row)| json!({ "number": row.number, "created_ms": row.created_ms, "in_use": place == 0 }))
-                .collect();
-            print(json, &json!({ "keys": rows }), || {
-                let line = |(place, number, made): (usize, i64, UnixMillis)| {
-                    let role = if place == 0 { "seals and opens" } else { "opens" };
-                    format!("key {number:<4} {role:<16} made {} days ago", (world::now().0 - made.0) / 86_400_000)
-                };
-                let lines: Vec<String> =
-                    keys.iter().enumerate().map(|(place, row)| line((place, row.number, row.created_ms))).collect();
-                lines.join("\n")
-            });
+            let all = manage::keys(store).await?;
+            let line = |key: &manage::Key| {
+                let role = if key.in_use { "seals and opens" } else { "opens" };
+                format!("key {:<4} {role:<16} {}", key.number, made(key.created_ms))
+            };
+            print(json, &all, || list(&all.keys, line, "no keys"));
         }
     }
     Ok(())
 }
 
-fn no_such_app(id: &AppId) -> Fatal {
-    Fatal::new(Exit::Failure, format!("there is no app {id}; see `app list`"))
+async fn token(store: &Store, command: TokenCommand, json: bool) -> Result<(), Fatal> {
+    match command {
+        TokenCommand::Add { name } => {
+            let made = manage::add_token(store, name).await?;
+            print(json, &made, || {
+                format!("name:  {}\ntoken: {}\n(the token is not shown again)", made.name.as_str(), made.token)
+            });
+        }
+        TokenCommand::Remove { name } => print_removed(json, &manage::remove_token(store, name).await?),
+        TokenCommand::List => {
+            let all = manage::tokens(store).await?;
+            let line = |token: &manage::Token| format!("{:<36} {}", token.name.as_str(), made(token.created_ms));
+            print(json, &all, || list(&all.tokens, line, "no tokens; add one with `bellwire-server token add`"));
+        }
+    }
+    Ok(())
 }
 
-fn print_credentials(json: bool, id: &AppId, secret: &str) {
-    print(json, &json!({ "appID": id, "appSecret": secret }), || {
-        format!("appID:     {id}\nappSecret: {secret}\n(the secret is not shown again)")
+impl From<Refused> for Fatal {
+    fn from(refused: Refused) -> Self {
+        let exit = match refused {
+            Refused::Missing(_) | Refused::Conflict(_) => Exit::Failure,
+            Refused::Store(_) => Exit::IoErr,
+        };
+        Self::new(exit, refused)
+    }
+}
+
+fn made(at: UnixMillis) -> String {
+    format!("made {} days ago", (world::now().0 - at.0) / 86_400_000)
+}
+
+fn list<T>(rows: &[T], line: impl FnMut(&T) -> String, none: &str) -> String {
+    match rows {
+        [] => none.to_owned(),
+        rows => rows.iter().map(line).collect::<Vec<_>>().join("\n"),
+    }
+}
+
+fn print_credentials(json: bool, made: &Credentials) {
+    print(json, made, || {
+        format!("appID:     {}\nappSecret: {}\n(the secret is not shown again)", made.app_id, made.app_secret)
     });
 }
 
-fn print(json: bool, value: &Value, text: impl FnOnce() -> String) {
-    daemon::say(&if json { value.to_string() } else { text() });
+fn print_removed(json: bool, gone: &Removed) {
+    print(json, gone, || format!("removed {}", gone.removed));
 }
 
-fn random_app_id() -> Result<AppId, Fatal> {
-    hex::encode(world::random_bytes::<8>()).parse().map_err(Fatal::of(Exit::Software))
+fn print(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) {
+    // Invariant: every result has texts as keys, which is what JSON needs.
+    let shown = if json { serde_json::to_string(value).expect("a result is JSON") } else { text() };
+    daemon::say(&shown);
 }
 
-/// The operator's secret, or one of 160 random bits in the form that Tizen's have.
-fn choose_secret(file: Option<&Path>) -> Result<String, Fatal> {
-    let Some(file) = file else { return Ok(STANDARD.encode(world::random_bytes::<20>())) };
+/// The secret that an operator has chosen.
+fn read_secret(file: &Path) -> Result<AppSecret, Fatal> {
     let mut text = String::new();
     let read = match file == Path::new("-") {
         true => std::io::stdin().read_to_string(&mut text).map(|_| text),
         false => std::fs::read_to_string(file),
     };
     let text = read.map_err(|error| Fatal::new(Exit::IoErr, format!("{}: {error}", file.display())))?;
-    let secret = text.trim();
-    if secret.len() < SECRET_MIN || !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(Fatal::new(
-            Exit::DataErr,
-            format!("{}: a secret has at least {SECRET_MIN} printable ASCII characters without spaces", file.display()),
-        ));
-    }
-    Ok(secret.to_owned())
+    let wrong = |error| Fatal::new(Exit::DataErr, format!("{}: {error}", file.display()));
+    text.trim().to_owned().try_into().map_err(wrong)
 }

@@ -128,6 +128,8 @@ impl World {
                     self.at(time, Event::Read { link, rows, complete });
                 }
                 GatewayAction::Acked(seqs) | GatewayAction::Expired(seqs) => self.change(link, Change::Delete(seqs)),
+                // Nobody counts here.
+                GatewayAction::Answered(_) => {}
                 GatewayAction::Register { req, app } => self.change(link, Change::Register(req, app)),
                 GatewayAction::Deregister { req, app } => self.change(link, Change::Deregister(req, app)),
                 GatewayAction::Outcomes(list) => self.change(link, Change::Note(list)),

@@ -4,10 +4,13 @@
 //! reads them with [`Store::backlog`] and [`Store::remove`] removes them. SQL stays in `sql`.
 
 pub(crate) mod sql;
+pub mod tokens;
+pub mod vitals;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Instant;
 
 use ring::digest;
 use rusqlite::Connection;
@@ -20,6 +23,7 @@ use crate::world;
 
 use super::config::Limits;
 use super::regid::{KeyRing, Opened, SealKey};
+use vitals::Vitals;
 
 /// Threads that read beside the writer.
 const READERS: usize = 2;
@@ -113,6 +117,9 @@ pub struct KeyRow {
 pub struct Store {
     writer: Worker,
     readers: Arc<[Worker]>,
+    /// Reads what operators ask for, which may take long: no device waits for it.
+    observer: Worker,
+    vitals: Arc<Vitals>,
     turn: Arc<AtomicI64>,
     limits: Limits,
     last_seq: Arc<AtomicI64>,
@@ -131,9 +138,14 @@ impl Store {
         let readers = (0..READERS)
             .map(|number| start(&format!("store-reader-{number}"), db::open_reader(path)?))
             .collect::<Result<_, _>>()?;
+        let vitals = Arc::new(Vitals::new());
+        let noting = Arc::clone(&vitals);
+        let writer = Worker::start_watched("store-writer", connection, move |commit| noting.note(commit));
         Ok(Self {
-            writer: start("store-writer", connection)?,
+            writer: writer.map_err(|error| DbError::Failed(error.to_string()))?,
             readers,
+            observer: start("store-observer", db::open_reader(path)?)?,
+            vitals,
             turn: Arc::default(),
             limits,
             last_seq: Arc::new(AtomicI64::new(last_seq)),
@@ -155,7 +167,7 @@ impl Store {
 
     /// The sealing keys, newest first.
     pub async fn list_keys(&self) -> Result<Vec<KeyRow>, DbError> {
-        self.reader().read(sql::list_keys).await
+        self.observer.read(sql::list_keys).await
     }
 
     /// Adds an app; `false` if there is one of that id.
@@ -170,14 +182,15 @@ impl Store {
         self.writer.write(move |db| sql::set_app_secret(db, &app, &hash)).await
     }
 
-    /// Removes an app and what waits for it, and ends its registrations; `false` if there is none.
-    pub async fn remove_app(&self, app: AppId) -> Result<bool, DbError> {
+    /// Removes an app and what waits for it, and ends its registrations; returns the devices that
+    /// had one, or `None` if there is no such app.
+    pub async fn remove_app(&self, app: AppId) -> Result<Option<Vec<DeviceId>>, DbError> {
         self.writer.write(move |db| sql::remove_app(db, &app, world::now())).await
     }
 
     /// The apps, by id.
     pub async fn list_apps(&self) -> Result<Vec<AppRow>, DbError> {
-        self.reader().read(sql::list_apps).await
+        self.observer.read(sql::list_apps).await
     }
 
     /// Checks an app's credentials.
@@ -243,18 +256,26 @@ impl Store {
     pub async fn accept(&self, incoming: Vec<Incoming>) -> Result<Vec<Accepted>, DbError> {
         let (last_seq, next_sweep) = (Arc::clone(&self.last_seq), Arc::clone(&self.next_sweep));
         let waiting = self.limits.waiting_per_registration;
-        self.writer
+        let (begun, count) = (Instant::now(), incoming.len());
+        let (fates, expired) = self
+            .writer
             .write(move |db| {
-                sweep_if_due(db, &next_sweep)?;
-                incoming
+                let expired = sweep_if_due(db, &next_sweep)?;
+                let fates: Vec<_> = incoming
                     .into_iter()
                     .map(|incoming| {
                         let seq = Seq(last_seq.fetch_add(1, Ordering::Relaxed) + 1);
                         sql::accept(db, seq, &incoming, waiting)
                     })
-                    .collect()
+                    .collect::<Result<_, _>>()?;
+                Ok((fates, expired))
             })
-            .await
+            .await?;
+        // Counted after the commit: what is undone did not happen.
+        self.vitals.expired.add(expired + fates.iter().map(|(_, room)| room.expired).sum::<usize>());
+        self.vitals.dropped.add(fates.iter().map(|(_, room)| room.dropped).sum());
+        self.vitals.stored.observe_each(begun.elapsed(), count);
+        Ok(fates.into_iter().map(|(fate, _)| fate).collect())
     }
 
     /// At most `limit` messages that wait for the device after `after`, in order, and whether
@@ -266,13 +287,40 @@ impl Store {
     /// Removes messages that expired before they could be sent. Not waited for: if it is lost, they
     /// are found to be expired again.
     pub async fn expire(&self, seqs: Vec<Seq>) -> Result<(), DbError> {
+        self.vitals.expired.add(seqs.len());
         self.writer.write_later(move |db| sql::expire(db, &seqs)).await
     }
 
     /// Removes messages that the device has. Not waited for: if it is lost, the device is sent them
     /// again and knows them.
     pub async fn remove(&self, seqs: Vec<Seq>) -> Result<(), DbError> {
+        self.vitals.acknowledged.add(seqs.len());
         self.writer.write_later(move |db| sql::remove(db, &seqs)).await
+    }
+
+    /// The app of this id, if there is one.
+    pub async fn app(&self, app: AppId) -> Result<Option<AppRow>, DbError> {
+        self.observer.read(move |db| sql::app(db, &app)).await
+    }
+
+    /// How many messages wait. Counts them: a million take a tenth of a second of the observer.
+    pub async fn waiting(&self) -> Result<i64, DbError> {
+        self.observer.read(sql::waiting).await
+    }
+
+    /// The size of the database, in bytes, without what its log has yet to bring into it.
+    pub async fn bytes(&self) -> Result<i64, DbError> {
+        self.observer.read(sql::bytes).await
+    }
+
+    /// Writes a row that means nothing; returns when it is on disk.
+    pub async fn try_write(&self) -> Result<(), DbError> {
+        self.writer.write(|db| sql::try_write(db, world::now())).await
+    }
+
+    /// What the store says of itself.
+    pub fn vitals(&self) -> &Vitals {
+        &self.vitals
     }
 
     fn reader(&self) -> &Worker {
@@ -281,16 +329,18 @@ impl Store {
     }
 }
 
-fn sweep_if_due(db: &Connection, next_sweep: &AtomicI64) -> rusqlite::Result<()> {
+/// Returns how many messages it removed.
+fn sweep_if_due(db: &Connection, next_sweep: &AtomicI64) -> rusqlite::Result<usize> {
     let now = world::now();
     let wait = next_sweep.load(Ordering::Relaxed) - now.0;
     // A longer wait than any that is set means that the clock was set back.
     if (1..=SWEEP_EVERY_MS).contains(&wait) {
-        return Ok(());
+        return Ok(0);
     }
-    let pause = if sql::sweep(db, now)? { SWEEP_EVERY_MS } else { SWEEP_AGAIN_MS };
+    let removed = sql::sweep(db, now)?;
+    let pause = if removed < sql::SWEEP { SWEEP_EVERY_MS } else { SWEEP_AGAIN_MS };
     next_sweep.store(now.0 + pause, Ordering::Relaxed);
-    Ok(())
+    Ok(removed)
 }
 
 fn hash(secret: &[u8]) -> [u8; 32] {

@@ -8,7 +8,9 @@ use crate::proto::gateway::{Queued, Seq};
 use crate::proto::{AppId, DeviceId, Push, UnixMillis};
 use crate::world;
 
+use super::tokens::{TokenAdded, TokenRow};
 use super::{Accepted, AppRow, Incoming, KeyRow, Opened, Registered};
+use crate::server::manage::{TokenName, TokenNameError};
 
 /// The schema, step by step. A published step is never changed.
 pub const MIGRATIONS: &[&str] = &["
@@ -51,6 +53,18 @@ pub const MIGRATIONS: &[&str] = &["
     ) STRICT;
     CREATE INDEX messages_by_device ON messages (device, seq, app);
     CREATE INDEX messages_by_expiry ON messages (expires_ms);
+", "
+    -- Of operators' programs.
+    CREATE TABLE tokens (
+        name       TEXT PRIMARY KEY,
+        hash       BLOB NOT NULL,
+        created_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    -- What is written to see whether anything can be.
+    CREATE TABLE trial (
+        id    INTEGER PRIMARY KEY CHECK (id = 1),
+        at_ms INTEGER NOT NULL
+    ) STRICT;
 "];
 
 /// Most expired messages that one sweep removes.
@@ -122,18 +136,20 @@ pub fn set_app_secret(db: &Connection, app: &AppId, hash: &[u8]) -> Result<bool>
     Ok(db.execute("UPDATE apps SET secret_hash = ?2 WHERE app = ?1", params![app.as_str(), hash])? > 0)
 }
 
-pub fn remove_app(db: &Connection, app: &AppId, now: UnixMillis) -> Result<bool> {
+pub fn remove_app(db: &Connection, app: &AppId, now: UnixMillis) -> Result<Option<Vec<DeviceId>>> {
     // By device, because that is how messages are indexed.
     db.execute(
         "DELETE FROM messages WHERE app = ?1
          AND device IN (SELECT device FROM registrations WHERE app = ?1 AND state = 'active')",
         [app.as_str()],
     )?;
-    db.execute(
-        "UPDATE registrations SET state = 'revoked', changed_ms = ?2 WHERE app = ?1 AND state = 'active'",
-        params![app.as_str(), now.0],
+    let mut revoke = db.prepare(
+        "UPDATE registrations SET state = 'revoked', changed_ms = ?2 WHERE app = ?1 AND state = 'active'
+         RETURNING device",
     )?;
-    Ok(db.execute("DELETE FROM apps WHERE app = ?1", [app.as_str()])? > 0)
+    let devices = revoke.query_map(params![app.as_str(), now.0], device_in)?.collect::<Result<_>>()?;
+    let removed = db.execute("DELETE FROM apps WHERE app = ?1", [app.as_str()])? > 0;
+    Ok(removed.then_some(devices))
 }
 
 pub fn list_apps(db: &Connection) -> Result<Vec<AppRow>> {
@@ -141,10 +157,74 @@ pub fn list_apps(db: &Connection) -> Result<Vec<AppRow>> {
         "SELECT app, created_ms, (SELECT count(*) FROM registrations r WHERE r.app = apps.app AND r.state = 'active')
          FROM apps ORDER BY app",
     )?;
+    statement.query_map([], app_row)?.collect()
+}
+
+pub fn app(db: &Connection, app: &AppId) -> Result<Option<AppRow>> {
+    let mut statement = db.prepare(
+        "SELECT app, created_ms, (SELECT count(*) FROM registrations r WHERE r.app = apps.app AND r.state = 'active')
+         FROM apps WHERE app = ?1",
+    )?;
+    statement.query_row([app.as_str()], app_row).optional()
+}
+
+fn app_row(row: &Row<'_>) -> Result<AppRow> {
+    Ok(AppRow { app: app_in(row, 0)?, created_ms: UnixMillis(row.get(1)?), registrations: row.get(2)? })
+}
+
+pub fn add_token(
+    db: &Connection,
+    name: &TokenName,
+    hash: &[u8],
+    most: usize,
+    now: UnixMillis,
+) -> Result<TokenAdded> {
+    let count: i64 = db.query_row("SELECT count(*) FROM tokens", [], |row| row.get(0))?;
+    if count >= i64::try_from(most).unwrap_or(i64::MAX) {
+        return Ok(TokenAdded::TooMany);
+    }
+    let added = db.execute(
+        "INSERT INTO tokens (name, hash, created_ms) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+        params![name.as_str(), hash, now.0],
+    )?;
+    Ok(if added > 0 { TokenAdded::Added } else { TokenAdded::Taken })
+}
+
+pub fn list_tokens(db: &Connection) -> Result<Vec<TokenRow>> {
+    let mut statement = db.prepare("SELECT name, created_ms FROM tokens ORDER BY name")?;
     let rows = statement.query_map([], |row| {
-        Ok(AppRow { app: app_in(row, 0)?, created_ms: UnixMillis(row.get(1)?), registrations: row.get(2)? })
+        let name: String = row.get(0)?;
+        let name = name.parse().map_err(|error: TokenNameError| {
+            rusqlite::Error::FromSqlConversionFailure(0, Type::Text, error.into())
+        })?;
+        Ok(TokenRow { name, created_ms: UnixMillis(row.get(1)?) })
     })?;
     rows.collect()
+}
+
+pub fn remove_token(db: &Connection, name: &TokenName) -> Result<bool> {
+    Ok(db.execute("DELETE FROM tokens WHERE name = ?1", [name.as_str()])? > 0)
+}
+
+pub fn token_hashes(db: &Connection) -> Result<Vec<Vec<u8>>> {
+    let mut statement = db.prepare_cached("SELECT hash FROM tokens")?;
+    statement.query_map([], |row| row.get(0))?.collect()
+}
+
+/// Messages that wait, by the smallest index.
+pub fn waiting(db: &Connection) -> Result<i64> {
+    db.prepare_cached("SELECT count(*) FROM messages")?.query_row([], |row| row.get(0))
+}
+
+pub fn bytes(db: &Connection) -> Result<i64> {
+    let one = |pragma: &str| db.query_row(pragma, [], |row| row.get::<_, i64>(0));
+    Ok(one("PRAGMA page_count")? * one("PRAGMA page_size")?)
+}
+
+pub fn try_write(db: &Connection, now: UnixMillis) -> Result<()> {
+    db.prepare_cached("INSERT INTO trial (id, at_ms) VALUES (1, ?1) ON CONFLICT (id) DO UPDATE SET at_ms = ?1")?
+        .execute([now.0])?;
+    Ok(())
 }
 
 pub fn app_secret(db: &Connection, app: &AppId) -> Result<Option<Vec<u8>>> {
@@ -229,10 +309,20 @@ pub fn is_registered(db: &Connection, to: &Opened, app: &AppId) -> Result<bool> 
     .query_row(params![to.device.as_bytes(), app.as_str(), generation], |row| row.get(0))
 }
 
-pub fn accept(db: &Connection, seq: Seq, incoming: &Incoming, waiting: u32) -> Result<Accepted> {
+/// Messages that made room for another one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// They waited.
+    pub dropped: usize,
+    /// They did not wait any more.
+    pub expired: usize,
+}
+
+/// What became of the message, and what had to go for it.
+pub fn accept(db: &Connection, seq: Seq, incoming: &Incoming, waiting: u32) -> Result<(Accepted, Room)> {
     let (to, push) = (&incoming.to, &incoming.push);
     if !is_registered(db, to, &push.app)? {
-        return Ok(Accepted::NotRegistered);
+        return Ok((Accepted::NotRegistered, Room::default()));
     }
     let body = serde_json::to_string(push).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
     db.prepare_cached(INSERT)?.execute(params![
@@ -242,29 +332,32 @@ pub fn accept(db: &Connection, seq: Seq, incoming: &Incoming, waiting: u32) -> R
         push.expires_ms.0,
         body
     ])?;
-    drop_oldest(db, to.device, &push.app, waiting)?;
-    Ok(Accepted::Stored)
+    Ok((Accepted::Stored, drop_oldest(db, to.device, &push.app, waiting)?))
 }
 
 /// Makes room in a registration's queue. The newest message then says how many went: it is the one
 /// that no session has read yet.
-fn drop_oldest(db: &Connection, device: DeviceId, app: &AppId, waiting: u32) -> Result<()> {
+fn drop_oldest(db: &Connection, device: DeviceId, app: &AppId, waiting: u32) -> Result<Room> {
     let key = params![device.as_bytes(), app.as_str()];
     let count: i64 = db
         .prepare_cached("SELECT count(*) FROM messages INDEXED BY messages_by_device WHERE device = ?1 AND app = ?2")?
         .query_row(key, |row| row.get(0))?;
     if count <= i64::from(waiting) {
-        return Ok(());
+        return Ok(Room::default());
     }
     // What has expired does not wait any more: it goes first, and is none that was dropped.
     let mut statement = db.prepare_cached(
         "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages INDEXED BY messages_by_device
                                             WHERE device = ?1 AND app = ?2 ORDER BY expires_ms > ?3, seq LIMIT ?4)
-         RETURNING dropped + (expires_ms > ?3)",
+         RETURNING dropped, expires_ms > ?3",
     )?;
     let too_many = params![device.as_bytes(), app.as_str(), world::now().0, count - i64::from(waiting)];
-    let dropped: Vec<i64> = statement.query_map(too_many, |row| row.get(0))?.collect::<Result<_>>()?;
-    add_dropped(db, device.as_bytes(), app.as_str(), dropped.iter().sum())
+    let gone: Vec<(i64, bool)> =
+        statement.query_map(too_many, |row| Ok((row.get(0)?, row.get(1)?)))?.collect::<Result<_>>()?;
+    let told = gone.iter().map(|(before, waited)| before + i64::from(*waited)).sum();
+    add_dropped(db, device.as_bytes(), app.as_str(), told)?;
+    let dropped = gone.iter().filter(|(_, waited)| *waited).count();
+    Ok(Room { dropped, expired: gone.len() - dropped })
 }
 
 /// Lets the newest message of a registration say that so many more went before it.
@@ -324,8 +417,8 @@ pub fn expire(db: &Connection, seqs: &[Seq]) -> Result<()> {
     Ok(())
 }
 
-/// Removes expired messages, [`SWEEP`] at the most; returns whether these were all.
-pub fn sweep(db: &Connection, now: UnixMillis) -> Result<bool> {
+/// Removes expired messages, [`SWEEP`] at the most; returns how many.
+pub fn sweep(db: &Connection, now: UnixMillis) -> Result<usize> {
     let mut statement = db.prepare_cached(
         "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages WHERE expires_ms <= ?1 LIMIT ?2)
          RETURNING device, app, dropped",
@@ -333,7 +426,7 @@ pub fn sweep(db: &Connection, now: UnixMillis) -> Result<bool> {
     let most = i64::try_from(SWEEP).unwrap_or(i64::MAX);
     let removed: Vec<Bearer> = statement.query_map(params![now.0, most], bearer)?.collect::<Result<_>>()?;
     removed.iter().try_for_each(|bearer| pass_on(db, bearer))?;
-    Ok(removed.len() < SWEEP)
+    Ok(removed.len())
 }
 
 /// A message that is gone, with the count of drops that it bore.
@@ -354,6 +447,11 @@ fn pass_on(db: &Connection, gone: &Bearer) -> Result<()> {
 
 fn push_in(body: &str) -> Result<Push> {
     serde_json::from_str(body).map_err(|error| rusqlite::Error::FromSqlConversionFailure(2, Type::Text, error.into()))
+}
+
+fn device_in(row: &Row<'_>) -> Result<DeviceId> {
+    DeviceId::from_slice(row.get_ref(0)?.as_blob()?)
+        .map_err(|error| rusqlite::Error::FromSqlConversionFailure(0, Type::Blob, error.into()))
 }
 
 fn app_in(row: &Row<'_>, column: usize) -> Result<AppId> {
