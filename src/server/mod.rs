@@ -149,7 +149,7 @@ pub async fn run(config: ServerConfig, listeners: Listeners, mut stop: Stop) -> 
         region = %server.config.region,
         api = %url("http", api_tls.is_some(), &listeners.api),
         gateway = %url("ws", gateway_tls.is_some(), &listeners.gateway),
-        admin = listeners.admin.as_ref().map(|listener| url("http", admin_tls.is_some(), listener)),
+        admin = listeners.admin.as_ref().map(|listener| display(url("http", admin_tls.is_some(), listener))),
         "ready"
     );
     let gateway = tokio::net::TcpListener::from_std(listeners.gateway).map_err(io)?;

@@ -315,7 +315,7 @@ impl Store {
 
     /// Writes a row that means nothing; returns when it is on disk.
     pub async fn try_write(&self) -> Result<(), DbError> {
-        self.writer.write(|db| sql::try_write(db, world::now())).await
+        self.writer.write(sql::try_write).await
     }
 
     /// What the store says of itself.
