@@ -93,6 +93,8 @@
 //! | when a device connects, pings, gives up | [`proto::device`], [`proto::backoff`] | the simulation of both halves in `proto/simulation.rs` |
 //! | what a session sends and when it ends | [`proto::gateway`] | the same |
 //! | a sender API | [`server::doors`]; a new one beside [`tizen`](server::doors::tizen) | it has no queue and no model of its own |
+//! | a path of the HTTP API | [`server::api`] | `#[utoipa::path]` documents it; `make test-api` judges it |
+//! | what is counted | [`server::metrics`] | no label that grows; `man/bellwire-server-api.7` has each |
 //! | what the server remembers | [`server::store`] | SQL stays in its `sql.rs`; a migration is only ever added |
 //! | what a device remembers | [`agent::store`] | the same |
 //! | what apps see | [`agent::bus`] and `dbus/*.xml` | the XML is the contract, `man/org.bellwire.Push.7` its explanation; `examples/app.*` call all of it |
@@ -102,7 +104,7 @@
 //! | who may be an app | [`agent::identity`], [`agent::installed`] | `tests/identity.rs` |
 //! | a configuration key | `config.rs` of the [`server`](server::config) or [`agent`](agent::config) | `examples/*.toml` and the page in `man/` are tested against it |
 //! | a command of the tool | [`cli`] | `--json`, exit codes in [`daemon::Exit`] |
-//! | administration | [`server::admin`] | |
+//! | administration | [`server::manage`] | [`server::admin`] and [`server::api::admin`] only parse and show |
 //!
 //! The pure rooms are the place to begin: [`proto::device`] and [`proto::gateway`] say all there is
 //! to say about a session, and nothing in them needs a socket to be tried.

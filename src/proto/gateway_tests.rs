@@ -217,11 +217,9 @@ fn it_is_told_how_long_each_push_went_without_an_ack() {
     assert!(session.offer(later(2), push(9)));
     actions(&mut session);
     session.handle_frame(later(5), ack(1..=9));
-    let answered = std::iter::from_fn(|| session.poll_action()).filter_map(|action| match action {
-        GatewayAction::Answered(waits) => Some(waits),
-        _ => None,
-    });
-    assert_eq!(Vec::from_iter(answered), [[Duration::from_secs(5), Duration::from_secs(3)]]);
+    let done: Vec<GatewayAction> = std::iter::from_fn(|| session.poll_action()).collect();
+    let waits = [Duration::from_secs(5), Duration::from_secs(3)].to_vec();
+    assert_eq!(done, [GatewayAction::Acked(vec![Seq(1)]), GatewayAction::Answered(waits)]);
     session.handle_frame(later(6), ack(1..=9));
     assert_eq!(session.poll_action(), None, "an ack that is repeated counts once");
 }

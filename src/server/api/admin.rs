@@ -16,6 +16,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -246,9 +247,10 @@ async fn read<T: DeserializeOwned + Default>(headers: &HeaderMap, body: Body) ->
     if !is_json(headers) {
         return Err(Problem::new(Kind::UnsupportedMediaType, "the body has to be application/json"));
     }
-    let wanted: Option<T> = serde_json::from_slice(&body)
-        .map_err(|error| Problem::new(Kind::BadRequest, format!("the body is not what is expected: {error}")))?;
-    Ok(wanted.unwrap_or_default())
+    let wrong = |error| Problem::new(Kind::BadRequest, format!("the body is not what is expected: {error}"));
+    // By way of an object: of itself serde would take a list of the members as well.
+    let object: Option<Map<String, Value>> = serde_json::from_slice(&body).map_err(wrong)?;
+    object.map_or_else(|| Ok(T::default()), |object| serde_json::from_value(Value::Object(object)).map_err(wrong))
 }
 
 fn unread(error: &axum::Error) -> Problem {

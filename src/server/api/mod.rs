@@ -45,9 +45,7 @@ type Api = OpenApiRouter<Arc<Server>>;
 pub fn routers(server: &Arc<Server>) -> (Router, Option<Router>) {
     match server.config.admin.listen {
         None => (serve(public().merge(operators(server)).merge(common()), server), None),
-        Some(_) => {
-            (serve(public().merge(common()), server), Some(serve(operators(server).merge(common()), server)))
-        }
+        Some(_) => (serve(public().merge(common()), server), Some(serve(operators(server).merge(common()), server))),
     }
 }
 
@@ -68,10 +66,7 @@ fn operators(server: &Arc<Server>) -> Api {
 
 /// What is on every listener.
 fn common() -> Api {
-    OpenApiRouter::new()
-        .routes(routes!(health::healthz))
-        .routes(routes!(health::readyz))
-        .routes(routes!(openapi_json))
+    OpenApiRouter::new().routes(routes!(health::healthz)).routes(routes!(health::readyz)).routes(routes!(openapi_json))
 }
 
 fn scraping() -> Api {
@@ -146,14 +141,14 @@ pub fn document() -> OpenApi {
         .description(Some("Push for devices: sender APIs, health, metrics and administration."))
         .license(Some(openapi::License::new("MIT OR Apache-2.0")));
     let base = OpenApiBuilder::new().info(info).build();
-    let all = OpenApiRouter::with_openapi(base).merge(public()).merge(common()).merge(scraping()).merge(admin::router());
+    let all =
+        OpenApiRouter::with_openapi(base).merge(public()).merge(common()).merge(scraping()).merge(admin::router());
     let mut document = all.into_openapi();
     let components = document.components.get_or_insert_default();
     components.schemas.insert("Problem".into(), Problem::schema());
     components.schemas.insert("Kind".into(), Kind::schema());
-    let header = |name: &str, what: &str| {
-        SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(name, what)))
-    };
+    let header =
+        |name: &str, what: &str| SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(name, what)));
     components.add_security_scheme("appID", header("appID", "The app's id"));
     components.add_security_scheme("appSecret", header("appSecret", "The app's secret"));
     let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer);
@@ -196,7 +191,10 @@ impl IntoResponses for Admin {
 
 impl IntoResponses for OfOne {
     fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
-        refusals(&[("400", "What the path or body says makes no sense", &[]), ("404", "There is none of that name", &[])])
+        refusals(&[
+            ("400", "What the path or body says makes no sense", &[]),
+            ("404", "There is none of that name", &[]),
+        ])
     }
 }
 

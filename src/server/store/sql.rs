@@ -13,7 +13,8 @@ use super::{Accepted, AppRow, Incoming, KeyRow, Opened, Registered};
 use crate::server::manage::{TokenName, TokenNameError};
 
 /// The schema, step by step. A published step is never changed.
-pub const MIGRATIONS: &[&str] = &["
+pub const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE keys (
         number     INTEGER PRIMARY KEY,
         purpose    TEXT NOT NULL CHECK (purpose IN ('seal', 'shard')),
@@ -53,7 +54,8 @@ pub const MIGRATIONS: &[&str] = &["
     ) STRICT;
     CREATE INDEX messages_by_device ON messages (device, seq, app);
     CREATE INDEX messages_by_expiry ON messages (expires_ms);
-", "
+",
+    "
     -- Of operators' programs.
     CREATE TABLE tokens (
         name       TEXT PRIMARY KEY,
@@ -65,7 +67,8 @@ pub const MIGRATIONS: &[&str] = &["
         id   INTEGER PRIMARY KEY CHECK (id = 1),
         body BLOB NOT NULL
     ) STRICT;
-"];
+",
+];
 
 /// Most expired messages that one sweep removes.
 pub const SWEEP: usize = 2000;
@@ -172,13 +175,7 @@ fn app_row(row: &Row<'_>) -> Result<AppRow> {
     Ok(AppRow { app: app_in(row, 0)?, created_ms: UnixMillis(row.get(1)?), registrations: row.get(2)? })
 }
 
-pub fn add_token(
-    db: &Connection,
-    name: &TokenName,
-    hash: &[u8],
-    most: usize,
-    now: UnixMillis,
-) -> Result<TokenAdded> {
+pub fn add_token(db: &Connection, name: &TokenName, hash: &[u8], most: usize, now: UnixMillis) -> Result<TokenAdded> {
     let count: i64 = db.query_row("SELECT count(*) FROM tokens", [], |row| row.get(0))?;
     if count >= i64::try_from(most).unwrap_or(i64::MAX) {
         return Ok(TokenAdded::TooMany);
@@ -194,9 +191,9 @@ pub fn list_tokens(db: &Connection) -> Result<Vec<TokenRow>> {
     let mut statement = db.prepare("SELECT name, created_ms FROM tokens ORDER BY name")?;
     let rows = statement.query_map([], |row| {
         let name: String = row.get(0)?;
-        let name = name.parse().map_err(|error: TokenNameError| {
-            rusqlite::Error::FromSqlConversionFailure(0, Type::Text, error.into())
-        })?;
+        let name = name
+            .parse()
+            .map_err(|error: TokenNameError| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, error.into()))?;
         Ok(TokenRow { name, created_ms: UnixMillis(row.get(1)?) })
     })?;
     rows.collect()

@@ -17,7 +17,7 @@ use utoipa::{IntoResponses, ToSchema};
 #[schema(as = TizenRequest)]
 pub enum Request {
     /// One.
-    One(Message),
+    One(Box<Message>),
     /// Several.
     Many(Messages),
 }
