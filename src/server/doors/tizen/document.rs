@@ -1,5 +1,5 @@
 //! The door's request as the OpenAPI document shows it, and the answers to what is refused whole.
-//! For readers only: [`super::request`] parses, and the tests hold the limits here to its own.
+//! For readers only: the room `request` parses, and the tests hold the limits here to its own.
 //!
 //! Lengths count characters here and bytes there, so that what is too long here is so there too.
 
