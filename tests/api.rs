@@ -335,6 +335,27 @@ fn the_document_is_printed_and_served_alike_and_has_what_is_served() {
     assert_eq!(statuses, ["200", "400", "401", "404", "405", "411", "413", "429", "503"]);
 }
 
+#[test]
+fn every_path_is_in_the_manual() {
+    let document: Value = serde_json::from_str(&bellwire::server::api::document_text()).expect("JSON");
+    let page = |name: &str| {
+        let path = format!("{}/man/{name}", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read_to_string(path).expect("the page is there").replace("\\fB", "").replace("\\fI", "")
+    };
+    let pages = page("bellwire-server-api.7") + &page("bellwire-tizen.7");
+    let paths = document["paths"].as_object().expect("it has paths");
+    assert!(paths.len() > 10, "{paths:?}");
+    for path in paths.keys() {
+        // Names are in capitals there.
+        let told: String = path
+            .split_inclusive(['{', '}'])
+            .map(|part| part.strip_suffix('}').map_or_else(|| part.into(), str::to_uppercase))
+            .collect();
+        let told = told.replace('{', "");
+        assert!(pages.contains(&told), "no {told}");
+    }
+}
+
 /// A metric of the manual: its name, its kind, and its labels.
 type Metric = (String, String, Vec<String>);
 
