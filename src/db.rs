@@ -173,6 +173,22 @@ struct Done {
     failed: Option<DbError>,
 }
 
+/// What the thread of a [`Worker`] says of its commits to whoever watches it.
+#[derive(Clone, Copy, Debug)]
+pub enum Commit<'a> {
+    /// A batch of writes begins.
+    Begins,
+    /// It has ended.
+    Ends {
+        /// How many writes were in it.
+        writes: usize,
+        /// How long it took.
+        took: Duration,
+        /// Why nothing of it stands, if so.
+        error: Option<&'a DbError>,
+    },
+}
+
 enum Job {
     Read(Work),
     Write(Work),
@@ -190,8 +206,16 @@ pub struct Worker {
 impl Worker {
     /// Hands the connection to a new thread of this name.
     pub fn start(name: &str, connection: Connection) -> std::io::Result<Self> {
+        Self::start_watched(name, connection, |_| {})
+    }
+
+    /// The same, and tells `watch` of each commit, in the thread that does the work.
+    pub fn start_watched<W>(name: &str, connection: Connection, watch: W) -> std::io::Result<Self>
+    where
+        W: FnMut(Commit<'_>) + Send + 'static,
+    {
         let (jobs, queue) = mpsc::channel(WAITING);
-        std::thread::Builder::new().name(name.to_owned()).spawn(move || work(&connection, queue))?;
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || work(&connection, queue, watch))?;
         Ok(Self { jobs })
     }
 
@@ -279,7 +303,7 @@ fn undo_if_failed<T>(
     result
 }
 
-fn work(connection: &Connection, mut queue: mpsc::Receiver<Job>) {
+fn work(connection: &Connection, mut queue: mpsc::Receiver<Job>, mut watch: impl FnMut(Commit<'_>)) {
     let mut failing = false;
     while let Some(first) = queue.blocking_recv() {
         let started = Instant::now();
@@ -299,7 +323,11 @@ fn work(connection: &Connection, mut queue: mpsc::Receiver<Job>) {
             }
         }
         if !writes.is_empty() {
-            report(&serve(connection, writes), &mut failing);
+            let (begun, count) = (Instant::now(), writes.len());
+            watch(Commit::Begins);
+            let result = serve(connection, writes);
+            watch(Commit::Ends { writes: count, took: begun.elapsed(), error: result.as_ref().err() });
+            report(&result, &mut failing);
         }
         looks.into_iter().for_each(|work| answer(work, connection));
     }

@@ -93,6 +93,8 @@
 //! | when a device connects, pings, gives up | [`proto::device`], [`proto::backoff`] | the simulation of both halves in `proto/simulation.rs` |
 //! | what a session sends and when it ends | [`proto::gateway`] | the same |
 //! | a sender API | [`server::doors`]; a new one beside [`tizen`](server::doors::tizen) | it has no queue and no model of its own |
+//! | a path of the HTTP API | [`server::api`] | `#[utoipa::path]` documents it; `make test-api` judges it |
+//! | what is counted | [`server::metrics`] | no label that grows; `man/bellwire-server-api.7` has each |
 //! | what the server remembers | [`server::store`] | SQL stays in its `sql.rs`; a migration is only ever added |
 //! | what a device remembers | [`agent::store`] | the same |
 //! | what apps see | [`agent::bus`] and `dbus/*.xml` | the XML is the contract, `man/org.bellwire.Push.7` its explanation; `examples/app.*` call all of it |
@@ -102,9 +104,12 @@
 //! | who may be an app | [`agent::identity`], [`agent::installed`] | `tests/identity.rs` |
 //! | a configuration key | `config.rs` of the [`server`](server::config) or [`agent`](agent::config) | `examples/*.toml` and the page in `man/` are tested against it |
 //! | a command of the tool | [`cli`] | `--json`, exit codes in [`daemon::Exit`] |
-//! | administration | [`server::admin`], [`server::backup`] | old file or new, never half of one: `tests/backup.rs` |
+//! | administration | [`server::manage`] | [`server::admin`] and [`server::api::admin`] only parse and show |
+//! | backup and restore | [`server::backup`] | old file or new, never half of one: `tests/backup.rs` |
 //! | how fast senders may be, how much may wait | [`server::rates`], `server/store/quota.rs` | it is asked before the store is touched, or counts beside it |
 //! | who is forgotten, and when | [`server::store::devices`], [`server::upkeep`] | a generation is never used again: `tests/forgotten.rs` |
+//! | what becomes of messages that are sent again, delayed or taken back | [`server::store::delayed`], [`server::withdraw`], `replace` in both stores | `tests/requests.rs` |
+//! | what senders are told afterwards | [`server::receipts`], [`server::store::history`] | each in the transaction that ends the message: `tests/receipts.rs` |
 //!
 //! The pure rooms are the place to begin: [`proto::device`] and [`proto::gateway`] say all there is
 //! to say about a session, and nothing in them needs a socket to be tried.

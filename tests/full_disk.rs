@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use common::{App, DEADLINE, Server};
+use common::{App, DEADLINE, Server, curl};
 use device::{Device, DeviceApp, codes, post, request};
 use serde_json::Value;
 
@@ -126,6 +126,10 @@ async fn a_server_on_a_full_disk_refuses_and_loses_nothing() {
     let errors = server.log().lines().filter(|line| line.contains("ERROR")).count();
     assert!((1..5).contains(&errors), "a full disk is said, and not with every post:\n{}", server.log());
 
+    let ready = curl(&[&format!("{}/readyz", server.api)], b"");
+    assert_eq!((ready.status, &ready.json()["reason"]), (503, &"the disk is full".into()), "{ready:?}");
+    assert_eq!(curl(&[&format!("{}/healthz", server.api)], b"").status, 200);
+
     // What is stored is delivered from the full disk.
     device.restart_agent();
     device.until_online().await;
@@ -138,6 +142,7 @@ async fn a_server_on_a_full_disk_refuses_and_loses_nothing() {
     let after = answered.len() + refused;
     assert_eq!(send(&server, &credentials, &app, after).1, [1000], "{}", server.log());
     assert_eq!(number(&app.next().await.data()), after);
+    assert_eq!(curl(&[&format!("{}/readyz", server.api)], b"").status, 200);
 
     // The server could not note what it had delivered, and may send it again. The app sees nothing of it.
     server.kill();

@@ -79,6 +79,23 @@ async fn a_notification_travels_encrypted_from_sender_to_device() {
     assert_eq!(until_status(&device, |link| link["state"] == "online").await["encrypted"], true);
 }
 
+#[test]
+fn the_listener_of_operators_has_a_certificate_of_its_own() {
+    let (certificate, own) = (Certificate::make(), Certificate::make());
+    let listen =
+        format!("[admin]\nlisten = \"127.0.0.1:0\"\ntls = {{ certificate = {:?}, key = {:?} }}", own.chain, own.key);
+    let server = Server::start("00", &format!("{}{listen}", certificate.settings()));
+    let log = server.log();
+    let url = log.split_whitespace().find_map(|word| word.strip_prefix("admin=")).expect("it says where");
+    assert!(url.starts_with("https://"), "{url}");
+    let made = server.admin(&["--json", "token", "add"]);
+    let made: Value = serde_json::from_slice(&made.stdout).expect("JSON");
+    let token = format!("Authorization: Bearer {}", made["token"].as_str().expect("a text"));
+    let chain = own.chain.to_string_lossy();
+    let answer = curl(&["--cacert", &chain, "-H", &token, &format!("{url}/v1/admin/status")], b"");
+    assert_eq!((answer.status, &answer.json()["region"]), (200, &Value::from("00")), "{answer:?}");
+}
+
 #[tokio::test]
 async fn a_device_that_does_not_trust_the_certificate_says_so() {
     let (certificate, other) = (Certificate::make(), Certificate::make());

@@ -104,6 +104,8 @@ pub enum GatewayAction {
     },
     /// The device has these: delete them.
     Acked(Vec<Sent>),
+    /// So long the device took to acknowledge each of some pushes: count it.
+    Answered(Vec<Duration>),
     /// These expired before they could be sent: delete them.
     Expired(Vec<Seq>),
     /// Register the app, answer with `registered`.
@@ -145,6 +147,7 @@ struct Unacked {
     /// `None` for a push that is not in the store.
     seq: Option<Seq>,
     id: MessageId,
+    sent: Moment,
     sent_ms: UnixMillis,
 }
 
@@ -360,12 +363,13 @@ impl Session {
     }
 
     fn acked(&mut self, now: Moment, ids: &[MessageId]) {
-        let mut seqs = Vec::new();
+        let (mut seqs, mut waits) = (Vec::new(), Vec::new());
         let oldest = self.unacked.front().map(|unacked| unacked.id);
         self.unacked.retain(|unacked| {
             let done = ids.contains(&unacked.id);
             if done {
                 seqs.extend(unacked.seq.map(|seq| Sent { seq, at_ms: Some(unacked.sent_ms) }));
+                waits.push(now.since(unacked.sent));
             }
             !done
         });
@@ -374,6 +378,9 @@ impl Session {
         }
         if !seqs.is_empty() {
             self.actions.push_back(GatewayAction::Acked(seqs));
+        }
+        if !waits.is_empty() {
+            self.actions.push_back(GatewayAction::Answered(waits));
         }
         if self.unacked.front().map(|unacked| unacked.id) != oldest {
             self.watch_acks(now);
@@ -393,7 +400,7 @@ impl Session {
     /// Sends a push as the next of this session.
     fn send_push(&mut self, now: Moment, wall: UnixMillis, seq: Option<Seq>, delivery: Delivery) {
         self.sent += 1;
-        self.unacked.push_back(Unacked { seq, id: delivery.push.id, sent_ms: wall });
+        self.unacked.push_back(Unacked { seq, id: delivery.push.id, sent: now, sent_ms: wall });
         self.send(ToDevice::Push(Box::new(Delivery { n: self.sent, ..delivery })));
         if self.unacked.len() == 1 {
             self.watch_acks(now);

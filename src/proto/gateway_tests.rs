@@ -48,8 +48,10 @@ fn hello(resume: Vec<MessageId>) -> Hello {
     }
 }
 
+/// What is to be done; what is only to be counted has a test of its own.
 fn actions(session: &mut Session) -> Vec<GatewayAction> {
-    std::iter::from_fn(|| session.poll_action()).collect()
+    let counted = |action: &GatewayAction| matches!(action, GatewayAction::Answered(_));
+    std::iter::from_fn(|| session.poll_action()).filter(|action| !counted(action)).collect()
 }
 
 fn resumed(resume: Vec<MessageId>) -> Session {
@@ -215,6 +217,20 @@ fn an_acknowledged_offer_leaves_nothing_to_delete() {
     actions(&mut session);
     session.handle_frame(START, ack(1..=1));
     assert_eq!(actions(&mut session), []);
+}
+
+#[test]
+fn it_is_told_how_long_each_push_went_without_an_ack() {
+    let mut session = session();
+    session.handle_backlog(START, WALL, rows(1..=1), true);
+    assert!(session.offer(later(2), WALL, push(9)));
+    actions(&mut session);
+    session.handle_frame(later(5), ack(1..=9));
+    let done: Vec<GatewayAction> = std::iter::from_fn(|| session.poll_action()).collect();
+    let waits = [Duration::from_secs(5), Duration::from_secs(3)].to_vec();
+    assert_eq!(done, [acked([1]), GatewayAction::Answered(waits)]);
+    session.handle_frame(later(6), ack(1..=9));
+    assert_eq!(session.poll_action(), None, "an ack that is repeated counts once");
 }
 
 #[test]

@@ -7,10 +7,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use clap::{Parser, Subcommand};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 
 use crate::config::TlsFiles;
 use crate::daemon::{self, Exit, Fatal, Stop};
@@ -20,13 +19,11 @@ use crate::world;
 
 use super::backup;
 use super::config::ServerConfig;
-use super::store::receipts::Callback;
+use super::manage::{self, AppSecret, Credentials, Refused, Removed, Rotated, TokenName};
+use super::store::Store;
 use super::store::sql::{self, backup::Contents};
-use super::store::{AppRow, Store};
-use super::{Listeners, run};
+use super::{Listeners, api, run};
 
-/// The shortest secret that an operator may choose, in characters.
-const SECRET_MIN: usize = 16;
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
 /// The push server: takes notifications from application servers and gets them to devices.
@@ -38,7 +35,7 @@ const DAY_MS: i64 = 24 * 3600 * 1000;
 Without a command it serves until SIGTERM. Exit status: 0 done, 1 the answer is no, 64 wrong usage,
 65 wrong input, 69 address or state folder in use, 74 the store or a file cannot be used, 78 wrong configuration.
 
-See also bellwire-server.toml(5), bellwire-tizen(7), bellwire-protocol(7)."
+See also bellwire-server.toml(5), bellwire-server-api(7), bellwire-tizen(7), bellwire-protocol(7)."
 )]
 pub struct Args {
     /// Configuration file [default: /etc/bellwire/server.toml, if there is one]
@@ -91,6 +88,11 @@ enum Command {
         /// A file that `backup` has written
         file: PathBuf,
     },
+    /// The tokens of the admin API and the metrics
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Print the OpenAPI document of the HTTP API
+    Openapi,
     /// Print completions for a shell
     Completions {
         /// bash, zsh, fish, elvish or powershell
@@ -149,6 +151,22 @@ enum AppCommand {
 }
 
 #[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Make a token and print it
+    Add {
+        /// Its name, for list and remove [default: 8 random hex digits]
+        name: Option<TokenName>,
+    },
+    /// List the tokens by name
+    List,
+    /// Remove a token; it is refused from now on
+    Remove {
+        /// Its name
+        name: TokenName,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 enum KeyCommand {
     /// List the keys
     List,
@@ -171,6 +189,10 @@ fn dispatch(args: Args) -> Result<(), Fatal> {
             return Ok(());
         }
         Some(Command::Man { folder }) => return daemon::write_manual::<Args>(&folder),
+        Some(Command::Openapi) => {
+            daemon::say(&api::document_text());
+            return Ok(());
+        }
         _ => {}
     }
     let config = ServerConfig::load(args.config.as_deref()).map_err(Fatal::of(Exit::Config))?;
@@ -179,10 +201,11 @@ fn dispatch(args: Args) -> Result<(), Fatal> {
         Some(Command::Check) => check(&config, args.json),
         Some(Command::App(command)) => administer(&config, async |store| app(&config, store, command, args.json).await),
         Some(Command::Key(command)) => administer(&config, async |store| key(store, command, args.json).await),
+        Some(Command::Token(command)) => administer(&config, async |store| token(store, command, args.json).await),
         Some(Command::Backup { file, force }) => back_up(&config, &file, force, args.json),
         Some(Command::Restore { file }) => restore(&config, &file, args.json),
         // Handled above, where no configuration is needed.
-        Some(Command::Completions { .. } | Command::Man { .. }) => Ok(()),
+        Some(Command::Completions { .. } | Command::Man { .. } | Command::Openapi) => Ok(()),
     }
 }
 
@@ -218,27 +241,28 @@ fn database(error: DbError) -> Fatal {
 
 fn check(config: &ServerConfig, json: bool) -> Result<(), Fatal> {
     let mut certificates = Vec::new();
-    for files in [&config.api.tls, &config.gateway.tls].into_iter().flatten() {
+    for files in [&config.api.tls, &config.gateway.tls, &config.admin.tls].into_iter().flatten() {
         crate::tls::server(files).map_err(Fatal::of(Exit::Config))?;
         certificates.push((&files.certificate, check_expiry(files)?));
     }
     crate::tls::client(config.regions_ca.as_deref()).map_err(Fatal::of(Exit::Config))?;
     let schema = check_database(config)?;
     let regions: Vec<String> = config.regions.keys().map(ToString::to_string).collect();
-    let expiries: Vec<Value> =
+    let expiries: Vec<serde_json::Value> =
         certificates.iter().map(|(file, expires)| json!({ "file": file, "expires_ms": expires })).collect();
     let table = json!({ "region": config.region, "api": config.api.listen, "gateway": config.gateway.listen,
-                        "state_folder": config.state_folder, "regions": regions, "database": config.database(),
+                        "admin": config.admin.listen, "state_folder": config.state_folder, "regions": regions, "database": config.database(),
                         "schema": schema, "certificates": expiries });
     print(json, &table, || {
         let scheme = |name: &str, tls: bool| if tls { format!("{name}s") } else { name.to_owned() };
         let mut lines = vec![format!(
-            "region {}, API on {}://{}, gateway on {}://{}, state in {}, other regions: {}",
+            "region {}, API on {}://{}, gateway on {}://{}, admin API on {}, state in {}, other regions: {}",
             config.region,
             scheme("http", config.api.tls.is_some()),
             config.api.listen,
             scheme("ws", config.gateway.tls.is_some()),
             config.gateway.listen,
+            config.admin.listen.unwrap_or(config.api.listen),
             config.state_folder.display(),
             if regions.is_empty() { "none".to_owned() } else { regions.join(", ") }
         )];
@@ -304,158 +328,147 @@ fn restore(config: &ServerConfig, file: &Path, json: bool) -> Result<(), Fatal> 
 async fn app(config: &ServerConfig, store: &Store, command: AppCommand, json: bool) -> Result<(), Fatal> {
     match command {
         AppCommand::Add { id, secret_file } => {
-            let id = id.map_or_else(random_app_id, Ok)?;
-            let secret = choose_secret(secret_file.as_deref())?;
-            if !store.add_app(id.clone(), &secret).await.map_err(database)? {
-                return Err(Fatal::new(Exit::Failure, format!("there is an app {id} already; see `app list`")));
-            }
-            print_credentials(json, &id, &secret);
+            let secret = secret_file.as_deref().map(read_secret).transpose()?;
+            print_credentials(json, &manage::add_app(store, id, secret).await?);
         }
         AppCommand::Rotate { id, grace, secret_file } => {
-            let secret = choose_secret(secret_file.as_deref())?;
-            let hours = grace.unwrap_or(config.limits.secret_grace_hours);
-            let grace_until = world::now().plus_minutes(hours.saturating_mul(60));
-            if !store.set_app_secret(id.clone(), &secret, grace_until).await.map_err(database)? {
-                return Err(no_such_app(&id));
-            }
-            print_rotated(json, &id, &secret, (hours > 0).then_some((hours, grace_until)));
+            let secret = secret_file.as_deref().map(read_secret).transpose()?;
+            let grace = grace.unwrap_or(config.limits.secret_grace_hours);
+            print_rotated(json, &manage::rotate_app(store, id, secret, grace).await?, grace);
         }
-        AppCommand::Callback { id, url, key_file, .. } => callback(config, store, id, url, key_file, json).await?,
-        AppCommand::Remove { id } => {
-            if !store.remove_app(id.clone()).await.map_err(database)? {
-                return Err(no_such_app(&id));
-            }
-            print(json, &json!({ "removed": id }), || format!("removed {id}"));
-        }
-        AppCommand::List => {
-            let apps = store.list_apps().await.map_err(database)?;
-            let rows: Vec<Value> = apps
-                .iter()
-                .map(|row| {
-                    json!({ "appID": row.app, "registrations": row.registrations, "created_ms": row.created_ms,
-                            "old_secret_until_ms": row.old_secret_until })
-                })
-                .collect();
-            print(json, &json!({ "apps": rows }), || match apps.is_empty() {
-                true => "no apps; add one with `bellwire-server app add`".to_owned(),
-                false => apps
-                    .iter()
-                    .map(|row| format!("{:<36} {:>9} registrations{}", row.app, row.registrations, grace_left(row)))
-                    .collect::<Vec<_>>()
-                    .join("\n"),
+        AppCommand::Callback { id, url: Some(url), key_file, .. } => {
+            let key = key_file.as_deref().map(read_secret).transpose()?;
+            let made = manage::set_callback(config, store, id, url, key).await?;
+            print(json, &made, || {
+                format!(
+                    "appID:    {}\ncallback: {}\nkey:      {}\n(the key is not shown again)",
+                    made.app_id, made.callback, made.key
+                )
             });
         }
-    }
-    Ok(())
-}
-
-async fn callback(
-    config: &ServerConfig,
-    store: &Store,
-    id: AppId,
-    url: Option<String>,
-    key_file: Option<PathBuf>,
-    json: bool,
-) -> Result<(), Fatal> {
-    let Some(url) = url else {
-        if !store.set_callback(id.clone(), None).await.map_err(database)? {
-            return Err(no_such_app(&id));
+        AppCommand::Callback { id, url: None, .. } => {
+            print_removed(json, &manage::remove_callback(store, id).await?);
         }
-        print(json, &json!({ "appID": id, "callback": null }), || format!("receipts of {id} go nowhere"));
-        return Ok(());
-    };
-    config.check_url("the callback", "regIds and request ids", &url).map_err(Fatal::of(Exit::DataErr))?;
-    let key = choose_secret(key_file.as_deref())?;
-    let callback = Callback { url: url.clone(), key: key.clone().into_bytes() };
-    if !store.set_callback(id.clone(), Some(callback)).await.map_err(database)? {
-        return Err(no_such_app(&id));
+        AppCommand::Remove { id } => print_removed(json, &manage::remove_app(store, id).await?.0),
+        AppCommand::List => {
+            let all = manage::apps(store).await?;
+            let line = |app: &manage::App| {
+                let (grace, callback) =
+                    (grace_left(app), app.callback.as_ref().map(|url| format!(", receipts to {url}")));
+                format!(
+                    "{:<36} {:>9} registrations{grace}{}",
+                    app.app_id,
+                    app.registrations,
+                    callback.unwrap_or_default()
+                )
+            };
+            print(json, &all, || list(&all.apps, line, "no apps; add one with `bellwire-server app add`"));
+        }
     }
-    print(json, &json!({ "appID": id, "callback": url, "key": key }), || {
-        format!("appID:    {id}\ncallback: {url}\nkey:      {key}\n(the key is not shown again)")
-    });
     Ok(())
 }
 
 async fn key(store: &Store, command: KeyCommand, json: bool) -> Result<(), Fatal> {
     match command {
         KeyCommand::Rotate => {
-            let number = store.rotate_key().await.map_err(database)?;
-            print(json, &json!({ "number": number }), || format!("key {number} seals regIds from now on"));
+            let made = manage::rotate_key(store).await?;
+            print(json, &made, || format!("key {} seals regIds from now on", made.number));
         }
         KeyCommand::List => {
-            let keys = store.list_keys().await.map_err(database)?;
-            let rows: Vec<Value> = keys
-                .iter()
-                .enumerate()
-                .map(|(place, row)| json!({ "number": row.number, "created_ms": row.created_ms, "in_use": place == 0 }))
-                .collect();
-            print(json, &json!({ "keys": rows }), || {
-                let line = |(place, number, made): (usize, i64, UnixMillis)| {
-                    let role = if place == 0 { "seals and opens" } else { "opens" };
-                    format!("key {number:<4} {role:<16} made {} days ago", (world::now().0 - made.0) / DAY_MS)
-                };
-                let lines: Vec<String> =
-                    keys.iter().enumerate().map(|(place, row)| line((place, row.number, row.created_ms))).collect();
-                lines.join("\n")
-            });
+            let all = manage::keys(store).await?;
+            let line = |key: &manage::Key| {
+                let role = if key.in_use { "seals and opens" } else { "opens" };
+                format!("key {:<4} {role:<16} {}", key.number, made(key.created_ms))
+            };
+            print(json, &all, || list(&all.keys, line, "no keys"));
         }
     }
     Ok(())
 }
 
-fn no_such_app(id: &AppId) -> Fatal {
-    Fatal::new(Exit::Failure, format!("there is no app {id}; see `app list`"))
+async fn token(store: &Store, command: TokenCommand, json: bool) -> Result<(), Fatal> {
+    match command {
+        TokenCommand::Add { name } => {
+            let made = manage::add_token(store, name).await?;
+            print(json, &made, || {
+                format!("name:  {}\ntoken: {}\n(the token is not shown again)", made.name.as_str(), made.token)
+            });
+        }
+        TokenCommand::Remove { name } => print_removed(json, &manage::remove_token(store, name).await?),
+        TokenCommand::List => {
+            let all = manage::tokens(store).await?;
+            let line = |token: &manage::Token| format!("{:<36} {}", token.name.as_str(), made(token.created_ms));
+            print(json, &all, || list(&all.tokens, line, "no tokens; add one with `bellwire-server token add`"));
+        }
+    }
+    Ok(())
 }
 
-fn print_credentials(json: bool, id: &AppId, secret: &str) {
-    print(json, &json!({ "appID": id, "appSecret": secret }), || {
-        format!("appID:     {id}\nappSecret: {secret}\n(the secret is not shown again)")
+impl From<Refused> for Fatal {
+    fn from(refused: Refused) -> Self {
+        let exit = match refused {
+            Refused::Missing(_) | Refused::Conflict(_) => Exit::Failure,
+            Refused::Unwise(_) => Exit::DataErr,
+            Refused::Store(_) => Exit::IoErr,
+        };
+        Self::new(exit, refused)
+    }
+}
+
+fn made(at: UnixMillis) -> String {
+    format!("made {} days ago", (world::now().0 - at.0) / DAY_MS)
+}
+
+fn list<T>(rows: &[T], line: impl FnMut(&T) -> String, none: &str) -> String {
+    match rows {
+        [] => none.to_owned(),
+        rows => rows.iter().map(line).collect::<Vec<_>>().join("\n"),
+    }
+}
+
+fn print_credentials(json: bool, made: &Credentials) {
+    print(json, made, || {
+        format!("appID:     {}\nappSecret: {}\n(the secret is not shown again)", made.app_id, made.app_secret)
     });
 }
 
-/// The new secret, and how long the old one has left: hours, and until when.
-fn print_rotated(json: bool, id: &AppId, secret: &str, grace: Option<(u32, UnixMillis)>) {
-    let until = grace.map(|(_, until)| until);
-    print(json, &json!({ "appID": id, "appSecret": secret, "old_secret_until_ms": until }), || {
-        let old = match grace {
-            Some((hours, _)) => format!("the old one works for {hours} more hours, the one before it no longer"),
+/// The new secret, and how long the old one has left.
+fn print_rotated(json: bool, made: &Rotated, grace_hours: u32) {
+    print(json, made, || {
+        let old = match made.old_secret_until_ms {
+            Some(_) => format!("the old one works for {grace_hours} more hours, the one before it no longer"),
             None => "the old one is refused from now on".to_owned(),
         };
-        format!("appID:     {id}\nappSecret: {secret}\n(the secret is not shown again; {old})")
+        format!("appID:     {}\nappSecret: {}\n(the secret is not shown again; {old})", made.app_id, made.app_secret)
     });
 }
 
 /// For a list: how long the secret before the present one works on.
-fn grace_left(row: &AppRow) -> String {
+fn grace_left(app: &manage::App) -> String {
     let minutes = |until: UnixMillis| (until.0 - world::now().0).max(0) / 60_000;
-    row.old_secret_until.map_or_else(String::new, |until| {
+    app.old_secret_until_ms.map_or_else(String::new, |until| {
         format!(", its old secret works for {} h {} min", minutes(until) / 60, minutes(until) % 60)
     })
 }
 
-fn print(json: bool, value: &Value, text: impl FnOnce() -> String) {
-    daemon::say(&if json { value.to_string() } else { text() });
+fn print_removed(json: bool, gone: &Removed) {
+    print(json, gone, || format!("removed {}", gone.removed));
 }
 
-fn random_app_id() -> Result<AppId, Fatal> {
-    hex::encode(world::random_bytes::<8>()).parse().map_err(Fatal::of(Exit::Software))
+fn print(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) {
+    // Invariant: every result has texts as keys, which is what JSON needs.
+    let shown = if json { serde_json::to_string(value).expect("a result is JSON") } else { text() };
+    daemon::say(&shown);
 }
 
-/// The operator's secret, or one of 160 random bits in the form that Tizen's have.
-fn choose_secret(file: Option<&Path>) -> Result<String, Fatal> {
-    let Some(file) = file else { return Ok(STANDARD.encode(world::random_bytes::<20>())) };
+/// The secret that an operator has chosen.
+fn read_secret(file: &Path) -> Result<AppSecret, Fatal> {
     let mut text = String::new();
     let read = match file == Path::new("-") {
         true => std::io::stdin().read_to_string(&mut text).map(|_| text),
         false => std::fs::read_to_string(file),
     };
     let text = read.map_err(|error| Fatal::new(Exit::IoErr, format!("{}: {error}", file.display())))?;
-    let secret = text.trim();
-    if secret.len() < SECRET_MIN || !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(Fatal::new(
-            Exit::DataErr,
-            format!("{}: a secret has at least {SECRET_MIN} printable ASCII characters without spaces", file.display()),
-        ));
-    }
-    Ok(secret.to_owned())
+    let wrong = |error| Fatal::new(Exit::DataErr, format!("{}: {error}", file.display()));
+    text.trim().to_owned().try_into().map_err(wrong)
 }

@@ -31,6 +31,8 @@ pub struct ServerConfig {
     pub api: Api,
     /// Where devices connect.
     pub gateway: Gateway,
+    /// What is for operators and their programs.
+    pub admin: Admin,
     /// The base URL of the API of each other region.
     pub regions: BTreeMap<Region, String>,
     /// Certificates that authenticate other regions; the system's if absent.
@@ -71,6 +73,31 @@ pub struct Gateway {
     pub move_to: Option<String>,
     /// Most connections that may be in their handshake at a time.
     pub handshakes: usize,
+}
+
+/// Metrics and the admin API.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Admin {
+    /// A listener of their own; they are on that of the API if absent.
+    pub listen: Option<SocketAddr>,
+    /// Certificate and key of that listener; plain HTTP if absent.
+    pub tls: Option<TlsFiles>,
+    /// Allows plain HTTP there on an address that others can reach.
+    pub allow_plain_text: bool,
+    /// Who may read the metrics.
+    pub metrics: Access,
+}
+
+/// Who may ask.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// Whoever has a token.
+    #[default]
+    Token,
+    /// Everybody who reaches the listener.
+    Open,
 }
 
 /// Named limits of everything that could grow.
@@ -118,6 +145,7 @@ impl Default for ServerConfig {
             log_format: LogFormat::default(),
             api: Api::default(),
             gateway: Gateway::default(),
+            admin: Admin::default(),
             regions: BTreeMap::new(),
             regions_ca: None,
             callbacks_ca: None,
@@ -143,6 +171,12 @@ impl Default for Gateway {
             move_to: None,
             handshakes: 256,
         }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: None, tls: None, allow_plain_text: false, metrics: Access::Token }
     }
 }
 
@@ -188,6 +222,7 @@ impl ServerConfig {
                 self.gateway.allow_plain_text,
             )?;
         }
+        self.check_admin()?;
         if self.regions.contains_key(&self.region) {
             return Err(ConfigError::Unwise(format!(
                 "`[regions]` names {}, which is this server's own region",
@@ -232,6 +267,25 @@ impl ServerConfig {
             ));
         }
         Ok(())
+    }
+
+    /// Tokens travel in every request, and metrics say how the service is doing.
+    fn check_admin(&self) -> Result<(), ConfigError> {
+        let unwise = |why: &str| Err(ConfigError::Unwise(why.into()));
+        match self.admin.listen {
+            Some(address) if self.admin.tls.is_none() => {
+                check_plain_text("the admin API (`[admin] listen`)", address.ip(), self.admin.allow_plain_text)
+            }
+            Some(_) => Ok(()),
+            None if self.admin.tls.is_some() => {
+                unwise("`[admin] tls` is for a listener of its own: set `[admin] listen`, or leave it out")
+            }
+            None if self.admin.metrics == Access::Open && !self.api.listen.ip().is_loopback() => unwise(
+                "`[admin] metrics = \"open\"` would show the metrics to everybody who reaches the API: give them a \
+                 listener of their own by `[admin] listen`, or leave it out and let the scraper send a token",
+            ),
+            None => Ok(()),
+        }
     }
 
     /// What is sent to a URL is for its server alone: in plain text only on this machine, or where
@@ -288,6 +342,20 @@ mod tests {
         assert!(parse("[api]\nlisten = \"0.0.0.0:8090\"").is_err());
         assert!(parse("[gateway]\nlisten = \"[::]:5223\"").is_err());
         assert!(parse("[gateway]\nlisten = \"[::]:5223\"\nallow-plain-text = true").is_ok());
+    }
+
+    #[test]
+    fn what_is_for_operators_is_never_shown_to_the_world_by_accident() {
+        let parse = |text: &str| config::parse::<ServerConfig>(Path::new("t"), text).unwrap().check();
+        assert!(parse("[admin]\nlisten = \"0.0.0.0:8091\"").is_err());
+        assert!(parse("[admin]\nlisten = \"0.0.0.0:8091\"\nallow-plain-text = true").is_ok());
+        assert!(parse("[admin]\nlisten = \"127.0.0.1:8091\"\nmetrics = \"open\"").is_ok());
+        assert!(parse("[admin]\nmetrics = \"open\"").is_ok(), "the API is on loopback");
+        let public = "[api]\nlisten = \"0.0.0.0:8090\"\nallow-plain-text = true\n[admin]\n";
+        assert!(parse(&format!("{public}metrics = \"token\"")).is_ok());
+        assert!(parse(&format!("{public}metrics = \"open\"")).is_err());
+        assert!(parse(&format!("{public}metrics = \"open\"\nlisten = \"127.0.0.1:8091\"")).is_ok());
+        assert!(parse("[admin]\ntls = { certificate = \"c\", key = \"k\" }").is_err());
     }
 
     #[test]

@@ -19,10 +19,11 @@ use crate::db::DbError;
 use crate::link::{LinkError, Socket};
 use crate::proto::frame::{Bye, Frame, Reason, Refusal, TO_SERVER_MAX, ToDevice, ToServer};
 use crate::proto::gateway::{Claim, GatewayAction, Greeting, HELLO, Session, Terms};
-use crate::proto::{AppId, DeviceId, Moment};
+use crate::proto::{AppId, DeviceId, Moment, UnixMillis};
 use crate::world;
 
 use super::Server;
+use super::metrics::Handshake;
 use super::registry::{Line, Signals};
 use super::store::devices::SEEN_EVERY_MS;
 use super::store::{DeviceCheck, Registered};
@@ -56,9 +57,11 @@ async fn greeter(server: Arc<Server>, door: Arc<Mutex<TcpListener>>, tls: Option
         match accepted {
             Ok((stream, _)) => {
                 let handshake = welcome(Arc::clone(&server), stream, tls.clone());
-                if tokio::time::timeout(HELLO, handshake).await.is_err() {
+                let end = tokio::time::timeout(HELLO, handshake).await.unwrap_or_else(|_| {
                     debug!("a connection did not greet in time");
-                }
+                    Handshake::Timeout
+                });
+                server.metrics.handshake(end);
             }
             Err(error) => {
                 debug!("a connection could not be accepted: {error}");
@@ -68,7 +71,7 @@ async fn greeter(server: Arc<Server>, door: Arc<Mutex<TcpListener>>, tls: Option
     }
 }
 
-async fn welcome(server: Arc<Server>, stream: TcpStream, tls: Option<TlsAcceptor>) {
+async fn welcome(server: Arc<Server>, stream: TcpStream, tls: Option<TlsAcceptor>) -> Handshake {
     let result = match tls {
         Some(tls) => match encrypt(tls, stream).await {
             Ok(stream) => greet(server, stream).await,
@@ -79,9 +82,10 @@ async fn welcome(server: Arc<Server>, stream: TcpStream, tls: Option<TlsAcceptor
             Err(error) => Err(LinkError::Broken(error.to_string())),
         },
     };
-    if let Err(error) = result {
+    result.unwrap_or_else(|error| {
         debug!("a connection ended before its session began: {error}");
-    }
+        Handshake::Broken
+    })
 }
 
 async fn encrypt(tls: TlsAcceptor, stream: TcpStream) -> Result<tokio_rustls::server::TlsStream<TcpStream>, LinkError> {
@@ -90,7 +94,7 @@ async fn encrypt(tls: TlsAcceptor, stream: TcpStream) -> Result<tokio_rustls::se
     tls.accept(stream).await.map_err(broken)
 }
 
-async fn greet<S>(server: Arc<Server>, stream: S) -> Result<(), LinkError>
+async fn greet<S>(server: Arc<Server>, stream: S) -> Result<Handshake, LinkError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -107,19 +111,30 @@ where
         Ok(claim) => prove(&server, claim).await,
         Err(bye) => Err(bye),
     };
-    match (proven, &server.config.gateway.move_to) {
-        (Ok(_), Some(gateway)) => {
-            socket.queue(&ToDevice::Redirect { gateway: gateway.clone() })?;
-            socket.close().await?;
+    let farewell = match (proven, &server.config.gateway.move_to) {
+        (Ok(_), Some(gateway)) => (Handshake::Redirected, ToDevice::Redirect { gateway: gateway.clone() }),
+        (Ok((claim, enrolled)), None) => {
+            begin(server, socket, claim, enrolled);
+            return Ok(if enrolled { Handshake::Enrolled } else { Handshake::Known });
         }
-        (Ok((claim, enrolled)), None) => begin(server, socket, claim, enrolled),
         (Err(bye), _) => {
             debug!("a device was turned away: {}", bye.reason);
-            socket.queue(&ToDevice::Bye(bye))?;
-            socket.close().await?;
+            (turned_away(bye.reason), ToDevice::Bye(bye))
         }
+    };
+    socket.queue(&farewell.1)?;
+    socket.close().await?;
+    Ok(farewell.0)
+}
+
+fn turned_away(reason: Reason) -> Handshake {
+    match reason {
+        Reason::BadSecret => Handshake::BadSecret,
+        Reason::EnrolmentRefused => Handshake::EnrolmentRefused,
+        Reason::Version => Handshake::Version,
+        Reason::Busy | Reason::Shutdown => Handshake::Busy,
+        Reason::Protocol | Reason::Replaced | Reason::Silent | Reason::Unacknowledged => Handshake::Protocol,
     }
-    Ok(())
 }
 
 /// Checks who says hello; the flag says that the device was unknown.
@@ -224,7 +239,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
                 self.session.close(Bye::because(Reason::Protocol));
             }
             Event::Frame(Err(error)) => return Err(error),
-            Event::Signals(signals) => self.handle_signals(signals),
+            Event::Signals(signals) => {
+                let revoked = signals.revoked;
+                self.handle_signals(signals);
+                if revoked {
+                    return self.announce_revoked().await;
+                }
+            }
             Event::Timer => self.session.handle_timer(now),
         }
         self.act().await
@@ -287,6 +308,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
         let store = &self.server.store;
         Ok(match action {
             GatewayAction::Send(frame) => {
+                if let ToDevice::Push(delivery) = &frame {
+                    self.server.metrics.sent(since(delivery.push.accepted_ms));
+                }
                 self.socket.queue(&frame)?;
                 Ok(())
             }
@@ -302,6 +326,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
                 self.server.receipts.notify_one();
                 done
             }
+            GatewayAction::Answered(waits) => {
+                self.server.metrics.acknowledged(&waits);
+                Ok(())
+            }
             GatewayAction::Expired(seqs) => store.expire(seqs).await,
             GatewayAction::Register { req, app } => self.register(req, app).await,
             GatewayAction::Deregister { req, app } => {
@@ -313,6 +341,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
                 done
             }
             GatewayAction::Outcomes(list) => {
+                for outcome in &list {
+                    self.server.metrics.outcome(outcome.fate, outcome.id.made_ms().map(since));
+                }
                 let ids = list.iter().map(|outcome| outcome.id).collect();
                 match store.outcomes(self.device, list).await {
                     Ok(()) => self.session.noted(ids),
@@ -337,6 +368,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
         self.session.registered(req, app, result);
         Ok(())
     }
+}
+
+/// How long ago that was; nothing, if the clock was set back since.
+fn since(earlier: UnixMillis) -> Duration {
+    Duration::from_millis(u64::try_from(world::now().0.saturating_sub(earlier.0)).unwrap_or(0))
 }
 
 // Both directions have to hold the largest frame they allow.

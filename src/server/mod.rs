@@ -1,5 +1,6 @@
 //! The server half: sender APIs in, a durable store between, devices out.
 //!
+//! * [`api`]: all of HTTP: routes, health, the admin API, the OpenAPI document.
 //! * [`doors`]: the sender APIs, one file each.
 //! * [`store`]: the only queue; SQL lives there.
 //! * [`regid`]: issuing and opening regIds.
@@ -8,17 +9,20 @@
 //! * [`timekeeper`]: what is due; [`withdraw`]: what senders take back; [`receipts`]: what they are told.
 //! * [`regions`]: the other servers.
 //! * [`upkeep`]: what is done from time to time.
-//! * [`backup`]: copies of the store.
-//! * [`admin`]: the command line.
+//! * [`manage`]: what an operator may do; [`admin`]: the command line; [`backup`]: copies of the store.
+//! * [`metrics`]: what is counted.
 //!
 //! The order that loses nothing: a door commits to the store, then wakes the session; a session is
 //! entered in the registry, then reads the store. Whichever comes first, one of them sees the other.
 
 pub mod admin;
+pub mod api;
 pub mod backup;
 pub mod config;
 pub mod doors;
 pub mod gateway;
+pub mod manage;
+pub mod metrics;
 pub mod rates;
 pub mod receipts;
 pub mod regid;
@@ -31,14 +35,17 @@ pub mod withdraw;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use axum::Router;
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
 use hyper_util::rt::TokioTimer;
 use subtle::ConstantTimeEq;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tracing::{error, info};
 
@@ -50,6 +57,7 @@ use crate::tls;
 use crate::world::Clock;
 
 use config::ServerConfig;
+use metrics::Metrics;
 use rates::Rates;
 use regid::KeyRing;
 use regions::Regions;
@@ -81,7 +89,10 @@ pub struct Server {
     pub rates: Rates,
     /// The clock of the sessions.
     pub clock: Clock,
+    /// What is counted.
+    pub metrics: Metrics,
     keys: RwLock<Arc<KeyRing>>,
+    stopping: AtomicBool,
 }
 
 impl Server {
@@ -103,6 +114,8 @@ impl Server {
             receipts: Notify::new(),
             rates: Rates::new(&config.limits),
             clock: Clock::start(),
+            metrics: Metrics::new(api::paths()),
+            stopping: AtomicBool::new(false),
             keys: RwLock::new(Arc::new(keys)),
             config,
         })
@@ -111,6 +124,11 @@ impl Server {
     /// The keys known now.
     pub fn keys(&self) -> Arc<KeyRing> {
         Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether the stop has come.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
     }
 
     /// The regId of a registration, sealed with the newest key of the store.
@@ -129,12 +147,19 @@ pub struct Listeners {
     pub api: TcpListener,
     /// For devices.
     pub gateway: TcpListener,
+    /// For operators, if they have one of their own.
+    pub admin: Option<TcpListener>,
 }
 
 impl Listeners {
     /// Binds the addresses of the configuration.
     pub fn bind(config: &ServerConfig) -> Result<Self, Fatal> {
-        Ok(Self { api: bind("the API", config.api.listen)?, gateway: bind("the gateway", config.gateway.listen)? })
+        let admin = config.admin.listen.map(|address| bind("the admin API", address)).transpose()?;
+        Ok(Self {
+            api: bind("the API", config.api.listen)?,
+            gateway: bind("the gateway", config.gateway.listen)?,
+            admin,
+        })
     }
 }
 
@@ -150,16 +175,20 @@ pub async fn run(config: ServerConfig, listeners: Listeners, mut stop: Stop) -> 
     let io = |error: std::io::Error| Fatal::new(Exit::IoErr, error);
     let gateway_tls = config.gateway.tls.as_ref().map(tls::server).transpose().map_err(Fatal::of(Exit::Config))?;
     let api_tls = config.api.tls.as_ref().map(tls::server).transpose().map_err(Fatal::of(Exit::Config))?;
+    let admin_tls = config.admin.tls.as_ref().map(tls::server).transpose().map_err(Fatal::of(Exit::Config))?;
     let server = Arc::new(Server::open(config).await?);
     info!(
         region = %server.config.region,
         api = %url("http", api_tls.is_some(), &listeners.api),
         gateway = %url("ws", gateway_tls.is_some(), &listeners.gateway),
+        admin = listeners.admin.as_ref().map(|listener| display(url("http", admin_tls.is_some(), listener))),
         "ready"
     );
     let gateway = tokio::net::TcpListener::from_std(listeners.gateway).map_err(io)?;
-    let handle = Handle::new();
-    let mut api = tokio::spawn(serve_api(Arc::clone(&server), listeners.api, api_tls, handle.clone()));
+    let (public, operators) = api::routers(&server);
+    let mut api = Web::start(public, listeners.api, api_tls);
+    // Kept to the end: who asks during the drain is told so.
+    let _admin = operators.zip(listeners.admin).map(|(router, listener)| Web::start(router, listener, admin_tls));
     let mut devices =
         tokio::spawn(gateway::serve(Arc::clone(&server), gateway, gateway_tls.map(TlsAcceptor::from), stop.clone()));
     tokio::spawn(timekeeper::run(Arc::clone(&server)));
@@ -169,27 +198,39 @@ pub async fn run(config: ServerConfig, listeners: Listeners, mut stop: Stop) -> 
         // The gateway ends with the stop: that is not early.
         biased;
         () = stop.wait() => None,
-        ended = &mut api => Some(format!("the API ended: {ended:?}")),
+        ended = &mut api.task => Some(format!("the API ended: {ended:?}")),
         ended = &mut devices => Some(format!("the gateway ended: {ended:?}")),
     };
     if let Some(why) = early {
         error!("{why}");
         return Err(Fatal::new(Exit::Software, why));
     }
-    if drain(&server, &handle, api).await {
+    if drain(&server, api).await {
         server.store.end().await.map_err(Fatal::of(Exit::IoErr))?;
     }
     Ok(())
 }
 
-async fn serve_api(
-    server: Arc<Server>,
+/// A listener for HTTP and the task that serves it.
+struct Web {
+    task: JoinHandle<std::io::Result<()>>,
+    handle: Handle<SocketAddr>,
+}
+
+impl Web {
+    fn start(router: Router, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>) -> Self {
+        let handle = Handle::new();
+        Self { task: tokio::spawn(serve_http(router, listener, tls, handle.clone())), handle }
+    }
+}
+
+async fn serve_http(
+    router: Router,
     listener: TcpListener,
     tls: Option<Arc<rustls::ServerConfig>>,
     handle: Handle<SocketAddr>,
 ) -> std::io::Result<()> {
-    let routes = doors::tizen::router().merge(doors::messages::router());
-    let service = routes.fallback(doors::tizen::unknown_path).with_state(server).into_make_service();
+    let service = router.into_make_service();
     match tls {
         Some(tls) => {
             let mut api = axum_server::from_tcp_rustls(listener, RustlsConfig::from_config(tls))?.handle(handle);
@@ -206,14 +247,11 @@ async fn serve_api(
 
 /// Ends requests first, so that what they stored still wakes its devices, then sessions. Returns
 /// whether all have ended.
-async fn drain(
-    server: &Server,
-    handle: &Handle<SocketAddr>,
-    api: tokio::task::JoinHandle<std::io::Result<()>>,
-) -> bool {
+async fn drain(server: &Server, api: Web) -> bool {
+    server.stopping.store(true, Ordering::Relaxed);
     let connected = server.registry.count();
-    handle.graceful_shutdown(Some(DRAIN));
-    let requests = tokio::time::timeout(DRAIN + Duration::from_secs(1), api).await.is_ok();
+    api.handle.graceful_shutdown(Some(DRAIN));
+    let requests = tokio::time::timeout(DRAIN + Duration::from_secs(1), api.task).await.is_ok();
     server.registry.drain();
     let sessions = tokio::time::timeout(DRAIN, async {
         while server.registry.count() > 0 {

@@ -32,6 +32,8 @@ pub struct Signals {
     pub replaced: bool,
     /// The server is shutting down.
     pub drain: bool,
+    /// A registration of the device was ended here.
+    pub revoked: bool,
     /// Pushes that are delivered now or never.
     pub offers: Vec<Push>,
     /// Whether these may have been sent; whoever asks may have gone.
@@ -100,6 +102,13 @@ impl Registry {
     pub fn wake(&self, device: DeviceId) {
         if let Some(line) = self.line(device) {
             line.signal(|signals| signals.wake = true);
+        }
+    }
+
+    /// Tells the device's session, if there is one, that a registration was ended here.
+    pub fn revoke(&self, device: DeviceId) {
+        if let Some(line) = self.line(device) {
+            line.signal(|signals| signals.revoked = true);
         }
     }
 

@@ -289,11 +289,19 @@ pub fn first_line(output: impl Read) -> String {
     line.trim().to_owned()
 }
 
-/// A Python that has the libraries of the foreign judge; made under `target` at the first run.
+/// A Python that has the libraries of the foreign judge.
 pub fn python() -> String {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/foreign");
-    let environment = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("foreign");
-    let made = Command::new(format!("{folder}/setup.sh")).arg(environment).stderr(Stdio::inherit()).output();
+    python_for("foreign")
+}
+
+/// A Python that has what `requirements.txt` in this folder of the tests names; made under `target`
+/// at the first run.
+pub fn python_for(judge: &str) -> String {
+    let tests = concat!(env!("CARGO_MANIFEST_DIR"), "/tests");
+    let environment = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(judge);
+    let mut setup = Command::new(format!("{tests}/foreign/setup.sh"));
+    setup.arg(environment).arg(format!("{tests}/{judge}/requirements.txt"));
+    let made = setup.stderr(Stdio::inherit()).output();
     let made = made.expect("a shell runs");
     assert!(made.status.success(), "tests/foreign/setup.sh has said what is missing");
     String::from_utf8(made.stdout).expect("a path").trim().to_owned()

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Makes a Python environment with the packages of requirements.txt in the folder that is named, or
-# keeps the one that is there if it has them. Prints the path of its python.
+# Makes a Python environment in the folder that is named first, with the packages of the file that is
+# named second, or keeps the one that is there if it has them. Prints the path of its python.
 set -eu
 folder=$1
-wanted=$(dirname "$0")/requirements.txt
+wanted=$2
 mkdir -p "$folder"
 exec 9>"$folder.lock"
 flock 9

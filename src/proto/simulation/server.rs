@@ -131,6 +131,8 @@ impl World {
                     self.change(link, Change::Delete(all.iter().map(|sent| sent.seq).collect()));
                 }
                 GatewayAction::Expired(seqs) => self.change(link, Change::Delete(seqs)),
+                // Nobody counts here.
+                GatewayAction::Answered(_) => {}
                 GatewayAction::Register { req, app } => self.change(link, Change::Register(req, app)),
                 GatewayAction::Deregister { req, app } => self.change(link, Change::Deregister(req, app)),
                 GatewayAction::Outcomes(list) => self.change(link, Change::Note(list)),

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::history::{self, End, Found};
 use super::receipts::{self, Verdict};
-use super::sql::{self, Result, Waiting, bad_column};
+use super::sql::{self, Ends, Result, Waiting, bad_column};
 use super::{Accepted, Incoming, Store};
 use crate::db::DbError;
 use crate::proto::gateway::Seq;
@@ -79,17 +79,20 @@ impl Store {
     /// time; returns their devices and whether these were all.
     pub async fn release(&self) -> Result<(Vec<DeviceId>, bool), DbError> {
         let (last_seq, waiting) = (self.last_seq.clone(), self.limits.waiting_per_registration);
-        self.writer.write(move |db| release(db, || super::next_seq(&last_seq), waiting, world::now())).await
+        let next_seq = move || super::next_seq(&last_seq);
+        let released = self.writer.write(move |db| release(db, next_seq, waiting, world::now())).await?;
+        self.vitals.count(released.ends);
+        Ok((released.devices, released.complete))
     }
 }
 
-pub(super) fn add(db: &Connection, incoming: &Incoming, release: UnixMillis, most: u32) -> Result<Accepted> {
+pub(super) fn add(db: &Connection, incoming: &Incoming, release: UnixMillis, most: u32) -> Result<(Accepted, Ends)> {
     let (to, push) = (&incoming.to, &incoming.push);
     let count: u32 = db
         .prepare_cached("SELECT count(*) FROM delayed WHERE device = ?1 AND app = ?2")?
         .query_row(params![to.device.as_bytes(), push.app.as_str()], |row| row.get(0))?;
     if count >= most {
-        return Ok(Accepted::TooMany);
+        return Ok((Accepted::TooMany, Ends::default()));
     }
     let replaced = sql::replace(db, to.device, push, push.accepted_ms)?;
     db.prepare_cached(
@@ -107,7 +110,7 @@ pub(super) fn add(db: &Connection, incoming: &Incoming, release: UnixMillis, mos
         sql::body_of(push)?
     ])?;
     history::begin(db, to.device, push, None, Some(release), world::now())?;
-    Ok(Accepted::Stored)
+    Ok((Accepted::Stored, Ends { replaced: replaced.count, ..Ends::default() }))
 }
 
 /// When the next delayed message is to be released.
@@ -123,12 +126,15 @@ pub(super) fn remove(db: &Connection, device: DeviceId, app: &AppId, request_id:
         .collect()
 }
 
-fn release(
-    db: &Connection,
-    next_seq: impl Fn() -> Seq,
-    waiting: u32,
-    now: UnixMillis,
-) -> Result<(Vec<DeviceId>, bool)> {
+/// What was released.
+#[derive(Debug, Default)]
+struct Released {
+    devices: Vec<DeviceId>,
+    complete: bool,
+    ends: Vec<Ends>,
+}
+
+fn release(db: &Connection, next_seq: impl Fn() -> Seq, waiting: u32, now: UnixMillis) -> Result<Released> {
     let mut statement = db.prepare_cached(
         "DELETE FROM delayed WHERE place IN (SELECT place FROM delayed WHERE release_ms <= ?1
                                              ORDER BY release_ms, place LIMIT ?2)
@@ -136,24 +142,25 @@ fn release(
     )?;
     let mut due: Vec<Due> = statement.query_map(params![now.0, RELEASE], due_in)?.collect::<Result<_>>()?;
     due.sort_by_key(|due| due.order);
-    let mut devices = Vec::new();
-    let complete = due.len() < RELEASE as usize;
+    let mut released = Released { complete: due.len() < RELEASE as usize, ..Released::default() };
     for Due { device, replaces, body, .. } in due {
         let push = sql::push_in(&body)?;
         if push.expired(now) {
             history::ended(db, push.id, End::Expired, now)?;
             receipts::add(db, push.app.as_str(), &body, Verdict::Expired, now)?;
+            released.ends.push(Ends { expired: 1, ..Ends::default() });
             continue;
         }
         let mut replaced = sql::replace(db, device, &push, now)?;
         replaced.ids.splice(0..0, replaces);
+        released.ends.push(Ends { replaced: replaced.count, ..Ends::default() });
         let seq = next_seq();
         sql::insert(db, &Waiting { seq, device, push: &push, body: &body, replaced })?;
         history::released(db, push.id, seq)?;
-        sql::drop_oldest(db, device, &push.app, waiting, now)?;
-        devices.push(device);
+        released.ends.push(sql::drop_oldest(db, device, &push.app, waiting, now)?);
+        released.devices.push(device);
     }
-    Ok((devices, complete))
+    Ok(released)
 }
 
 struct Due {

@@ -12,10 +12,13 @@ pub mod history;
 mod quota;
 pub mod receipts;
 pub(crate) mod sql;
+pub mod tokens;
+pub mod vitals;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Instant;
 
 use ring::digest;
 use rusqlite::Connection;
@@ -28,9 +31,10 @@ use crate::proto::{AppId, DeviceId, MessageId, Push, RegId, Region, UnixMillis};
 use crate::world;
 
 use self::quota::Quotas;
-use self::sql::AppSecrets;
+use self::sql::{AppSecrets, Ends};
 use super::config::Limits;
 use super::regid::{KeyRing, Opened, SealKey};
+use vitals::Vitals;
 
 /// Threads that read beside the writer.
 const READERS: usize = 2;
@@ -139,6 +143,8 @@ pub struct AppRow {
     pub created_ms: UnixMillis,
     /// Its devices.
     pub registrations: i64,
+    /// Where its receipts go.
+    pub callback: Option<String>,
     /// Until when the secret before the present one works, if it still does.
     pub old_secret_until: Option<UnixMillis>,
 }
@@ -157,10 +163,12 @@ pub struct KeyRow {
 pub struct Store {
     writer: Worker,
     readers: Arc<[Worker]>,
+    /// Reads what operators ask for, which may take long: no device waits for it.
+    observer: Worker,
+    vitals: Arc<Vitals>,
     turn: Arc<AtomicI64>,
     limits: Limits,
     quotas: Arc<Quotas>,
-    counter: Worker,
     last_seq: Arc<AtomicI64>,
     /// The last place of an earlier run that did not end in order.
     crashed_at: Option<Seq>,
@@ -178,13 +186,17 @@ impl Store {
         let readers = (0..READERS)
             .map(|number| start(&format!("store-reader-{number}"), db::open_reader(path)?))
             .collect::<Result<_, _>>()?;
+        let vitals = Arc::new(Vitals::new());
+        let noting = Arc::clone(&vitals);
+        let writer = Worker::start_watched("store-writer", connection, move |commit| noting.note(commit));
         Ok(Self {
-            writer: start("store-writer", connection)?,
+            writer: writer.map_err(|error| DbError::Failed(error.to_string()))?,
             readers,
+            observer: start("store-observer", db::open_reader(path)?)?,
+            vitals,
             turn: Arc::default(),
             limits,
             quotas: Arc::new(Quotas::new(&limits)),
-            counter: start("store-counter", db::open_reader(path)?)?,
             last_seq: Arc::new(AtomicI64::new(last_seq)),
             crashed_at: None,
         })
@@ -222,7 +234,7 @@ impl Store {
 
     /// The sealing keys, newest first.
     pub async fn list_keys(&self) -> Result<Vec<KeyRow>, DbError> {
-        self.reader().read(sql::list_keys).await
+        self.observer.read(sql::list_keys).await
     }
 
     /// Adds an app; `false` if there is one of that id.
@@ -238,14 +250,15 @@ impl Store {
         self.writer.write(move |db| sql::set_app_secret(db, &app, &hash, grace_until)).await
     }
 
-    /// Removes an app and what waits for it, and ends its registrations; `false` if there is none.
-    pub async fn remove_app(&self, app: AppId) -> Result<bool, DbError> {
+    /// Removes an app and what waits for it, and ends its registrations; returns the devices that
+    /// had one, or `None` if there is no such app.
+    pub async fn remove_app(&self, app: AppId) -> Result<Option<Vec<DeviceId>>, DbError> {
         self.writer.write(move |db| sql::remove_app(db, &app, world::now())).await
     }
 
     /// The apps, by id.
     pub async fn list_apps(&self) -> Result<Vec<AppRow>, DbError> {
-        self.reader().read(|db| sql::list_apps(db, world::now())).await
+        self.observer.read(|db| sql::list_apps(db, world::now())).await
     }
 
     /// Checks an app's credentials.
@@ -284,22 +297,28 @@ impl Store {
     pub async fn accept(&self, incoming: Vec<Incoming>) -> Result<Vec<Accepted>, DbError> {
         let (last_seq, quotas) = (Arc::clone(&self.last_seq), Arc::clone(&self.quotas));
         let waiting = self.limits.waiting_per_registration;
-        self.writer
+        let (begun, count) = (Instant::now(), incoming.len());
+        let fates = self
+            .writer
             .write(move |db| {
                 let room = !quotas.limits_store() || quotas.has_room(sql::used_bytes(db)?);
                 let accept = |incoming: &Incoming| {
                     if !room || !quotas.may_wait(&incoming.push.app) {
-                        return Ok(Accepted::OverQuota);
+                        return Ok((Accepted::OverQuota, Ends::default()));
                     }
                     let accepted = sql::accept(db, || next_seq(&last_seq), incoming, waiting)?;
-                    if accepted == Accepted::Stored {
+                    if accepted.0 == Accepted::Stored {
                         quotas.add(&incoming.push.app);
                     }
                     Ok(accepted)
                 };
-                incoming.iter().map(accept).collect()
+                incoming.iter().map(accept).collect::<sql::Result<Vec<_>>>()
             })
-            .await
+            .await?;
+        // Counted after the commit: what is undone did not happen.
+        self.vitals.count(fates.iter().map(|(_, ends)| *ends));
+        self.vitals.stored.observe_each(begun.elapsed(), count);
+        Ok(fates.into_iter().map(|(fate, _)| fate).collect())
     }
 
     /// At most `limit` messages that wait for the device after `after`, in order, and whether
@@ -311,12 +330,14 @@ impl Store {
     /// Removes messages that expired before they could be sent. Not waited for: if it is lost, they
     /// are found to be expired again.
     pub async fn expire(&self, seqs: Vec<Seq>) -> Result<(), DbError> {
+        self.vitals.expired.add(seqs.len());
         self.writer.write_later(move |db| sql::expire(db, &seqs, world::now())).await
     }
 
     /// Removes messages that the device has. Not waited for: if it is lost, the device is sent them
     /// again and knows them.
     pub async fn acked(&self, all: Vec<Sent>) -> Result<(), DbError> {
+        self.vitals.acknowledged.add(all.len());
         self.writer.write_later(move |db| sql::acked(db, &all, world::now())).await
     }
 
@@ -342,7 +363,9 @@ impl Store {
 
     /// Removes expired messages, some at a time; returns whether these were all.
     pub async fn sweep(&self) -> Result<bool, DbError> {
-        self.writer.write(|db| sql::sweep(db, world::now())).await
+        let removed = self.writer.write(|db| sql::sweep(db, world::now())).await?;
+        self.vitals.expired.add(removed);
+        Ok(removed < sql::SWEEP as usize)
     }
 
     /// Forgets the history of messages that ended long ago, some at a time; returns whether these
@@ -351,7 +374,7 @@ impl Store {
         let (hours, most) = (self.limits.history_hours, self.limits.history_messages);
         let before = UnixMillis(world::now().0 - i64::from(hours) * 3_600_000);
         // Looked for beside the writer: it takes a while.
-        let old = self.reader().read(move |db| history::old(db, before, most)).await?;
+        let old = self.observer.read(move |db| history::old(db, before, most)).await?;
         let complete = old.len() < history::SWEEP as usize;
         if !old.is_empty() {
             self.writer.write(move |db| history::forget(db, &old)).await?;
@@ -363,13 +386,38 @@ impl Store {
     /// waits for it.
     pub async fn count_waiting(&self) -> Result<(), DbError> {
         if self.quotas.limits_store() {
-            self.quotas.has_room(self.counter.read(sql::used_bytes).await?);
+            self.quotas.has_room(self.observer.read(sql::used_bytes).await?);
         }
         if self.quotas.limits_apps() {
             self.quotas.begin_count();
-            self.quotas.end_count(self.counter.read(sql::count_by_app).await?);
+            self.quotas.end_count(self.observer.read(sql::count_by_app).await?);
         }
         Ok(())
+    }
+
+    /// The app of this id, if there is one.
+    pub async fn app(&self, app: AppId) -> Result<Option<AppRow>, DbError> {
+        self.observer.read(move |db| sql::app(db, &app, world::now())).await
+    }
+
+    /// How many messages wait. Counts them: a million take a tenth of a second of the observer.
+    pub async fn waiting(&self) -> Result<i64, DbError> {
+        self.observer.read(sql::waiting).await
+    }
+
+    /// The size of the database, in bytes, without what its log has yet to bring into it.
+    pub async fn bytes(&self) -> Result<i64, DbError> {
+        self.observer.read(sql::bytes).await
+    }
+
+    /// Writes a row that means nothing; returns when it is on disk.
+    pub async fn try_write(&self) -> Result<(), DbError> {
+        self.writer.write(sql::try_write).await
+    }
+
+    /// What the store says of itself.
+    pub fn vitals(&self) -> &Vitals {
+        &self.vitals
     }
 
     fn reader(&self) -> &Worker {

@@ -17,7 +17,9 @@ use crate::world;
 
 use super::history::{self, End};
 use super::receipts::{self, Verdict};
+use super::tokens::{TokenAdded, TokenRow};
 use super::{Accepted, AppRow, Incoming, KeyRow, Opened, Registered, delayed};
+use crate::server::manage::{TokenName, TokenNameError};
 
 /// What the file says of itself: see the schema.
 pub const APPLICATION: i64 = 1_113_027_446;
@@ -137,6 +139,19 @@ pub const MIGRATIONS: &[&str] = &[
     -- Says of the file what it is: 'BWsv'.
     PRAGMA application_id = 1113027446;
 ",
+    "
+    -- Of operators' programs.
+    CREATE TABLE tokens (
+        name       TEXT PRIMARY KEY,
+        hash       BLOB NOT NULL,
+        created_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    -- What is written to see whether anything can be: one row, as large as a message may be.
+    CREATE TABLE trial (
+        id   INTEGER PRIMARY KEY CHECK (id = 1),
+        body BLOB NOT NULL
+    ) STRICT;
+",
 ];
 
 /// Most expired messages that one sweep removes.
@@ -222,42 +237,100 @@ pub fn set_app_secret(db: &Connection, app: &AppId, hash: &[u8], grace_until: Un
     Ok(changed > 0)
 }
 
-pub fn remove_app(db: &Connection, app: &AppId, now: UnixMillis) -> Result<bool> {
+pub fn remove_app(db: &Connection, app: &AppId, now: UnixMillis) -> Result<Option<Vec<DeviceId>>> {
     // By device, because that is how messages are indexed.
     db.execute(
         "DELETE FROM messages WHERE app = ?1
          AND device IN (SELECT device FROM registrations WHERE app = ?1 AND state = 'active')",
         [app.as_str()],
     )?;
-    db.execute(
-        "UPDATE registrations SET state = 'revoked', changed_ms = ?2 WHERE app = ?1 AND state = 'active'",
-        params![app.as_str(), now.0],
+    let mut revoke = db.prepare(
+        "UPDATE registrations SET state = 'revoked', changed_ms = ?2 WHERE app = ?1 AND state = 'active'
+         RETURNING device",
     )?;
+    let devices = revoke.query_map(params![app.as_str(), now.0], device_in)?.collect::<Result<_>>()?;
     db.execute("DELETE FROM delayed WHERE app = ?1", [app.as_str()])?;
     db.execute("DELETE FROM receipts WHERE app = ?1", [app.as_str()])?;
-    Ok(db.execute("DELETE FROM apps WHERE app = ?1", [app.as_str()])? > 0)
+    let removed = db.execute("DELETE FROM apps WHERE app = ?1", [app.as_str()])? > 0;
+    Ok(removed.then_some(devices))
 }
 
+const APPS: &str = "SELECT app, created_ms,
+    (SELECT count(*) FROM registrations r WHERE r.app = apps.app AND r.state = 'active'),
+    nullif(max(old_until_ms, ?1), ?1), callback_url FROM apps";
+
 pub fn list_apps(db: &Connection, now: UnixMillis) -> Result<Vec<AppRow>> {
-    let mut statement = db.prepare(
-        "SELECT app, created_ms, (SELECT count(*) FROM registrations r WHERE r.app = apps.app AND r.state = 'active'),
-                nullif(max(old_until_ms, ?1), ?1)
-         FROM apps ORDER BY app",
+    let mut statement = db.prepare(&format!("{APPS} ORDER BY app"))?;
+    statement.query_map([now.0], app_row)?.collect()
+}
+
+pub fn app(db: &Connection, app: &AppId, now: UnixMillis) -> Result<Option<AppRow>> {
+    let mut statement = db.prepare(&format!("{APPS} WHERE app = ?2"))?;
+    statement.query_row(params![now.0, app.as_str()], app_row).optional()
+}
+
+fn app_row(row: &Row<'_>) -> Result<AppRow> {
+    let old_secret_until: Option<i64> = row.get(3)?;
+    Ok(AppRow {
+        app: app_in(row, 0)?,
+        created_ms: UnixMillis(row.get(1)?),
+        registrations: row.get(2)?,
+        old_secret_until: old_secret_until.map(UnixMillis),
+        callback: row.get(4)?,
+    })
+}
+
+pub fn add_token(db: &Connection, name: &TokenName, hash: &[u8], most: usize, now: UnixMillis) -> Result<TokenAdded> {
+    let count: i64 = db.query_row("SELECT count(*) FROM tokens", [], |row| row.get(0))?;
+    if count >= i64::try_from(most).unwrap_or(i64::MAX) {
+        return Ok(TokenAdded::TooMany);
+    }
+    let added = db.execute(
+        "INSERT INTO tokens (name, hash, created_ms) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+        params![name.as_str(), hash, now.0],
     )?;
-    let rows = statement.query_map([now.0], |row| {
-        let old_secret_until: Option<i64> = row.get(3)?;
-        Ok(AppRow {
-            app: app_in(row, 0)?,
-            created_ms: UnixMillis(row.get(1)?),
-            registrations: row.get(2)?,
-            old_secret_until: old_secret_until.map(UnixMillis),
-        })
+    Ok(if added > 0 { TokenAdded::Added } else { TokenAdded::Taken })
+}
+
+pub fn list_tokens(db: &Connection) -> Result<Vec<TokenRow>> {
+    let mut statement = db.prepare("SELECT name, created_ms FROM tokens ORDER BY name")?;
+    let rows = statement.query_map([], |row| {
+        let name: String = row.get(0)?;
+        let name = name
+            .parse()
+            .map_err(|error: TokenNameError| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, error.into()))?;
+        Ok(TokenRow { name, created_ms: UnixMillis(row.get(1)?) })
     })?;
     rows.collect()
 }
 
 fn has_app(db: &Connection, app: &AppId) -> Result<bool> {
     db.prepare_cached("SELECT EXISTS (SELECT 1 FROM apps WHERE app = ?1)")?.query_row([app.as_str()], |row| row.get(0))
+}
+
+pub fn remove_token(db: &Connection, name: &TokenName) -> Result<bool> {
+    Ok(db.execute("DELETE FROM tokens WHERE name = ?1", [name.as_str()])? > 0)
+}
+
+pub fn token_hashes(db: &Connection) -> Result<Vec<Vec<u8>>> {
+    let mut statement = db.prepare_cached("SELECT hash FROM tokens")?;
+    statement.query_map([], |row| row.get(0))?.collect()
+}
+
+/// Messages that wait, by the smallest index.
+pub fn waiting(db: &Connection) -> Result<i64> {
+    db.prepare_cached("SELECT count(*) FROM messages")?.query_row([], |row| row.get(0))
+}
+
+pub fn bytes(db: &Connection) -> Result<i64> {
+    let one = |pragma: &str| db.query_row(pragma, [], |row| row.get::<_, i64>(0));
+    Ok(one("PRAGMA page_count")? * one("PRAGMA page_size")?)
+}
+
+/// Writes other bytes than last time: what does not change is not written.
+pub fn try_write(db: &Connection) -> Result<()> {
+    db.execute("INSERT OR REPLACE INTO trial (id, body) VALUES (1, randomblob(16384))", [])?;
+    Ok(())
 }
 
 /// The hashes of an app's secrets that work.
@@ -348,20 +421,38 @@ pub fn is_registered(db: &Connection, to: &Opened, app: &AppId) -> Result<bool> 
     .query_row(params![to.device.as_bytes(), app.as_str(), generation], |row| row.get(0))
 }
 
-pub fn accept(db: &Connection, next_seq: impl FnOnce() -> Seq, incoming: &Incoming, waiting: u32) -> Result<Accepted> {
+/// Messages that have ended for another one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ends {
+    /// They waited, and there were too many.
+    pub dropped: usize,
+    /// They did not wait any more.
+    pub expired: usize,
+    /// It took their place.
+    pub replaced: usize,
+}
+
+/// What became of the message, and what had to go for it.
+pub fn accept(
+    db: &Connection,
+    next_seq: impl FnOnce() -> Seq,
+    incoming: &Incoming,
+    waiting: u32,
+) -> Result<(Accepted, Ends)> {
     let (to, push) = (&incoming.to, &incoming.push);
     if !is_registered(db, to, &push.app)? {
-        return Ok(Accepted::NotRegistered);
+        return Ok((Accepted::NotRegistered, Ends::default()));
     }
     if let Some(release) = incoming.release_ms {
         return delayed::add(db, incoming, release, waiting);
     }
     let (now, body, seq) = (world::now(), body_of(push)?, next_seq());
     let replaced = replace(db, to.device, push, now)?;
+    let count = replaced.count;
     insert(db, &Waiting { seq, device: to.device, push, body: &body, replaced })?;
     history::begin(db, to.device, push, Some(seq), None, now)?;
-    drop_oldest(db, to.device, &push.app, waiting, now)?;
-    Ok(Accepted::Stored)
+    let ends = drop_oldest(db, to.device, &push.app, waiting, now)?;
+    Ok((Accepted::Stored, Ends { replaced: count, ..ends }))
 }
 
 /// A message that is to wait for its device.
@@ -381,6 +472,8 @@ pub struct Replaced {
     pub ids: Vec<u8>,
     /// Dropped messages that these stood for.
     pub dropped: u32,
+    /// How many they are, delayed ones included.
+    pub count: usize,
 }
 
 pub fn insert(db: &Connection, waiting: &Waiting<'_>) -> Result<()> {
@@ -415,9 +508,11 @@ pub fn replace(db: &Connection, device: DeviceId, push: &Push, now: UnixMillis) 
         replaced.ids.extend_from_slice(row.get_ref(1)?.as_blob()?);
         replaced.ids.extend_from_slice(id.as_bytes());
         replaced.dropped += row.get::<_, u32>(2)?;
+        replaced.count += 1;
         history::ended(db, id, End::Replaced, now)?;
     }
     for id in delayed::remove(db, device, &push.app, request_id)? {
+        replaced.count += 1;
         history::ended(db, id, End::Replaced, now)?;
     }
     Ok(replaced)
@@ -425,13 +520,13 @@ pub fn replace(db: &Connection, device: DeviceId, push: &Push, now: UnixMillis) 
 
 /// Makes room in a registration's queue. The newest message then says how many went: it is the one
 /// that no session has read yet.
-pub fn drop_oldest(db: &Connection, device: DeviceId, app: &AppId, waiting: u32, now: UnixMillis) -> Result<()> {
+pub fn drop_oldest(db: &Connection, device: DeviceId, app: &AppId, waiting: u32, now: UnixMillis) -> Result<Ends> {
     let key = params![device.as_bytes(), app.as_str()];
     let count: i64 = db
         .prepare_cached("SELECT count(*) FROM messages INDEXED BY messages_by_device WHERE device = ?1 AND app = ?2")?
         .query_row(key, |row| row.get(0))?;
     if count <= i64::from(waiting) {
-        return Ok(());
+        return Ok(Ends::default());
     }
     // What has expired does not wait any more: it goes first, and is none that was dropped.
     let mut statement = db.prepare_cached(
@@ -440,15 +535,18 @@ pub fn drop_oldest(db: &Connection, device: DeviceId, app: &AppId, waiting: u32,
          RETURNING dropped, expires_ms > ?3, id, body",
     )?;
     let too_many = params![device.as_bytes(), app.as_str(), now.0, count - i64::from(waiting)];
-    let (mut rows, mut dropped) = (statement.query(too_many)?, 0);
+    let (mut rows, mut told, mut ends) = (statement.query(too_many)?, 0, Ends::default());
     while let Some(row) = rows.next()? {
         let (stood_for, live): (i64, bool) = (row.get(0)?, row.get(1)?);
-        dropped += stood_for + i64::from(live);
+        told += stood_for + i64::from(live);
+        ends.dropped += usize::from(live);
+        ends.expired += usize::from(!live);
         let how = if live { End::Dropped } else { End::Expired };
         end(db, history::id_in(row, 2)?, app.as_str(), row.get_ref(3)?.as_str()?, how, now)?;
     }
     drop(rows);
-    add_dropped(db, device.as_bytes(), app.as_str(), dropped)
+    add_dropped(db, device.as_bytes(), app.as_str(), told)?;
+    Ok(ends)
 }
 
 /// A message has ended without the device: its sender is told.
@@ -532,10 +630,9 @@ pub fn expire(db: &Connection, seqs: &[Seq], now: UnixMillis) -> Result<()> {
     seqs.iter().try_for_each(|seq| expire_where(db, "?1", params![seq.0], now).map(drop))
 }
 
-/// Removes expired messages, [`SWEEP`] at the most; returns whether these were all.
-pub fn sweep(db: &Connection, now: UnixMillis) -> Result<bool> {
-    let expired = "SELECT seq FROM messages WHERE expires_ms <= ?1 LIMIT ?2";
-    Ok(expire_where(db, expired, params![now.0, SWEEP], now)? < SWEEP as usize)
+/// Removes expired messages, [`SWEEP`] at the most; returns how many there were.
+pub fn sweep(db: &Connection, now: UnixMillis) -> Result<usize> {
+    expire_where(db, "SELECT seq FROM messages WHERE expires_ms <= ?1 LIMIT ?2", params![now.0, SWEEP], now)
 }
 
 /// Removes expired messages at these places; returns how many there were.
@@ -593,6 +690,10 @@ pub fn push_in(body: &str) -> Result<Push> {
 
 pub fn body_of(push: &Push) -> Result<String> {
     serde_json::to_string(push).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))
+}
+
+fn device_in(row: &Row<'_>) -> Result<DeviceId> {
+    DeviceId::from_slice(row.get_ref(0)?.as_blob()?).map_err(|error| bad_column(0, error))
 }
 
 pub fn app_in(row: &Row<'_>, column: usize) -> Result<AppId> {

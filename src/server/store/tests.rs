@@ -693,8 +693,12 @@ async fn removing_an_app_ends_its_registrations_until_each_device_knows() {
     for registration in [&chat, &mail, &elsewhere] {
         registration.stored(&["one"]).await;
     }
-    assert!(fixture.store.remove_app(app("chat")).await.unwrap());
-    assert!(!fixture.store.remove_app(app("chat")).await.unwrap());
+    let mut told = fixture.store.remove_app(app("chat")).await.unwrap().unwrap();
+    told.sort();
+    let mut had = [device, other];
+    had.sort();
+    assert_eq!(told, had);
+    assert_eq!(fixture.store.remove_app(app("chat")).await.unwrap(), None);
 
     assert_eq!(fixture.store.check_app(app("chat"), "a secret of the app").await.unwrap(), AppCheck::Unknown);
     assert_eq!(chat.accept("late").await, Accepted::NotRegistered);

@@ -6,6 +6,7 @@
 
 mod cancel;
 mod code;
+pub mod document;
 mod request;
 
 use std::collections::BTreeSet;
@@ -13,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::Router;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{RETRY_AFTER, TRANSFER_ENCODING};
@@ -23,11 +23,15 @@ use axum::routing::post;
 use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::proto::message::{Door, Payload, Reliability, Urgency};
 use crate::proto::{Push, RegId};
 use crate::server::Server;
 use crate::server::doors::sender::{Sender, Stranger};
+use crate::server::metrics::Verdicts;
 use crate::server::rates::TooFast;
 use crate::server::regid::Opened;
 use crate::server::store::{Accepted, Incoming};
@@ -49,9 +53,12 @@ const BODY: Duration = Duration::from_secs(30);
 const RETRY_S: u16 = 30;
 
 /// The door's routes.
-pub fn router() -> Router<Arc<Server>> {
-    let push = post(push).fallback(|| async { refuse(Code::Method, "this path takes POST only") });
-    Router::new().route(PATH, push.clone()).route("/spp/pns/api/push/", push)
+pub fn router() -> OpenApiRouter<Arc<Server>> {
+    let other_method = || async { refuse(Code::Method, "this path takes POST only") };
+    let (schemas, paths, handler) = routes!(push);
+    OpenApiRouter::new()
+        .routes((schemas, paths, handler.fallback(other_method)))
+        .route("/spp/pns/api/push/", post(push).fallback(other_method))
 }
 
 /// The answer to a path that nobody serves.
@@ -60,14 +67,20 @@ pub async fn unknown_path() -> Response {
 }
 
 /// One recipient's result, in the API's own words.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = TizenResult)]
 struct Verdict {
+    /// As sent; empty if the request was refused as a whole.
     #[serde(rename = "regID")]
     reg_id: String,
+    /// As sent; empty if the request was refused as a whole.
     #[serde(rename = "requestID")]
     request_id: String,
+    /// 1000, or why not: bellwire-tizen(7) lists the codes.
     #[serde(rename = "statusCode")]
+    #[schema(minimum = 1000, maximum = 3999)]
     status_code: u16,
+    /// The code in words.
     #[serde(rename = "statusMsg")]
     status_msg: String,
 }
@@ -83,11 +96,26 @@ impl Verdict {
     }
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[schema(as = TizenAnswer)]
 struct Answer {
+    /// One for each recipient, in the order of the request.
+    #[schema(min_items = 1)]
     results: Vec<Verdict>,
 }
 
+/// Send notifications
+///
+/// The API of the Tizen push server. A request that is understood is answered 200 with a result for
+/// each recipient, whatever became of it; 1000 means that the notification is on disk.
+#[utoipa::path(post, path = "/spp/pns/api/push", tag = "tizen", operation_id = "tizen_push",
+    security(("appID" = [], "appSecret" = [])),
+    request_body(content = document::Request, content_type = "application/json",
+        description = "JSON in UTF-8 whatever its Content-Type says, at most 204800 bytes or what the operator has set"),
+    responses(
+        (status = 200, description = "Understood; see each result", body = Answer),
+        document::Refusals,
+    ))]
 async fn push(State(server): State<Arc<Server>>, headers: HeaderMap, body: Body) -> Response {
     let unnamed = "the headers appID and appSecret do not name a registered application";
     let sender = match Sender::of(&server, &headers).await {
@@ -341,11 +369,14 @@ fn merge(verdicts: &mut [Verdict], places: &[Place], answer: Option<&[u8]>) {
 fn answer(results: Vec<Verdict>) -> Response {
     let passing = [Code::Internal, Code::ImpossibleToEnqueue, Code::Io].map(Code::number);
     let busy = results.iter().all(|verdict| passing.contains(&verdict.status_code));
+    let codes = results.iter().map(|verdict| verdict.status_code).collect();
     let body = Json(Answer { results });
-    match busy {
+    let mut response = match busy {
         true => (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, HeaderValue::from(RETRY_S))], body).into_response(),
         false => body.into_response(),
-    }
+    };
+    response.extensions_mut().insert(Verdicts { door: Door::Tizen, codes });
+    response
 }
 
 /// Makes an answer one that says which limit was reached and when to try again.
@@ -368,6 +399,7 @@ fn refuse(code: Code, detail: &str) -> Response {
     if code.is_passing() {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_S));
     }
+    response.extensions_mut().insert(Verdicts { door: Door::Tizen, codes: [code.number()].into() });
     response
 }
 

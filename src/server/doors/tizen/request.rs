@@ -14,15 +14,15 @@ use crate::proto::message::Reliability;
 use super::code::Code;
 
 /// `message` is shorter than this, in bytes.
-const MESSAGE_BYTES: usize = 2048;
+pub(super) const MESSAGE_BYTES: usize = 2048;
 /// `sender`, `sessionInfo` and `requestID` are at most this long, in bytes.
-const TEXT_BYTES: usize = 1024;
+pub(super) const TEXT_BYTES: usize = 1024;
 /// Minutes for which a message is kept when its sender says nothing, or 0.
-const EXPIRY_DEFAULT: u32 = 1440;
+pub(super) const EXPIRY_DEFAULT: u32 = 1440;
 /// Minutes that count as this many when the sender asks for more.
-const EXPIRY_MAX: u32 = 2880;
+pub(super) const EXPIRY_MAX: u32 = 2880;
 /// Most minutes for which a message may be delayed.
-const DELAY_MAX: i64 = 2880;
+pub(super) const DELAY_MAX: i64 = 2880;
 
 /// A refusal of the whole request.
 #[derive(Debug, PartialEq, Eq)]
