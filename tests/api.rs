@@ -214,13 +214,23 @@ fn apps_are_the_same_over_http_and_on_the_command_line() {
     assert_eq!((status, &one["appID"], &one["registrations"]), (200, &json!(APP), &json!(0)));
 
     let rotate = "/v1/admin/apps/org.example.Chat/rotate";
-    let (status, rotated) = operator.told("POST", rotate, None);
+    let (status, rotated) = operator.told("POST", rotate, Some(&json!({ "grace_hours": 0 })));
     assert!(status == 200 && rotated["appSecret"] != json!(secret), "{rotated}");
     let app = common::App { id: APP.into(), secret: rotated["appSecret"].as_str().expect("a text").into() };
     let nobody = format!("00{}", "5c".repeat(49));
     assert_eq!(codes(&post(&server, &app, &request(nobody.clone(), "1", "x"))), [3008]);
     let old = common::App { id: APP.into(), secret };
     assert_eq!(post(&server, &old, &request(nobody, "1", "x")).status, 401);
+
+    let callback = "/v1/admin/apps/org.example.Chat/callback";
+    let wanted = json!({ "url": "https://chat.example.org/receipts" });
+    let (status, set) = operator.told("PUT", callback, Some(&wanted));
+    assert!(status == 200 && set["callback"] == wanted["url"] && set["key"].is_string(), "{set}");
+    let (_, shown) = operator.told("GET", "/v1/admin/apps/org.example.Chat", None);
+    assert_eq!(shown["callback"], wanted["url"]);
+    let plain = json!({ "url": "http://chat.example.org/receipts" });
+    operator.assert_refused("PUT", callback, Some(&plain), 400, "bad-request");
+    assert_eq!(operator.told("DELETE", callback, None).0, 200);
 
     let one = "/v1/admin/apps/org.example.Chat";
     assert_eq!(operator.told("DELETE", one, None), (200, json!({ "removed": APP })));
@@ -437,6 +447,8 @@ async fn every_metric_is_in_the_manual_and_counts() {
         ("bellwire_message_sent_seconds", 3.0),
         ("bellwire_message_acknowledged_seconds", 3.0),
         ("bellwire_message_delivered_seconds", 3.0),
+        ("bellwire_message_taken_seconds", 3.0),
+        ("bellwire_messages_replaced_total", 0.0),
         ("bellwire_messages_acknowledged_total", 3.0),
         ("bellwire_outcomes_total", 3.0),
         ("bellwire_messages_dropped_total", 1.0),
@@ -496,6 +508,7 @@ fn schemathesis(server: &Server, headers: &[String], part: &[&str]) {
 }
 
 const PUSH: &str = "POST /spp/pns/api/push";
+const SET_CALLBACK: &str = "PUT /v1/admin/apps/{id}/callback";
 const REMOVE_TOKEN: &str = "DELETE /v1/admin/tokens/{name}";
 
 #[test]
@@ -506,6 +519,7 @@ fn the_sender_api_is_as_its_document_says() {
     // negative_data_rejection cannot hold: by contract a message with wrong contents is answered 200,
     // with a verdict of its own for each recipient.
     schemathesis(&server, &headers, &["--include-name", PUSH, "--exclude-checks", "negative_data_rejection"]);
+    schemathesis(&server, &headers, &["--include-path-regex", "^/v1/messages"]);
     assert!(!server.log().contains("ERROR"), "{}", server.log());
 }
 
@@ -514,8 +528,20 @@ fn the_rest_of_the_api_is_as_its_document_says() {
     let server = Server::start("00", "");
     let headers = |token: String| [format!("Authorization: Bearer {token}")];
     // Removing tokens comes last: it finds its own in the list.
-    let but_these = ["--exclude-name", PUSH, "--exclude-name", REMOVE_TOKEN];
+    let but_these = [
+        "--exclude-name",
+        PUSH,
+        "--exclude-name",
+        REMOVE_TOKEN,
+        "--exclude-name",
+        SET_CALLBACK,
+        "--exclude-path-regex",
+        "^/v1/messages",
+    ];
     schemathesis(&server, &headers(token_add(&server, "judge")), &but_these);
+    // positive_data_acceptance cannot hold: which URLs are safe to tell a receipt to, no schema says.
+    let callback = ["--include-name", SET_CALLBACK, "--exclude-checks", "positive_data_acceptance"];
+    schemathesis(&server, &headers(token_add(&server, "teller")), &callback);
     schemathesis(&server, &headers(token_add(&server, "remover")), &["--include-name", REMOVE_TOKEN]);
     assert!(!server.log().contains("ERROR"), "{}", server.log());
 }

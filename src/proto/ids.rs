@@ -158,14 +158,6 @@ uuid_name! {
     MessageId
 }
 
-impl MessageId {
-    /// When it was made, by its first 48 bits; `None` for an id that no server of ours has made.
-    pub fn made_ms(&self) -> Option<UnixMillis> {
-        let of_time = self.0.get_version_num() == 7;
-        of_time.then(|| UnixMillis(self.as_bytes()[..6].iter().fold(0, |time, byte| time << 8 | i64::from(*byte))))
-    }
-}
-
 /// A region of the service: the first byte of every regId it issues.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Region(pub u8);

@@ -26,6 +26,7 @@ use super::Server;
 use super::metrics::Handshake;
 use super::registry::{Line, Signals};
 use super::store::devices::SEEN_EVERY_MS;
+use super::store::history::News;
 use super::store::{DeviceCheck, Registered};
 
 /// How long a goodbye may take to be sent.
@@ -341,12 +342,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
                 done
             }
             GatewayAction::Outcomes(list) => {
-                for outcome in &list {
-                    self.server.metrics.outcome(outcome.fate, outcome.id.made_ms().map(since));
-                }
                 let ids = list.iter().map(|outcome| outcome.id).collect();
                 match store.outcomes(self.device, list).await {
-                    Ok(()) => self.session.noted(ids),
+                    Ok(news) => {
+                        for News { fate, accepted_ms, acked_ms } in news {
+                            self.server.metrics.outcome(fate, since(accepted_ms), acked_ms.map(since));
+                        }
+                        self.session.noted(ids);
+                    }
                     // The device tells them again; its messages are not to wait for history.
                     Err(error) => debug!(device = %self.device, "outcomes are not noted: {error}"),
                 }

@@ -34,8 +34,6 @@ const STATUSES: [u16; 14] = [200, 201, 204, 400, 401, 404, 405, 409, 411, 413, 4
 /// The fates that a device tells of, by their place here.
 const FATES: [&str; 9] =
     ["delivered", "expired", "dropped", "discarded", "unwanted", "alerted", "launched", "replaced", "too-late"];
-/// A device names the message that it tells of. What is older than any can be is not its age.
-const OLDEST: Duration = Duration::from_secs(30 * 86_400);
 /// The route of requests that no path is for.
 const OTHER: &str = "other";
 
@@ -125,6 +123,7 @@ pub struct Metrics {
     sent: Histogram,
     acknowledged: Histogram,
     delivered: Histogram,
+    taken: Histogram,
 }
 
 impl Metrics {
@@ -140,6 +139,7 @@ impl Metrics {
             sent: Histogram::new(PATIENT),
             acknowledged: Histogram::new(QUICK),
             delivered: Histogram::new(PATIENT),
+            taken: Histogram::new(PATIENT),
         }
     }
 
@@ -185,13 +185,13 @@ impl Metrics {
         since_sent.iter().for_each(|wait| self.acknowledged.observe(*wait));
     }
 
-    /// A device told what became of a message, so long after that was accepted, if it is known.
-    pub fn outcome(&self, fate: Fate, since_accepted: Option<Duration>) {
+    /// A device told what became of a message, so long after that was accepted, and acknowledged if
+    /// that is known.
+    pub fn outcome(&self, fate: Fate, since_accepted: Duration, since_acknowledged: Option<Duration>) {
         let place = match fate {
             Fate::Delivered => {
-                if let Some(age) = since_accepted.filter(|age| *age <= OLDEST) {
-                    self.delivered.observe(age);
-                }
+                self.delivered.observe(since_accepted);
+                since_acknowledged.into_iter().for_each(|wait| self.taken.observe(wait));
                 0
             }
             Fate::Expired => 1,
@@ -263,6 +263,7 @@ impl Collector for Scrape {
         out.histogram("message_stored", "From a message to its fsync", &vitals.stored)?;
         out.histogram("message_sent", "From acceptance to each sending to a device", &metrics.sent)?;
         out.histogram("message_acknowledged", "From sending to the device's fsync, as told", &metrics.acknowledged)?;
+        out.histogram("message_taken", "From the device's word to the news that the app has it", &metrics.taken)?;
         out.histogram("message_delivered", "From acceptance to the news that the app has it", &metrics.delivered)?;
         out.histogram("store_commit", "Commits of the store, with their fsync", &vitals.commits)?;
         out.counter("store_failed_commits", "Commits of which nothing stands", &vitals.failed_commits)?;

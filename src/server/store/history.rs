@@ -114,26 +114,43 @@ pub(super) fn ended(db: &Connection, id: MessageId, end: End, now: UnixMillis) -
     Ok(())
 }
 
-/// What the device tells of its messages. What the app was given stays so, whatever is told later.
-pub(super) fn outcomes(db: &Connection, device: DeviceId, list: &[Outcome]) -> Result<()> {
+/// A step that was not known before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct News {
+    /// What became of the message.
+    pub fate: Fate,
+    /// When it was accepted.
+    pub accepted_ms: UnixMillis,
+    /// When its device had stored it, if that is known.
+    pub acked_ms: Option<UnixMillis>,
+}
+
+/// What the device tells of its messages; returns what is new of it. What the app was given stays
+/// so, whatever is told later.
+pub(super) fn outcomes(db: &Connection, device: DeviceId, list: &[Outcome]) -> Result<Vec<News>> {
+    let mut news = Vec::new();
     for Outcome { id, fate, at_ms } in list {
-        let statement = match fate {
-            Fate::Alerted => "UPDATE history SET alerted_ms = ?3 WHERE id = ?1 AND device = ?2 AND ?4 IS NOT NULL",
-            Fate::Launched => "UPDATE history SET launched_ms = ?3 WHERE id = ?1 AND device = ?2 AND ?4 IS NOT NULL",
+        let change = match fate {
+            Fate::Alerted => "alerted_ms = ?3 WHERE alerted_ms IS NULL AND ?4 IS NOT NULL",
+            Fate::Launched => "launched_ms = ?3 WHERE launched_ms IS NULL AND ?4 IS NOT NULL",
             Fate::Delivered
             | Fate::Replaced
             | Fate::TooLate
             | Fate::Expired
             | Fate::Dropped
             | Fate::Discarded
-            | Fate::Unwanted => {
-                "UPDATE history SET fate = ?4, ended_ms = ?3
-                 WHERE id = ?1 AND device = ?2 AND fate IS NOT 'delivered'"
-            }
+            | Fate::Unwanted => "fate = ?4, ended_ms = ?3 WHERE fate IS NOT ?4 AND fate IS NOT 'delivered'",
         };
-        db.prepare_cached(statement)?.execute(params![id.as_bytes(), device.as_bytes(), at_ms.0, fate_name(*fate)])?;
+        let statement =
+            format!("UPDATE history SET {change} AND id = ?1 AND device = ?2 RETURNING accepted_ms, acked_ms");
+        let values = params![id.as_bytes(), device.as_bytes(), at_ms.0, fate_name(*fate)];
+        let step = |row: &Row<'_>| {
+            let acked: Option<i64> = row.get(1)?;
+            Ok(News { fate: *fate, accepted_ms: UnixMillis(row.get(0)?), acked_ms: acked.map(UnixMillis) })
+        };
+        news.extend(db.prepare_cached(&statement)?.query_row(values, step).optional()?);
     }
-    Ok(())
+    Ok(news)
 }
 
 fn fate_name(fate: Fate) -> &'static str {

@@ -30,6 +30,7 @@ use crate::proto::gateway::{Queued, Sent, Seq};
 use crate::proto::{AppId, DeviceId, MessageId, Push, RegId, Region, UnixMillis};
 use crate::world;
 
+use self::history::News;
 use self::quota::Quotas;
 use self::sql::{AppSecrets, Ends};
 use super::config::Limits;
@@ -207,6 +208,8 @@ impl Store {
         let last_seq = Seq(self.last_seq.load(Ordering::Relaxed));
         let orderly = self.writer.write(sql::begin_service).await?;
         self.crashed_at = (!orderly).then_some(last_seq);
+        // Whether senders' messages can be stored is not known yet.
+        self.vitals.forget_last();
         Ok(())
     }
 
@@ -351,8 +354,9 @@ impl Store {
         self.writer.write_later(note).await
     }
 
-    /// Notes what became of messages on their device; returns when it is on disk.
-    pub async fn outcomes(&self, device: DeviceId, list: Vec<Outcome>) -> Result<(), DbError> {
+    /// Notes what became of messages on their device; returns, when it is on disk, what was not known
+    /// before.
+    pub async fn outcomes(&self, device: DeviceId, list: Vec<Outcome>) -> Result<Vec<News>, DbError> {
         self.writer.write(move |db| history::outcomes(db, device, &list)).await
     }
 

@@ -329,7 +329,7 @@ pub fn bytes(db: &Connection) -> Result<i64> {
 
 /// Writes other bytes than last time: what does not change is not written.
 pub fn try_write(db: &Connection) -> Result<()> {
-    db.execute("INSERT OR REPLACE INTO trial (id, body) VALUES (1, randomblob(16384))", [])?;
+    db.execute("INSERT OR REPLACE INTO trial (id, body) VALUES (1, randomblob(65536))", [])?;
     Ok(())
 }
 

@@ -84,6 +84,11 @@ impl Vitals {
         }
     }
 
+    /// As if there had been no write.
+    pub(super) fn forget_last(&self) {
+        self.last.store(0, Ordering::Relaxed);
+    }
+
     /// Counts messages that have ended for others.
     pub(super) fn count(&self, all: impl IntoIterator<Item = Ends>) {
         for Ends { dropped, expired, replaced } in all {
