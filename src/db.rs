@@ -62,7 +62,7 @@ impl From<rusqlite::Error> for DbError {
 /// Opens or makes the database, durable at every commit, and brings its schema up to date:
 /// `migrations[n]` takes version `n` to `n + 1`.
 pub fn open(path: &Path, migrations: &[&str]) -> Result<Connection, DbError> {
-    let cannot = |error: rusqlite::Error| DbError::Open(path.to_owned(), error.to_string());
+    let cannot = cannot_open(path);
     let mut connection = Connection::open(path).map_err(cannot)?;
     // SQLite opens what it may not write to for reading; a store that cannot store is none.
     if connection.is_readonly(rusqlite::MAIN_DB).map_err(cannot)? {
@@ -105,7 +105,7 @@ pub struct Inspected {
 /// Reads all of a database and changes nothing. `known` is the newest schema that this program knows.
 pub fn inspect(path: &Path, known: usize) -> Result<Inspected, DbError> {
     let db = open_reader(path)?;
-    let cannot = |error: rusqlite::Error| DbError::Open(path.to_owned(), error.to_string());
+    let cannot = cannot_open(path);
     let schema = version_of(&db).map_err(cannot)?;
     if usize::try_from(schema).unwrap_or(usize::MAX) > known {
         return Err(DbError::TooNew(path.to_owned(), schema, known));
@@ -114,6 +114,17 @@ pub fn inspect(path: &Path, known: usize) -> Result<Inspected, DbError> {
     let first: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(cannot)?;
     let damage = (first != "ok").then(|| first.lines().collect::<Vec<_>>().join(" "));
     Ok(Inspected { schema, application, damage })
+}
+
+/// Why the database there cannot be used.
+fn cannot_open(path: &Path) -> impl Fn(rusqlite::Error) -> DbError + Copy {
+    move |error| {
+        let why = match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseCorrupt) => format!("it is damaged: {error}"),
+            _ => error.to_string(),
+        };
+        DbError::Open(path.to_owned(), why)
+    }
 }
 
 /// Puts everything into the one file, and ends the write-ahead log. Nobody else may use it.
@@ -125,7 +136,7 @@ pub fn into_one_file(db: &Connection) -> rusqlite::Result<()> {
 /// Opens an existing database to read from it beside its writer.
 pub fn open_reader(path: &Path) -> Result<Connection, DbError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let cannot = |error: rusqlite::Error| DbError::Open(path.to_owned(), error.to_string());
+    let cannot = cannot_open(path);
     let connection = Connection::open_with_flags(path, flags).map_err(cannot)?;
     connection.busy_timeout(BUSY).map_err(cannot)?;
     connection.pragma_update(None, "cache_size", READER_CACHE_KIB).map_err(cannot)?;
