@@ -91,6 +91,17 @@ impl Sender {
         self.with(&json!({ "regID": reg_id }))
     }
 
+    /// A request for two to a region that takes one at a time.
+    async fn one_at_a_time(&self) -> Answer {
+        let server = Server::start("00", "[api]\nmultiple = false");
+        let app = server.app_add(APP);
+        let device = Device::start(&server.gateway, "");
+        let here = device.app(APP).await;
+        let one = device::request(here.reg_id.as_str(), "1", "x");
+        assert_eq!(code(&device::post(&server, &app, &one)), 1000);
+        device::post(&server, &app, &device::request(vec![here.reg_id.as_str(); 2], "1", "x"))
+    }
+
     /// A message to a server that has lost a part of its database.
     fn with_a_broken_store(&self) -> Answer {
         self.database().execute_batch("DROP TABLE apps").expect("nobody else writes");
@@ -139,6 +150,7 @@ async fn every_code_that_has_a_trigger_is_answered() {
     ]);
     let device = Device::start(&sender.server.gateway, "");
     let app = device.app(APP).await;
+    seen.insert(3010, sender.one_at_a_time().await);
     seen.insert(1000, sender.with(&json!({ "regID": app.reg_id })));
     seen.insert(3013, sender.while_the_disk_is_taken(&app.reg_id));
     seen.insert(3002, sender.with_a_broken_store());

@@ -151,15 +151,20 @@ impl ServerProcess {
 
     /// Adds an app with this secret.
     pub async fn add_app(&self, app: &str, secret: &str) -> Result<(), Fatal> {
+        self.admin(&["app", "add", app, "--secret-file", "-", "--json"], secret).await
+    }
+
+    /// Runs a command of the server, with this on its standard input.
+    pub async fn admin(&self, arguments: &[&str], input: &str) -> Result<(), Fatal> {
         let mut command = Command::new(sibling("bellwire-server")?);
-        command.arg("--config").arg(&self.config).args(["app", "add", app, "--secret-file", "-", "--json"]);
+        command.arg("--config").arg(&self.config).args(arguments);
         let mut child = spawn(command.stdin(Stdio::piped()).stdout(Stdio::null()))?;
-        if let Some(mut input) = child.stdin.take() {
-            input.write_all(secret.as_bytes()).await.map_err(Fatal::of(Exit::IoErr))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(input.as_bytes()).await.map_err(Fatal::of(Exit::IoErr))?;
         }
         match child.wait().await.map_err(Fatal::of(Exit::IoErr))?.success() {
             true => Ok(()),
-            false => Err(Fatal::new(Exit::Software, "the app could not be added")),
+            false => Err(Fatal::new(Exit::Software, format!("bellwire-server {} has failed", arguments.join(" ")))),
         }
     }
 

@@ -53,6 +53,8 @@ pub struct Api {
     pub tls: Option<TlsFiles>,
     /// Allows plain HTTP on an address that others can reach, and to other regions.
     pub allow_plain_text: bool,
+    /// Allows requests that name several recipients.
+    pub multiple: bool,
 }
 
 /// The listener for devices.
@@ -156,7 +158,7 @@ impl Default for ServerConfig {
 
 impl Default for Api {
     fn default() -> Self {
-        Self { listen: loopback(8090), tls: None, allow_plain_text: false }
+        Self { listen: loopback(8090), tls: None, allow_plain_text: false, multiple: true }
     }
 }
 

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use hyper::StatusCode;
+use hyper::body::Bytes;
 use serde_json::{Value, json};
 
 use super::devices::{Report, micros};
@@ -11,7 +13,7 @@ use super::quantiles::Quantiles;
 use super::{APP, BenchArgs, Devices, SECRET};
 use crate::cli::lab::{Lab, free_port};
 use crate::daemon::{Exit, Fatal};
-use crate::http::HttpClient;
+use crate::http::{HttpClient, HttpError};
 use crate::server::doors::tizen::PATH;
 use crate::tls;
 
@@ -32,7 +34,7 @@ pub async fn measure(lab: &Lab, args: &BenchArgs) -> Result<Value, Fatal> {
     server.add_app(APP, SECRET).await?;
     let (mut devices, ready) = Devices::start(lab, &server, args.devices, None, Some(APP)).await?;
     let reg_ids = Arc::new(ready.reg_ids);
-    let senders = Senders::new(&server.api, args.senders)?;
+    let senders = Senders::new(&server.api, (APP, SECRET), args.senders)?;
     let time = Duration::from_secs(args.seconds);
     let one = single(&reg_ids);
     senders.post_for(Duration::from_secs(1), None, &one).await?;
@@ -68,7 +70,7 @@ async fn run(
 }
 
 /// Waits until the devices have `expected` messages, or, if none are expected, until no more come.
-async fn settle(devices: &mut Devices, expected: Option<usize>) -> Result<Report, Fatal> {
+pub async fn settle(devices: &mut Devices, expected: Option<usize>) -> Result<Report, Fatal> {
     let deadline = Instant::now() + SETTLE;
     let mut all = devices.report().await?;
     let enough = |report: &Report| expected.is_some_and(|expected| report.stored >= expected as u64);
@@ -90,7 +92,8 @@ async fn settle(devices: &mut Devices, expected: Option<usize>) -> Result<Report
     Ok(all)
 }
 
-fn single(reg_ids: &Arc<Vec<String>>) -> impl Fn(usize) -> Value + use<> {
+/// Requests for one recipient after the other.
+pub fn single(reg_ids: &Arc<Vec<String>>) -> impl Fn(usize) -> Value + use<> {
     let reg_ids = Arc::clone(reg_ids);
     move |number| body(&reg_ids[number % reg_ids.len()])
 }
@@ -106,9 +109,11 @@ fn multicast(reg_ids: &Arc<Vec<String>>) -> impl Fn(usize) -> Value + use<> {
     }
 }
 
-/// A request of usual size, stamped with the time.
+/// A request of usual size, stamped with the time. No two are the same request.
 pub fn body(reg_id: &str) -> Value {
-    json!({ "regID": reg_id, "requestID": "0000001", "sender": "bench", "type": 0,
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    json!({ "regID": reg_id, "requestID": format!("{number:07}"), "sender": "bench", "type": 0,
             "message": "badgeOption=INCREASE&badgeNumber=1&action=ALERT&alertMessage=Hi",
             "appData": format!("{};{}", micros(), "x".repeat(100)) })
 }
@@ -117,6 +122,8 @@ pub fn body(reg_id: &str) -> Value {
 pub struct Senders {
     http: HttpClient,
     url: String,
+    /// Its app, and the secret of that.
+    app: (&'static str, &'static str),
     count: usize,
 }
 
@@ -132,9 +139,9 @@ pub struct Posted {
 
 impl Senders {
     /// Senders to this API.
-    pub fn new(api: &str, count: u32) -> Result<Self, Fatal> {
+    pub fn new(api: &str, app: (&'static str, &'static str), count: u32) -> Result<Self, Fatal> {
         let http = HttpClient::new(&tls::client(None).map_err(Fatal::of(Exit::Config))?);
-        Ok(Self { http, url: format!("{api}{PATH}"), count: usize::try_from(count).unwrap_or(1) })
+        Ok(Self { http, url: format!("{api}{PATH}"), app, count: usize::try_from(count).unwrap_or(1) })
     }
 
     /// Posts as fast as answers come, or at `rate` a second altogether.
@@ -164,10 +171,27 @@ impl Senders {
         Ok(Posted { requests: all.len(), messages: all.len(), answered_us: Quantiles::of(all) })
     }
 
+    /// Posts as fast as answers come, whatever they are; returns how many came.
+    pub async fn flood_for(&self, time: Duration, body: impl Fn(usize) -> Value) -> usize {
+        let (started, next) = (Instant::now(), AtomicUsize::new(0));
+        let sender = async || {
+            while started.elapsed() < time {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                // A refusal is what a flood deserves.
+                let _ = self.exchange(body(number).to_string()).await;
+            }
+        };
+        futures_util::future::join_all((0..self.count).map(|_| sender())).await;
+        next.into_inner()
+    }
+
+    async fn exchange(&self, body: String) -> Result<(StatusCode, Bytes), HttpError> {
+        self.http.post(&self.url, &[("appID", self.app.0), ("appSecret", self.app.1)], body).await
+    }
+
     async fn post(&self, body: String) -> Result<u64, Fatal> {
         let started = Instant::now();
-        let headers = [("appID", APP), ("appSecret", SECRET)];
-        let (status, answer) = self.http.post(&self.url, &headers, body).await.map_err(Fatal::of(Exit::Unavailable))?;
+        let (status, answer) = self.exchange(body).await.map_err(Fatal::of(Exit::Unavailable))?;
         let refused = !status.is_success() || answer.windows(15).any(|part| part.starts_with(br#""statusCode":3"#));
         if refused {
             return Err(Fatal::new(Exit::Failure, format!("a post was refused: {}", String::from_utf8_lossy(&answer))));

@@ -4,6 +4,7 @@
 //! in batches by SQLite alone, and an HTTP handler that does nothing. Nothing is asserted.
 
 pub mod devices;
+mod fairness;
 mod load;
 mod memory;
 mod quantiles;
@@ -26,6 +27,8 @@ const SECRET: &str = "bench-secret-of-20-bytes";
 /// User memory of an idle connection that should not be exceeded, in bytes.
 const PLAIN_LIMIT: f64 = 4000.0;
 const TLS_LIMIT: f64 = 12_500.0;
+/// What another app's misuse may make of a median latency.
+const FAIR: f64 = 2.0;
 
 /// What `bench` is told on the command line.
 #[derive(Debug, clap::Args)]
@@ -58,7 +61,10 @@ pub async fn bench(args: BenchArgs, output: Output) -> Result<(), Fatal> {
     let raw = raw::measure(&lab, &args).await?;
     note(output, "load");
     let load = load::measure(&lab, &args).await?;
-    let table = json!({ "connections": args.connections, "plain": plain, "tls": tls, "agent": agent, "raw": raw, "load": load });
+    note(output, "what one app's misuse costs another");
+    let fairness = fairness::measure(&lab, &args).await?;
+    let table = json!({ "connections": args.connections, "plain": plain, "tls": tls, "agent": agent, "raw": raw,
+                        "load": load, "fairness": fairness });
     output.print(&table, || text(&table));
     Ok(())
 }
@@ -199,5 +205,23 @@ fn text(table: &Value) -> String {
         let ms = |quantile: &str| number(&format!("/load/half/{at}/{quantile}")) / 1000.0;
         lines.push(format!("  {name:<44} {:>8.2} {:>8.2} {:>8.2} {:>8.2}", ms("p50"), ms("p90"), ms("p99"), ms("max")));
     }
+    lines.push(format!(
+        "\n{:<46} {:>10} {:>10} {:>8} {:>8}",
+        "median while another app misuses the server", "calm, ms", "then, ms", "ratio", "limit"
+    ));
+    for (name, at, ratio) in [
+        ("posted -> answered (server's disk)", "answered_us", "answered_ratio"),
+        ("posted -> on the device's disk", "stored_us", "stored_ratio"),
+    ] {
+        let ms = |when: &str| number(&format!("/fairness/{when}/{at}/p50")) / 1000.0;
+        let ratio = number(&format!("/fairness/{ratio}"));
+        let verdict = if ratio <= FAIR { "" } else { "   over" };
+        lines.push(format!(
+            "  {name:<44} {:>10.2} {:>10.2} {ratio:>8.2} {FAIR:>8.2}{verdict}",
+            ms("calm"),
+            ms("disturbed")
+        ));
+    }
+    lines.push(format!("  the other app's requests a second: {:.0}", number("/fairness/flood_per_s")));
     lines.join("\n")
 }

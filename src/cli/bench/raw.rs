@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use serde_json::{Value, json};
 
 use super::load::{self, Senders, body};
-use super::{BenchArgs, devices};
+use super::{APP, BenchArgs, SECRET, devices};
 use crate::cli::lab::Lab;
 use crate::daemon::{Exit, Fatal};
 use crate::db;
@@ -86,7 +86,7 @@ async fn http(args: &BenchArgs) -> Result<f64, Fatal> {
             let _ = server.serve(service).await;
         }
     });
-    let senders = Senders::new(&format!("http://{address}"), args.senders)?;
+    let senders = Senders::new(&format!("http://{address}"), (APP, SECRET), args.senders)?;
     let posted = senders.post_for(TIME, None, |_| body("00")).await?;
     runtime.shutdown_background();
     Ok(posted.requests as f64 / TIME.as_secs_f64())

@@ -22,6 +22,8 @@ pub enum Code {
     NotRegisteredRegId = 3008,
     /// The operator has not added this app.
     NotRegisteredAppId = 3009,
+    /// It names several recipients, and this region takes one at a time.
+    OneAtATime = 3010,
     /// The message cannot be stored now, or is over a limit.
     ImpossibleToEnqueue = 3013,
     /// What is to be taken back was sent already, or never was there.
@@ -109,7 +111,7 @@ pub const TABLE: [Row; 49] = [
     answered(3007, "Error of at least either message or appData is needed", "neither message nor appData"),
     answered(3008, "Error of not registered regID", "the regId is forged, was issued elsewhere or for another app, or its registration has ended"),
     answered(3009, "Error of not registered appID", "the operator has not added the app"),
-    never(3010, "Error of malformed notification request data", "what is malformed has a code of its own: 3022, 3023 and those of the members"),
+    answered(3010, "Error of malformed notification request data", "the request names several recipients, and the recipient's region takes one at a time"),
     never(3011, "Error of fatal problems with mapping of content", "the guide answers its malformed example with 3023"),
     never(3012, "Error of insufficient field", "each member that may be missing has a code of its own: 3005, 3006, 3007"),
     answered(3013, "Error of impossible enqueue", "it cannot be stored now, or its device or app is over a limit; try again later"),
@@ -164,6 +166,7 @@ impl Code {
             Self::NoContent => "error of at least either message or appData is needed",
             Self::NotRegisteredRegId => "error of not registered regID",
             Self::NotRegisteredAppId => "error of not registered appID",
+            Self::OneAtATime => "error of malformed notification request data",
             Self::ImpossibleToEnqueue => "error of impossible to enqueue",
             Self::NotInQueue => "error of notification to cancel is not in queue or already sent",
             Self::Io => "error of I/O produced by failed, interrupted I/O operation or unknown reason",
@@ -202,6 +205,7 @@ impl Code {
             | Self::NoRequestId
             | Self::NoContent
             | Self::NotRegisteredRegId
+            | Self::OneAtATime
             | Self::Unreadable
             | Self::Abnormal
             | Self::Reliability

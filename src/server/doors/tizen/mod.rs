@@ -188,6 +188,8 @@ async fn deliver(server: &Arc<Server>, sender: &Sender, entries: Vec<Entry>) -> 
     if let Err(over) = server.rates.app(&sender.app, entries.iter().map(|entry| entry.recipients.len()).sum()) {
         return slow_down(refuse(Code::ImpossibleToEnqueue, ""), &over);
     }
+    let named: usize = entries.iter().map(|entry| entry.recipients.len()).sum();
+    let too_many = named > 1 && !server.config.api.multiple;
     let (mut verdicts, mut too_fast) = (Vec::new(), Vec::new());
     let (mut local, mut foreign) = (Vec::new(), std::collections::BTreeMap::<_, Vec<Place>>::new());
     for (entry_number, entry) in entries.iter().enumerate() {
@@ -196,6 +198,7 @@ async fn deliver(server: &Arc<Server>, sender: &Sender, entries: Vec<Entry>) -> 
             let code = match (&recipient.reg_id, &entry.content) {
                 (Err(code), _) | (_, Err(code)) => *code,
                 (Ok(reg_id), Ok(content)) => match route(server, sender, reg_id) {
+                    Route::Here(_) if too_many => Code::OneAtATime,
                     Route::Here(opened) => {
                         match server.rates.device(opened.device) {
                             Ok(()) => local.push((place, opened, *reg_id, content)),

@@ -368,6 +368,41 @@ fn a_message_is_shorter_than_two_kilobytes() {
 }
 
 #[test]
+fn a_delay_is_so_many_minutes_and_only_of_what_is_stored() {
+    let delay = |value: Value| one(json!({ "delayDate": value })).content.map(|content| content.delay_minutes);
+    for (value, minutes) in [(json!(0), 0), (json!(2880), 2880), (json!(" 30 "), 30), (Value::Null, 0)] {
+        assert_eq!(delay(value), Ok(minutes));
+    }
+    for wrong in [json!(-1), json!(2881), json!("soon"), json!(1.5), json!(true)] {
+        assert_eq!(delay(wrong), Err(Code::DelayDate));
+    }
+    let unstored = |members: Value| {
+        let mut all = json!({ "reliableOption": "NoReliable" });
+        all.as_object_mut().unwrap().extend(members.as_object().unwrap().clone());
+        one(all).content
+    };
+    assert_eq!(unstored(json!({ "delayDate": 1 })), Err(Code::DelayDate));
+    assert!(unstored(json!({ "delayDate": 0, "expiryDate": "never" })).is_ok(), "its expiry means nothing");
+}
+
+#[test]
+fn what_is_to_be_taken_back_is_named_by_its_request_id() {
+    let cancel = |text: &str| match parse(text.as_bytes(), APP_DATA) {
+        Ok(Request::Cancel(cancel)) => Ok((cancel.request_id, cancel.recipients.len())),
+        Ok(Request::Send(entries)) => panic!("{entries:?}"),
+        Err(Malformed { code, .. }) => Err(code),
+    };
+    assert_eq!(cancel(r#"{"cancel": "1"}"#), Ok(("1".to_owned(), 0)));
+    assert_eq!(cancel(r#"{"cancel": "1", "regID": null}"#), Ok(("1".to_owned(), 0)));
+    assert_eq!(cancel(r#"{"cancel": "1", "regID": "00"}"#), Ok(("1".to_owned(), 1)));
+    assert_eq!(cancel(r#"{"cancel": "1", "regID": ["00", "01"]}"#), Ok(("1".to_owned(), 2)));
+    for empty in [r#"{"cancel": ""}"#, r#"{"cancel": null}"#] {
+        assert_eq!(cancel(empty), Err(Code::NoRequestId));
+    }
+    assert_eq!(cancel(r#"{"cancel": 1}"#), Err(Code::JsonMapping));
+}
+
+#[test]
 fn app_data_is_no_longer_than_configured() {
     assert!(one(json!({ "appData": "x".repeat(APP_DATA) })).content.is_ok());
     assert_eq!(refused(json!({ "appData": "x".repeat(APP_DATA + 1) })).number(), 3035);
