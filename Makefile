@@ -12,7 +12,7 @@ BUILD = cargo build --locked --bins
 # The programs under test can be ended at any step of a message's way; those for use cannot.
 TESTED = --locked --features fault-points
 
-.PHONY: help demo test test-api test-systemd check build install bench setup clean
+.PHONY: help demo test test-receipts test-api test-systemd check build install bench setup clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1#\2/p' Makefile | column -t -s '#' 2>/dev/null || \
@@ -25,6 +25,9 @@ demo: ## Show the main job: two servers, two devices, an app on each
 test: ## Run all tests
 	@$(SETUP) test sh -c 'if cargo nextest --version >/dev/null 2>&1; \
 	    then exec cargo nextest run $(TESTED); else exec cargo test --tests $(TESTED); fi'
+
+test-receipts: ## Tell an application server 10,000 receipts for each of two apps while both are killed; takes minutes
+	@$(SETUP) test env BELLWIRE_MESSAGES=10000 cargo test $(TESTED) --test receipts every_message
 
 test-api: ## Judge the HTTP API by its own document for some minutes, with thousands of requests
 	@$(SETUP) test env BELLWIRE_TEST_API=long \

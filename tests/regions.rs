@@ -72,6 +72,28 @@ async fn a_mixed_multicast_reaches_both_and_a_region_that_is_down_fails_alone() 
     }
 }
 
+#[tokio::test]
+async fn what_is_taken_back_is_taken_back_in_every_region() {
+    let mut world = World::start("");
+    let mut devices = [Device::start(&world.near.gateway, ""), Device::start(&world.far.gateway, "")];
+    let apps = [devices[0].app(APP).await, devices[1].app(APP).await];
+    for device in &mut devices {
+        device.stop_agent();
+    }
+    let both = json!([apps[0].reg_id, apps[1].reg_id]);
+    for request_id in ["1", "2", "3"] {
+        assert_eq!(codes(&post(&world.near, &world.app, &request(both.clone(), request_id, "x"))), [1000, 1000]);
+    }
+    let cancel = |what| post(&world.near, &world.app, &what);
+    let all = cancel(json!({ "cancel": "1" }));
+    expect_order(&all, &[(&apps[0].reg_id, "1", 1000), (&apps[1].reg_id, "1", 1000)]);
+    let far = cancel(json!({ "cancel": "2", "regID": [apps[1].reg_id, apps[0].reg_id] }));
+    expect_order(&far, &[(&apps[1].reg_id, "2", 1000), (&apps[0].reg_id, "2", 1000)]);
+    assert_eq!(codes(&cancel(json!({ "cancel": "2", "regID": both }))), [3014, 3014]);
+    world.far.kill();
+    assert_eq!(codes(&cancel(json!({ "cancel": "3", "regID": both }))), [1000, 3015]);
+}
+
 /// Whom a result is about, what it says, and that nobody else is in the answer.
 fn expect_order(answer: &common::Answer, expected: &[(&str, &str, u64)]) {
     let answer = answer.json();
