@@ -142,13 +142,17 @@ impl TimerName for Timer {
     }
 }
 
+/// A push that was sent, or that the device had at the beginning; they are in the store's order.
 #[derive(Debug)]
 struct Unacked {
     /// `None` for a push that is not in the store.
     seq: Option<Seq>,
     id: MessageId,
     sent: Moment,
-    sent_ms: UnixMillis,
+    /// Unknown if an earlier session sent it.
+    sent_ms: Option<UnixMillis>,
+    /// The device has it; what was sent before has still to be acknowledged.
+    done: bool,
 }
 
 /// A proven device's session.
@@ -253,18 +257,19 @@ impl Session {
             return;
         }
         self.more |= !complete;
-        let (mut had, mut expired) = (Vec::new(), Vec::new());
-        let mut left_over = false;
+        let (mut had, mut left_over, mut expired) = (false, false, Vec::new());
         let resume = std::mem::take(&mut self.resume);
         for row in rows {
             let seq = row.seq;
             if resume.contains(&row.push.id) {
-                had.push(Sent { seq, at_ms: None });
+                had = true;
+                let (id, sent) = (row.push.id, now);
+                self.unacked.push_back(Unacked { seq: Some(seq), id, sent, sent_ms: None, done: true });
             } else if self.is_on_its_way(seq) {
                 // Seen again after `look_again`.
             } else if row.push.expired(wall) {
                 expired.push(seq);
-            } else if self.unacked.len() < WINDOW {
+            } else if self.in_flight() < WINDOW {
                 self.push(now, wall, row);
             } else {
                 left_over = true;
@@ -274,12 +279,10 @@ impl Session {
         }
         self.more |= left_over;
         // Rows the device had take no room in the window: those after them may be on its list too.
-        if !had.is_empty() || left_over {
+        if had || left_over {
             self.resume = resume;
         }
-        if !had.is_empty() {
-            self.actions.push_back(GatewayAction::Acked(had));
-        }
+        self.settle();
         if !expired.is_empty() {
             self.actions.push_back(GatewayAction::Expired(expired));
         }
@@ -288,7 +291,7 @@ impl Session {
 
     /// Sends a push that is not in the store, if there is room for it in the window.
     pub fn offer(&mut self, now: Moment, wall: UnixMillis, push: Push) -> bool {
-        let room = !self.closed && self.unacked.len() < WINDOW;
+        let room = !self.closed && self.in_flight() < WINDOW;
         if room {
             self.send_push(now, wall, None, Delivery { n: 0, dropped: 0, replaces: Vec::new(), push });
         }
@@ -309,7 +312,7 @@ impl Session {
 
     /// What was sent and has not been acknowledged, of what is in the store.
     pub fn on_their_way(&self) -> Vec<Sent> {
-        let sent = |unacked: &Unacked| Some(Sent { seq: unacked.seq?, at_ms: Some(unacked.sent_ms) });
+        let sent = |unacked: &Unacked| Some(Sent { seq: unacked.seq?, at_ms: unacked.sent_ms });
         self.unacked.iter().filter_map(sent).collect()
     }
 
@@ -363,29 +366,44 @@ impl Session {
     }
 
     fn acked(&mut self, now: Moment, ids: &[MessageId]) {
-        let (mut seqs, mut waits) = (Vec::new(), Vec::new());
-        let oldest = self.unacked.front().map(|unacked| unacked.id);
-        self.unacked.retain(|unacked| {
-            let done = ids.contains(&unacked.id);
-            if done {
-                seqs.extend(unacked.seq.map(|seq| Sent { seq, at_ms: Some(unacked.sent_ms) }));
-                waits.push(now.since(unacked.sent));
-            }
-            !done
-        });
-        if self.unacked.is_empty() {
-            self.unacked = VecDeque::new();
+        let mut waits = Vec::new();
+        let oldest = self.oldest_in_flight();
+        for unacked in self.unacked.iter_mut().filter(|unacked| !unacked.done && ids.contains(&unacked.id)) {
+            unacked.done = true;
+            waits.push(now.since(unacked.sent));
         }
-        if !seqs.is_empty() {
-            self.actions.push_back(GatewayAction::Acked(seqs));
-        }
+        self.settle();
         if !waits.is_empty() {
             self.actions.push_back(GatewayAction::Answered(waits));
         }
-        if self.unacked.front().map(|unacked| unacked.id) != oldest {
+        if self.oldest_in_flight() != oldest {
             self.watch_acks(now);
         }
         self.fetch();
+    }
+
+    /// Lets go of what the device has, in the order in which it was sent: senders are told of their
+    /// messages in that order.
+    fn settle(&mut self) {
+        let mut settled = Vec::new();
+        while let Some(first) = self.unacked.pop_front_if(|first| first.done) {
+            settled.extend(first.seq.map(|seq| Sent { seq, at_ms: first.sent_ms }));
+        }
+        if self.unacked.is_empty() {
+            self.unacked = VecDeque::new();
+        }
+        if !settled.is_empty() {
+            self.actions.push_back(GatewayAction::Acked(settled));
+        }
+    }
+
+    /// How many pushes the device has not acknowledged.
+    fn in_flight(&self) -> usize {
+        self.unacked.iter().filter(|unacked| !unacked.done).count()
+    }
+
+    fn oldest_in_flight(&self) -> Option<MessageId> {
+        self.unacked.iter().find(|unacked| !unacked.done).map(|unacked| unacked.id)
     }
 
     fn is_on_its_way(&self, seq: Seq) -> bool {
@@ -400,23 +418,23 @@ impl Session {
     /// Sends a push as the next of this session.
     fn send_push(&mut self, now: Moment, wall: UnixMillis, seq: Option<Seq>, delivery: Delivery) {
         self.sent += 1;
-        self.unacked.push_back(Unacked { seq, id: delivery.push.id, sent: now, sent_ms: wall });
+        self.unacked.push_back(Unacked { seq, id: delivery.push.id, sent: now, sent_ms: Some(wall), done: false });
         self.send(ToDevice::Push(Box::new(Delivery { n: self.sent, ..delivery })));
-        if self.unacked.len() == 1 {
+        if self.in_flight() == 1 {
             self.watch_acks(now);
         }
     }
 
     /// Gives the push that is now the oldest its time.
     fn watch_acks(&mut self, now: Moment) {
-        match self.unacked.front() {
+        match self.oldest_in_flight() {
             Some(_) => self.timers.set(Timer::Ack, now.after(ACK)),
             None => self.timers.clear(Timer::Ack),
         }
     }
 
     fn fetch(&mut self) {
-        let room = WINDOW - self.unacked.len();
+        let room = WINDOW.saturating_sub(self.in_flight());
         if self.more && !self.fetching && !self.closed && room > 0 {
             self.fetching = true;
             // A wake-up that comes while the store is reading sets it again.

@@ -285,6 +285,23 @@ fn what_the_device_has_already_is_deleted_and_not_sent_again() {
 }
 
 #[test]
+fn acks_count_in_the_order_in_which_the_pushes_were_sent() {
+    let mut session = resumed(ids(3..=4));
+    session.handle_backlog(START, WALL, rows(1..=5), true);
+    let then = actions(&mut session);
+    assert_eq!(pushed(&then), [id(1), id(2), id(5)]);
+    assert!(!then.iter().any(|action| matches!(action, GatewayAction::Acked(_))), "what is older is on its way");
+    session.handle_frame(START, ack(2..=2));
+    assert_eq!(actions(&mut session), []);
+    session.handle_frame(START, ack(1..=1));
+    let first_two = [1, 2].map(|number| Sent { seq: Seq(number), at_ms: Some(WALL) });
+    let had = [3, 4].map(|number| Sent { seq: Seq(number), at_ms: None });
+    assert_eq!(actions(&mut session), [GatewayAction::Acked([first_two, had].concat())]);
+    session.handle_frame(START, ack(5..=5));
+    assert_eq!(actions(&mut session), [acked([5])]);
+}
+
+#[test]
 fn what_is_shown_again_is_sent_unless_it_is_on_its_way() {
     let mut session = session();
     session.handle_backlog(START, WALL, vec![row(1), row(3)], true);
