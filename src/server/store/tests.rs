@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::delayed::{LetGo, Selection, State};
+use super::delayed::{LetGo, Page, Selection, State};
 use super::receipts::Callback;
 use super::*;
 use crate::proto::frame::{Fate, Outcome};
@@ -901,22 +901,57 @@ async fn what_waits_or_is_delayed_can_be_taken_back() {
     let other = fixture.registration(world::device_id(), "chat").await;
     let waiting = chat.requested("offer", "waits").await;
     let delayed = other.stored_as(Incoming { release_ms: Some(minutes(1)), ..other.request("offer", "later") }).await;
-    let held = fixture.store.hold(app("chat"), Selection::Request("offer".into())).await.unwrap();
-    let states: Vec<State> = held.iter().map(|candidate| candidate.state).collect();
+    let held = fixture.store.hold(app("chat"), Selection::Request("offer".into(), None), None).await.unwrap();
+    let states: Vec<State> = held.candidates.iter().map(|candidate| candidate.state).collect();
     let [State::Cancelled, State::Held(seq, id)] = states.as_slice() else { panic!("{states:?}") };
     assert_eq!(*id, waiting);
     // Nobody begins to send it, but it is there.
     assert!(chat.rows().await.is_empty());
     assert_eq!(fixture.store.let_go(*seq, false).await.unwrap(), LetGo::Back);
     assert_eq!(texts(&chat.rows().await), ["waits"]);
-    fixture.store.hold(app("chat"), Selection::Message(waiting)).await.unwrap();
+    fixture.store.hold(app("chat"), Selection::Message(waiting), None).await.unwrap();
     assert_eq!(fixture.store.let_go(*seq, true).await.unwrap(), LetGo::Removed);
     assert_eq!(fixture.store.let_go(*seq, true).await.unwrap(), LetGo::Gone);
     for (of, id) in [(&chat, waiting), (&other, delayed)] {
         assert!(of.rows().await.is_empty());
         assert_eq!(of.steps(id).await, ["accepted", "stored", "cancelled"]);
     }
-    assert_eq!(fixture.store.hold(app("mail"), Selection::Message(waiting)).await.unwrap(), []);
+    assert_eq!(fixture.store.hold(app("mail"), Selection::Message(waiting), None).await.unwrap(), Page::default());
+}
+
+#[tokio::test]
+async fn what_is_taken_back_from_some_stays_with_the_others() {
+    let fixture = Fixture::new();
+    let one = fixture.registration(world::device_id(), "chat").await;
+    let other = fixture.registration(world::device_id(), "chat").await;
+    for registration in [&one, &other] {
+        registration.stored_as(Incoming { release_ms: Some(minutes(-1)), ..registration.request("offer", "o") }).await;
+    }
+    let selection = |to: &Standing<'_>| Selection::Request("offer".into(), Some([to.reg_id].into()));
+    let states = |page: Page| page.candidates.iter().map(|one| (one.reg_id, one.state)).collect::<Vec<_>>();
+    let page = fixture.store.hold(app("chat"), selection(&one), None).await.unwrap();
+    assert_eq!(states(page), [(one.reg_id, State::Cancelled)]);
+    assert_eq!(fixture.store.release().await.unwrap(), (vec![other.device], true));
+    let nobody = Selection::Request("offer".into(), Some([].into()));
+    assert_eq!(fixture.store.hold(app("chat"), nobody, None).await.unwrap(), Page::default());
+    assert_eq!(texts(&other.rows().await), ["o"]);
+}
+
+#[tokio::test]
+async fn everything_of_a_request_is_found_however_many_recipients_it_has() {
+    let fixture = Fixture::with(Limits { waiting_per_registration: 5000, ..Limits::default() });
+    let oldest = fixture.registration(world::device_id(), "chat").await;
+    oldest.requested("offer", "oldest").await;
+    let other = fixture.registration(world::device_id(), "chat").await;
+    let many = (0..history::FOUND_MAX + 1).map(|_| other.request("offer", "again")).collect();
+    fixture.store.accept(many).await.unwrap();
+    let selection = Selection::Request("offer".into(), None);
+    let first = fixture.store.hold(app("chat"), selection.clone(), None).await.unwrap();
+    assert_eq!((first.candidates.len(), first.candidates[0].reg_id), (1, other.reg_id));
+    let second = fixture.store.hold(app("chat"), selection, first.before).await.unwrap();
+    assert_eq!(second.candidates.iter().map(|one| one.reg_id).collect::<Vec<_>>(), [other.reg_id, oldest.reg_id]);
+    assert_eq!((second.candidates[0].state, second.before), (State::Gone, None));
+    assert!(matches!(second.candidates[1].state, State::Held(..)));
 }
 
 #[tokio::test]
@@ -925,12 +960,12 @@ async fn what_was_sent_cannot_be_taken_back() {
     let chat = fixture.registration(world::device_id(), "chat").await;
     let id = chat.requested("offer", "sent").await;
     let seq = chat.rows().await[0].seq;
-    fixture.store.hold(chat.app.clone(), Selection::Message(id)).await.unwrap();
+    fixture.store.hold(chat.app.clone(), Selection::Message(id), None).await.unwrap();
     // The session that sent it ends while it is held.
     fixture.store.sent(acks([seq])).await.unwrap();
     assert_eq!(fixture.store.let_go(seq, true).await.unwrap(), LetGo::Back);
-    let again = fixture.store.hold(chat.app.clone(), Selection::Message(id)).await.unwrap();
-    assert_eq!(again[0].state, State::Gone);
+    let again = fixture.store.hold(chat.app.clone(), Selection::Message(id), None).await.unwrap();
+    assert_eq!(again.candidates[0].state, State::Gone);
     assert_eq!(texts(&chat.rows().await), ["sent"]);
     assert_eq!(chat.steps(id).await, ["accepted", "stored", "sent"]);
 }
@@ -942,7 +977,7 @@ async fn a_restart_forgets_what_was_held_and_knows_of_a_crash() {
     let chat = fixture.registration(device, "chat").await;
     let id = chat.requested("offer", "held").await;
     let seq = chat.rows().await[0].seq;
-    fixture.store.hold(chat.app.clone(), Selection::Message(id)).await.unwrap();
+    fixture.store.hold(chat.app.clone(), Selection::Message(id), None).await.unwrap();
     let mut fixture = fixture.reopened();
     fixture.store.begin().await.unwrap();
     assert!(fixture.store.crashed_after(seq) && !fixture.store.crashed_after(Seq(seq.0 + 1)));
