@@ -130,6 +130,8 @@ pub(super) fn add(db: &Connection, incoming: &Incoming, release: UnixMillis, mos
         replaced.ids,
         sql::body_of(push)?
     ])?;
+    // It waits for nobody yet: another one says what it would.
+    sql::add_dropped(db, to.device.as_bytes(), push.app.as_str(), replaced.dropped.into())?;
     history::begin(db, to.device, push, None, Some(release), world::now())?;
     Ok((Accepted::Stored, Ends { replaced: replaced.count, ..Ends::default() }))
 }

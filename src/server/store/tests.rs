@@ -434,6 +434,25 @@ async fn no_more_waits_for_an_app_than_its_quota_and_others_go_on() {
 }
 
 #[tokio::test]
+async fn receipts_that_nobody_takes_use_up_their_apps_quota() {
+    let fixture = Fixture::with(Limits { waiting_per_app: 2, ..Limits::default() });
+    let chat = fixture.registration(world::device_id(), "chat").await;
+    let callback = Callback { url: "http://127.0.0.1:1/".into(), key: b"key".to_vec() };
+    assert!(fixture.store.set_callback(app("chat"), Some(callback)).await.unwrap());
+    chat.requested("1", "a").await;
+    chat.requested("2", "b").await;
+    fixture.store.acked(acks(chat.rows().await.iter().map(|row| row.seq))).await.unwrap();
+    // Behind what is to be written.
+    assert_eq!(fixture.store.apps_with_receipts().await.unwrap(), [app("chat")]);
+    fixture.store.count_waiting().await.unwrap();
+    assert_eq!(chat.accept("c").await, Accepted::OverQuota);
+    let batch = fixture.store.receipts(app("chat")).await.unwrap().unwrap();
+    fixture.store.told(app("chat"), batch.last).await.unwrap();
+    fixture.store.count_waiting().await.unwrap();
+    chat.stored(&["d"]).await;
+}
+
+#[tokio::test]
 async fn a_store_over_its_quota_takes_nothing_until_something_has_gone() {
     let limits = Limits { store_megabytes: 1, waiting_per_registration: 10_000, ..Limits::default() };
     let fixture = Fixture::with(limits);
@@ -716,6 +735,22 @@ async fn removing_an_app_ends_its_registrations_until_each_device_knows() {
 }
 
 #[tokio::test]
+async fn an_app_that_is_removed_leaves_no_history_for_ever() {
+    let fixture = Fixture::with(Limits { history_messages: 0, ..Limits::default() });
+    let chat = fixture.registration(world::device_id(), "chat").await;
+    let waits = chat.requested("1", "waits").await;
+    let delayed = chat.stored_as(Incoming { release_ms: Some(minutes(1)), ..chat.request("2", "later") }).await;
+    fixture.store.remove_app(app("chat")).await.unwrap();
+    for id in [waits, delayed] {
+        assert_eq!(chat.steps(id).await, ["accepted", "stored", "unregistered"]);
+    }
+    assert!(fixture.store.trim_history().await.unwrap());
+    for id in [waits, delayed] {
+        assert_eq!(fixture.store.message(app("chat"), id).await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
 async fn an_app_that_comes_back_has_new_registrations() {
     let fixture = Fixture::new();
     let old = fixture.registration(world::device_id(), "chat").await;
@@ -881,6 +916,17 @@ async fn a_delayed_message_waits_for_its_time() {
     assert_eq!(texts(&chat.rows().await), ["now", "later"]);
     fixture.store.release().await.unwrap();
     assert_eq!(texts(&chat.rows().await), ["now", "later", "newer"]);
+}
+
+#[tokio::test]
+async fn a_count_of_drops_outlives_a_message_that_a_delayed_one_replaces() {
+    let fixture = Fixture::holding(2);
+    let chat = fixture.registration(world::device_id(), "chat").await;
+    chat.stored(&["1", "2"]).await;
+    chat.requested("score", "3").await;
+    assert_eq!(chat.waiting().await, counted(&[("2", 0), ("3", 1)]));
+    chat.stored_as(Incoming { release_ms: Some(minutes(1)), ..chat.request("score", "later") }).await;
+    assert_eq!(chat.waiting().await, counted(&[("2", 1)]));
 }
 
 #[tokio::test]
