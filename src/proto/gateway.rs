@@ -301,7 +301,8 @@ impl Session {
     /// Whether the push at this place may be on its way or with the device: the session has passed
     /// it, or the device said at its beginning that it has it.
     pub fn may_have_sent(&self, seq: Seq, id: MessageId) -> bool {
-        seq <= self.cursor || self.resume.contains(&id)
+        // What is on its way may be behind the cursor, which `look_again` sets back.
+        seq <= self.cursor || self.is_on_its_way(seq) || self.resume.contains(&id)
     }
 
     /// The store holds something at this place that it has not shown before.

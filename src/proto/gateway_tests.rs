@@ -328,6 +328,18 @@ fn a_session_knows_what_may_have_been_sent() {
 }
 
 #[test]
+fn what_is_on_its_way_may_have_been_sent_although_the_session_looks_again() {
+    let mut session = session();
+    session.handle_backlog(START, WALL, rows(2..=WINDOW as u64 + 1), false);
+    // The window is full: it looks again when there is room.
+    session.look_again(Seq(1));
+    let pushed = pushed(&actions(&mut session));
+    assert_eq!(pushed.len(), WINDOW);
+    assert!(session.may_have_sent(Seq(2), id(2)) && session.may_have_sent(Seq(WINDOW as i64 + 1), id(33)));
+    assert!(!session.may_have_sent(Seq(1), id(1)) && !session.may_have_sent(Seq(WINDOW as i64 + 2), id(34)));
+}
+
+#[test]
 fn the_resume_point_holds_for_later_backlogs_as_long_as_it_is_met() {
     let mut session = resumed(ids(1..=3));
     session.handle_backlog(START, WALL, rows(1..=2), false);

@@ -128,7 +128,7 @@ pub struct Limits {
     pub device_messages_per_hour: u32,
     /// Messages of one app in a second, ten seconds' worth of them at once; 0 for no limit.
     pub app_messages_per_second: u32,
-    /// Messages that wait for all devices of one app; 0 for no limit.
+    /// Messages that wait for all devices of one app, and receipts for its server; 0 for no limit.
     pub waiting_per_app: u64,
     /// Megabytes of the database in use; 0 for no limit.
     pub store_megabytes: u64,

@@ -5,16 +5,25 @@
 //! begins meanwhile does not see it. What was not sent is removed; what may have been sent is shown to
 //! the session again. After a crash nobody knows what was sent, before the device has come back.
 
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
+use tracing::debug;
+
 use super::Server;
-use super::store::delayed::{Candidate, LetGo, Selection, State};
+use super::store::delayed::{Candidate, LetGo, Page, Selection, State};
 use crate::db::DbError;
 use crate::proto::gateway::Seq;
 use crate::proto::{AppId, DeviceId, MessageId, RegId};
 
 /// How long a session may take to answer. One that is stuck may be sending the message.
 const ANSWER: Duration = Duration::from_secs(2);
+/// The pause after the store failed.
+const STORE_RETRY: Duration = Duration::from_secs(5);
+/// Most recipients for whom one request takes something back.
+const RECIPIENTS_MAX: usize = 100_000;
 
 /// A message and whether it was taken back.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,31 +36,38 @@ pub struct Withdrawn {
     pub cancelled: bool,
 }
 
-/// Takes back what is selected of the app's messages; `wanted` names recipients.
-pub async fn withdraw(
-    server: &Server,
-    app: AppId,
-    selection: Selection,
-    wanted: impl Fn(&RegId) -> bool,
-) -> Result<Vec<Withdrawn>, DbError> {
-    let mut withdrawn = Vec::new();
-    for candidate in server.store.hold(app, selection).await? {
-        let Candidate { device, reg_id, request_id, state } = candidate;
-        let cancelled = match state {
-            State::Cancelled => true,
-            State::Gone => false,
-            State::Held(seq, id) => decide(server, device, (seq, id), wanted(&reg_id)).await?,
-        };
-        if wanted(&reg_id) {
-            withdrawn.push(Withdrawn { reg_id, request_id, cancelled });
+/// Takes back what is selected of the app's messages.
+pub async fn withdraw(server: &Arc<Server>, app: AppId, selection: Selection) -> Result<Vec<Withdrawn>, DbError> {
+    let (mut withdrawn, mut known, mut before) = (Vec::new(), HashSet::new(), None);
+    loop {
+        let page: Page = server.store.hold(app.clone(), selection.clone(), before).await?;
+        // All of them are decided about, whatever becomes of one: none stays held.
+        let decided = join_all(page.candidates.into_iter().map(|candidate| decide(server, candidate))).await;
+        for one in decided {
+            let one = one?;
+            if known.insert(one.reg_id) {
+                withdrawn.push(one);
+            }
+        }
+        before = page.before;
+        if before.is_none() || withdrawn.len() >= RECIPIENTS_MAX {
+            return Ok(withdrawn);
         }
     }
-    Ok(withdrawn)
+}
+
+async fn decide(server: &Arc<Server>, candidate: Candidate) -> Result<Withdrawn, DbError> {
+    let Candidate { device, reg_id, request_id, state } = candidate;
+    let cancelled = match state {
+        State::Cancelled => true,
+        State::Gone => false,
+        State::Held(seq, id) => remove_unless_sent(server, device, seq, id).await?,
+    };
+    Ok(Withdrawn { reg_id, request_id, cancelled })
 }
 
 /// Removes the message that is held unless it may have been sent; returns whether it is gone.
-async fn decide(server: &Server, device: DeviceId, place: (Seq, MessageId), wanted: bool) -> Result<bool, DbError> {
-    let (seq, id) = place;
+async fn remove_unless_sent(server: &Arc<Server>, device: DeviceId, seq: Seq, id: MessageId) -> Result<bool, DbError> {
     let may_be_sent = match server.registry.was_sent(device, seq, id) {
         None => server.store.crashed_after(seq),
         Some(answer) => match tokio::time::timeout(ANSWER, answer).await {
@@ -60,9 +76,80 @@ async fn decide(server: &Server, device: DeviceId, place: (Seq, MessageId), want
             Ok(Err(_)) | Err(_) => true,
         },
     };
-    let become_of_it = server.store.let_go(seq, wanted && !may_be_sent).await?;
-    if become_of_it == LetGo::Back {
-        server.registry.look_again(device, seq);
+    match server.store.let_go(seq, !may_be_sent).await {
+        Ok(LetGo::Removed) => Ok(true),
+        Ok(LetGo::Back) => {
+            server.registry.look_again(device, seq);
+            Ok(false)
+        }
+        Ok(LetGo::Gone) => Ok(false),
+        Err(error) => {
+            tokio::spawn(give_back(Arc::clone(server), device, seq));
+            Err(error)
+        }
     }
-    Ok(become_of_it == LetGo::Removed)
+}
+
+/// Lets a message be sent again as soon as the store works: held, it would wait for a restart.
+async fn give_back(server: Arc<Server>, device: DeviceId, seq: Seq) {
+    loop {
+        match server.store.let_go(seq, false).await {
+            Ok(LetGo::Back) => return server.registry.look_again(device, seq),
+            Ok(LetGo::Removed | LetGo::Gone) | Err(DbError::Stopped) => return,
+            Err(error) => {
+                debug!("a message stays held: {error}");
+                tokio::time::sleep(STORE_RETRY).await;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::samples;
+    use crate::proto::{Push, UnixMillis};
+    use crate::server::config::ServerConfig;
+    use crate::server::store::{Accepted, Incoming, Registered};
+    use crate::world;
+
+    #[tokio::test]
+    async fn what_cannot_be_removed_does_not_stay_held() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = ServerConfig { state_folder: folder.path().to_owned(), ..ServerConfig::default() };
+        let server = Arc::new(Server::open(config).await.unwrap());
+        let (device, app): (_, AppId) = (world::device_id(), "chat".parse().unwrap());
+        server.store.add_app(app.clone(), "secret").await.unwrap();
+        let Registered::As { generation, newest_key } = server.store.register(device, app.clone()).await.unwrap()
+        else {
+            panic!("not registered")
+        };
+        let reg_id = server.issue(device, &app, generation, newest_key).await.unwrap();
+        let push = Push {
+            reg_id,
+            app: app.clone(),
+            expires_ms: UnixMillis(world::now().0 + 60_000),
+            ..samples::push(world::message_id())
+        };
+        let id = push.id;
+        let incoming = Incoming { to: server.keys().open(&reg_id).unwrap(), release_ms: None, push };
+        assert_eq!(server.store.accept(vec![incoming]).await.unwrap(), [Accepted::Stored]);
+        server.store.end().await.unwrap();
+        let line = server.registry.enter(device);
+
+        let beside = rusqlite::Connection::open(server.config.database()).unwrap();
+        let fail = "CREATE TRIGGER fail BEFORE DELETE ON messages BEGIN SELECT RAISE(ABORT, 'no'); END";
+        beside.execute_batch(fail).unwrap();
+        let answer = async {
+            for (_, _, answer) in line.signals().await.questions {
+                answer.send(false).unwrap();
+            }
+        };
+        let (withdrawn, ()) = tokio::join!(withdraw(&server, app, Selection::Message(id)), answer);
+        withdrawn.unwrap_err();
+        let signals = tokio::time::timeout(Duration::from_secs(10), line.signals()).await.unwrap();
+        assert!(signals.look_again.is_some());
+        let (rows, _) = server.store.backlog(device, Seq(0), 1).await.unwrap();
+        assert_eq!(rows[0].push.id, id);
+    }
 }

@@ -201,7 +201,7 @@ async fn cancel(
     let sender = authenticate(&server, &headers).await?;
     let id: MessageId = id.parse().map_err(|_| none())?;
     // In a task of its own: a sender that hangs up must not leave the message held.
-    let withdrawn = tokio::spawn(async move { withdraw(&server, sender.app, Selection::Message(id), |_| true).await });
+    let withdrawn = tokio::spawn(async move { withdraw(&server, sender.app, Selection::Message(id)).await });
     let withdrawn = withdrawn.await.map_err(|_| Problem::new(Kind::Unavailable, "it could not be found out"))?;
     match withdrawn.map_err(unavailable)?.first() {
         None => Err(none()),

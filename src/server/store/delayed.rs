@@ -4,6 +4,8 @@
 //! A message that may be on its way cannot be taken back. Whether it is, only its device's session
 //! knows: meanwhile it is held, which a new session respects, and a restart forgets.
 
+use std::collections::HashSet;
+
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::history::{self, End, Found};
@@ -23,8 +25,27 @@ const RELEASE: u32 = 500;
 pub enum Selection {
     /// One message.
     Message(MessageId),
-    /// The newest message of this request id to each recipient.
-    Request(String),
+    /// The newest message of this request id to each of these recipients, or to each there is.
+    Request(String, Option<HashSet<RegId>>),
+}
+
+impl Selection {
+    /// Whether what was sent to this recipient is meant.
+    fn includes(&self, reg_id: &RegId) -> bool {
+        match self {
+            Self::Message(_) | Self::Request(_, None) => true,
+            Self::Request(_, Some(recipients)) => recipients.contains(reg_id),
+        }
+    }
+}
+
+/// Some of what a sender takes back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// Newest first.
+    pub candidates: Vec<Candidate>,
+    /// Older ones than this are still to be looked through.
+    pub before: Option<MessageId>,
 }
 
 /// A message that is to be taken back.
@@ -63,10 +84,10 @@ pub enum LetGo {
 }
 
 impl Store {
-    /// Takes back what is delayed, and holds what waits. Each that is held must be
-    /// [let go](Self::let_go).
-    pub async fn hold(&self, app: AppId, selection: Selection) -> Result<Vec<Candidate>, DbError> {
-        self.writer.write(move |db| hold(db, &app, &selection, world::now())).await
+    /// Takes back what is delayed, and holds what waits, some at a time: of what is older than
+    /// `before`. Each that is held must be [let go](Self::let_go).
+    pub async fn hold(&self, app: AppId, selection: Selection, before: Option<MessageId>) -> Result<Page, DbError> {
+        self.writer.write(move |db| hold(db, &app, &selection, before, world::now())).await
     }
 
     /// Removes the message that is held at this place if it is to be `cancelled` and was not sent,
@@ -109,6 +130,8 @@ pub(super) fn add(db: &Connection, incoming: &Incoming, release: UnixMillis, mos
         replaced.ids,
         sql::body_of(push)?
     ])?;
+    // It waits for nobody yet: another one says what it would.
+    sql::add_dropped(db, to.device.as_bytes(), push.app.as_str(), replaced.dropped.into())?;
     history::begin(db, to.device, push, None, Some(release), world::now())?;
     Ok((Accepted::Stored, Ends { replaced: replaced.count, ..Ends::default() }))
 }
@@ -175,21 +198,32 @@ fn due_in(row: &Row<'_>) -> Result<Due> {
     Ok(Due { order: (row.get(0)?, row.get(1)?), device, replaces: row.get(3)?, body: row.get(4)? })
 }
 
-fn hold(db: &Connection, app: &AppId, selection: &Selection, now: UnixMillis) -> Result<Vec<Candidate>> {
+fn hold(
+    db: &Connection,
+    app: &AppId,
+    selection: &Selection,
+    before: Option<MessageId>,
+    now: UnixMillis,
+) -> Result<Page> {
     let found = match selection {
-        Selection::Message(id) => history::find(db, app, "id = ?2", id.as_bytes())?,
-        Selection::Request(request_id) => history::find(db, app, "request_id = ?2", request_id)?,
+        Selection::Message(id) => history::find(db, app, "id = ?2", id.as_bytes(), before)?,
+        Selection::Request(request_id, _) => history::find(db, app, "request_id = ?2", request_id, before)?,
     };
-    found
-        .into_iter()
-        .map(|found| {
-            let state = state(db, &found, now)?;
-            Ok(Candidate { device: found.device, reg_id: found.reg_id, request_id: found.request_id, state })
-        })
-        .collect()
+    let last = found.last().filter(|_| found.len() == history::FOUND_MAX as usize).map(|found| found.id);
+    // Older ones of the same recipient have been replaced, if they did not end otherwise.
+    let mut known = HashSet::new();
+    let meant = found.into_iter().filter(|found| selection.includes(&found.reg_id) && known.insert(found.reg_id));
+    let candidates = meant.map(|found| {
+        let state = state(db, &found, now)?;
+        Ok(Candidate { device: found.device, reg_id: found.reg_id, request_id: found.request_id, state })
+    });
+    Ok(Page { candidates: candidates.collect::<Result<_>>()?, before: last })
 }
 
 fn state(db: &Connection, found: &Found, now: UnixMillis) -> Result<State> {
+    if !found.waits {
+        return Ok(State::Gone);
+    }
     let delayed = db.prepare_cached("DELETE FROM delayed WHERE id = ?1")?.execute([found.id.as_bytes()])?;
     if delayed > 0 {
         history::ended(db, found.id, End::Cancelled, now)?;

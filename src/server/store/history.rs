@@ -14,7 +14,7 @@ use crate::proto::{AppId, DeviceId, MessageId, Push, RegId, UnixMillis};
 
 /// Most messages that are forgotten together.
 pub(super) const SWEEP: u32 = 2000;
-/// Most messages of one request id that are told.
+/// Most messages of one request id that are told, or looked through together.
 pub const FOUND_MAX: u32 = 1000;
 
 impl Store {
@@ -248,32 +248,43 @@ pub(super) fn reg_id_in(row: &Row<'_>, column: usize) -> Result<RegId> {
     RegId::from_slice(row.get_ref(column)?.as_blob()?).map_err(|error| bad_column(column, error))
 }
 
-/// A message that its sender may take back, newest first: where it waits, if it does.
+/// A message that its sender may take back: where it waits, if it does.
 pub(super) struct Found {
     pub id: MessageId,
     pub device: DeviceId,
     pub reg_id: RegId,
     pub request_id: Option<String>,
     pub seq: Option<Seq>,
+    /// It has neither ended nor reached its device.
+    pub waits: bool,
 }
 
-/// The app's newest message for each registration for which this is true of `?2`.
-pub(super) fn find(db: &Connection, app: &AppId, condition: &str, value: impl ToSql) -> Result<Vec<Found>> {
+/// The app's messages for which this is true of `?2`, newest first, those that are older than
+/// `before`; at most [`FOUND_MAX`].
+pub(super) fn find(
+    db: &Connection,
+    app: &AppId,
+    condition: &str,
+    value: impl ToSql,
+    before: Option<MessageId>,
+) -> Result<Vec<Found>> {
     let mut statement = db.prepare_cached(&format!(
-        "SELECT id, device, reg_id, request_id, seq FROM history WHERE app = ?1 AND {condition}
-         ORDER BY id DESC LIMIT ?3"
+        "SELECT id, device, reg_id, request_id, seq, acked_ms IS NULL AND ended_ms IS NULL FROM history
+         WHERE app = ?1 AND {condition} AND id < ?4 ORDER BY id DESC LIMIT ?3"
     ))?;
-    let rows = statement.query_map(params![app.as_str(), value, FOUND_MAX], |row| {
+    // No id is as high as this one.
+    let before = before.map_or([0xff; 16], |id| *id.as_bytes());
+    let rows = statement.query_map(params![app.as_str(), value, FOUND_MAX, before], |row| {
         let device = DeviceId::from_slice(row.get_ref(1)?.as_blob()?).map_err(|error| bad_column(1, error))?;
         let seq: Option<i64> = row.get(4)?;
-        Ok(Found { id: id_in(row, 0)?, device, reg_id: reg_id_in(row, 2)?, request_id: row.get(3)?, seq: seq.map(Seq) })
+        Ok(Found {
+            id: id_in(row, 0)?,
+            device,
+            reg_id: reg_id_in(row, 2)?,
+            request_id: row.get(3)?,
+            seq: seq.map(Seq),
+            waits: row.get(5)?,
+        })
     })?;
-    let mut found: Vec<Found> = Vec::new();
-    for row in rows {
-        let row = row?;
-        if !found.iter().any(|newer| newer.reg_id == row.reg_id) {
-            found.push(row);
-        }
-    }
-    Ok(found)
+    rows.collect()
 }

@@ -205,7 +205,7 @@ impl Store {
 
     /// Takes the store into service: only one server may.
     pub async fn begin(&mut self) -> Result<(), DbError> {
-        let last_seq = Seq(self.last_seq.load(Ordering::Relaxed));
+        let last_seq = self.last_seq();
         let orderly = self.writer.write(sql::begin_service).await?;
         self.crashed_at = (!orderly).then_some(last_seq);
         // Whether senders' messages can be stored is not known yet.
@@ -216,6 +216,11 @@ impl Store {
     /// The server has ended in order: every session has noted what it sent.
     pub async fn end(&self) -> Result<(), DbError> {
         self.writer.write(sql::end_service).await
+    }
+
+    /// The last place that was given to a message.
+    pub fn last_seq(&self) -> Seq {
+        Seq(self.last_seq.load(Ordering::Relaxed))
     }
 
     /// Whether the message at this place is of an earlier run that did not end in order.

@@ -1,6 +1,6 @@
 //! How much may wait: for all devices of one app, and in the database altogether.
 //!
-//! What waits for an app is counted from time to time, on a connection of its own, and what was
+//! What waits for an app, receipts for its server included, is counted from time to time, on a connection of its own, and what was
 //! accepted since is added: a queue that empties quickly is known to be empty a little late. It must
 //! never make a message wait for the counting.
 

@@ -239,17 +239,21 @@ pub fn set_app_secret(db: &Connection, app: &AppId, hash: &[u8], grace_until: Un
 
 pub fn remove_app(db: &Connection, app: &AppId, now: UnixMillis) -> Result<Option<Vec<DeviceId>>> {
     // By device, because that is how messages are indexed.
-    db.execute(
-        "DELETE FROM messages WHERE app = ?1
-         AND device IN (SELECT device FROM registrations WHERE app = ?1 AND state = 'active')",
-        [app.as_str()],
-    )?;
+    let of_messages = "DELETE FROM messages WHERE app = ?1
+         AND device IN (SELECT device FROM registrations WHERE app = ?1 AND state = 'active') RETURNING id";
+    for statement in [of_messages, "DELETE FROM delayed WHERE app = ?1 RETURNING id"] {
+        let mut statement = db.prepare(statement)?;
+        let mut rows = statement.query([app.as_str()])?;
+        // Otherwise their history would be kept for ever.
+        while let Some(row) = rows.next()? {
+            history::ended(db, history::id_in(row, 0)?, End::Unregistered, now)?;
+        }
+    }
     let mut revoke = db.prepare(
         "UPDATE registrations SET state = 'revoked', changed_ms = ?2 WHERE app = ?1 AND state = 'active'
          RETURNING device",
     )?;
     let devices = revoke.query_map(params![app.as_str(), now.0], device_in)?.collect::<Result<_>>()?;
-    db.execute("DELETE FROM delayed WHERE app = ?1", [app.as_str()])?;
     db.execute("DELETE FROM receipts WHERE app = ?1", [app.as_str()])?;
     let removed = db.execute("DELETE FROM apps WHERE app = ?1", [app.as_str()])? > 0;
     Ok(removed.then_some(devices))
@@ -557,7 +561,7 @@ fn end(db: &Connection, id: MessageId, app: &str, body: &str, how: End, now: Uni
 }
 
 /// Lets the newest message of a registration say that so many more went before it.
-fn add_dropped(db: &Connection, device: &[u8], app: &str, dropped: i64) -> Result<()> {
+pub fn add_dropped(db: &Connection, device: &[u8], app: &str, dropped: i64) -> Result<()> {
     if dropped == 0 {
         return Ok(());
     }
@@ -597,10 +601,11 @@ pub fn backlog(
     Ok((queued, true))
 }
 
-/// Messages that wait, by app.
+/// Messages and receipts that wait, by app: one whose server takes no receipts fills up its own quota.
 pub fn count_by_app(db: &Connection) -> Result<HashMap<AppId, u64>> {
     let mut statement = db.prepare_cached(
-        "SELECT app, count(*) FROM (SELECT app FROM messages UNION ALL SELECT app FROM delayed) GROUP BY app",
+        "SELECT app, count(*) FROM (SELECT app FROM messages UNION ALL SELECT app FROM delayed
+                                    UNION ALL SELECT app FROM receipts) GROUP BY app",
     )?;
     statement.query_map([], |row| Ok((app_in(row, 0)?, row.get::<_, i64>(1)?.unsigned_abs())))?.collect()
 }

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use super::delayed::{LetGo, Selection, State};
+use super::delayed::{LetGo, Page, Selection, State};
 use super::receipts::Callback;
 use super::*;
 use crate::proto::frame::{Fate, Outcome};
@@ -434,6 +434,25 @@ async fn no_more_waits_for_an_app_than_its_quota_and_others_go_on() {
 }
 
 #[tokio::test]
+async fn receipts_that_nobody_takes_use_up_their_apps_quota() {
+    let fixture = Fixture::with(Limits { waiting_per_app: 2, ..Limits::default() });
+    let chat = fixture.registration(world::device_id(), "chat").await;
+    let callback = Callback { url: "http://127.0.0.1:1/".into(), key: b"key".to_vec() };
+    assert!(fixture.store.set_callback(app("chat"), Some(callback)).await.unwrap());
+    chat.requested("1", "a").await;
+    chat.requested("2", "b").await;
+    fixture.store.acked(acks(chat.rows().await.iter().map(|row| row.seq))).await.unwrap();
+    // Behind what is to be written.
+    assert_eq!(fixture.store.apps_with_receipts().await.unwrap(), [app("chat")]);
+    fixture.store.count_waiting().await.unwrap();
+    assert_eq!(chat.accept("c").await, Accepted::OverQuota);
+    let batch = fixture.store.receipts(app("chat")).await.unwrap().unwrap();
+    fixture.store.told(app("chat"), batch.last).await.unwrap();
+    fixture.store.count_waiting().await.unwrap();
+    chat.stored(&["d"]).await;
+}
+
+#[tokio::test]
 async fn a_store_over_its_quota_takes_nothing_until_something_has_gone() {
     let limits = Limits { store_megabytes: 1, waiting_per_registration: 10_000, ..Limits::default() };
     let fixture = Fixture::with(limits);
@@ -716,6 +735,22 @@ async fn removing_an_app_ends_its_registrations_until_each_device_knows() {
 }
 
 #[tokio::test]
+async fn an_app_that_is_removed_leaves_no_history_for_ever() {
+    let fixture = Fixture::with(Limits { history_messages: 0, ..Limits::default() });
+    let chat = fixture.registration(world::device_id(), "chat").await;
+    let waits = chat.requested("1", "waits").await;
+    let delayed = chat.stored_as(Incoming { release_ms: Some(minutes(1)), ..chat.request("2", "later") }).await;
+    fixture.store.remove_app(app("chat")).await.unwrap();
+    for id in [waits, delayed] {
+        assert_eq!(chat.steps(id).await, ["accepted", "stored", "unregistered"]);
+    }
+    assert!(fixture.store.trim_history().await.unwrap());
+    for id in [waits, delayed] {
+        assert_eq!(fixture.store.message(app("chat"), id).await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
 async fn an_app_that_comes_back_has_new_registrations() {
     let fixture = Fixture::new();
     let old = fixture.registration(world::device_id(), "chat").await;
@@ -884,6 +919,17 @@ async fn a_delayed_message_waits_for_its_time() {
 }
 
 #[tokio::test]
+async fn a_count_of_drops_outlives_a_message_that_a_delayed_one_replaces() {
+    let fixture = Fixture::holding(2);
+    let chat = fixture.registration(world::device_id(), "chat").await;
+    chat.stored(&["1", "2"]).await;
+    chat.requested("score", "3").await;
+    assert_eq!(chat.waiting().await, counted(&[("2", 0), ("3", 1)]));
+    chat.stored_as(Incoming { release_ms: Some(minutes(1)), ..chat.request("score", "later") }).await;
+    assert_eq!(chat.waiting().await, counted(&[("2", 1)]));
+}
+
+#[tokio::test]
 async fn too_many_delayed_messages_are_refused_and_a_registration_takes_its_own_along() {
     let fixture = Fixture::holding(2);
     let chat = fixture.registration(world::device_id(), "chat").await;
@@ -901,22 +947,57 @@ async fn what_waits_or_is_delayed_can_be_taken_back() {
     let other = fixture.registration(world::device_id(), "chat").await;
     let waiting = chat.requested("offer", "waits").await;
     let delayed = other.stored_as(Incoming { release_ms: Some(minutes(1)), ..other.request("offer", "later") }).await;
-    let held = fixture.store.hold(app("chat"), Selection::Request("offer".into())).await.unwrap();
-    let states: Vec<State> = held.iter().map(|candidate| candidate.state).collect();
+    let held = fixture.store.hold(app("chat"), Selection::Request("offer".into(), None), None).await.unwrap();
+    let states: Vec<State> = held.candidates.iter().map(|candidate| candidate.state).collect();
     let [State::Cancelled, State::Held(seq, id)] = states.as_slice() else { panic!("{states:?}") };
     assert_eq!(*id, waiting);
     // Nobody begins to send it, but it is there.
     assert!(chat.rows().await.is_empty());
     assert_eq!(fixture.store.let_go(*seq, false).await.unwrap(), LetGo::Back);
     assert_eq!(texts(&chat.rows().await), ["waits"]);
-    fixture.store.hold(app("chat"), Selection::Message(waiting)).await.unwrap();
+    fixture.store.hold(app("chat"), Selection::Message(waiting), None).await.unwrap();
     assert_eq!(fixture.store.let_go(*seq, true).await.unwrap(), LetGo::Removed);
     assert_eq!(fixture.store.let_go(*seq, true).await.unwrap(), LetGo::Gone);
     for (of, id) in [(&chat, waiting), (&other, delayed)] {
         assert!(of.rows().await.is_empty());
         assert_eq!(of.steps(id).await, ["accepted", "stored", "cancelled"]);
     }
-    assert_eq!(fixture.store.hold(app("mail"), Selection::Message(waiting)).await.unwrap(), []);
+    assert_eq!(fixture.store.hold(app("mail"), Selection::Message(waiting), None).await.unwrap(), Page::default());
+}
+
+#[tokio::test]
+async fn what_is_taken_back_from_some_stays_with_the_others() {
+    let fixture = Fixture::new();
+    let one = fixture.registration(world::device_id(), "chat").await;
+    let other = fixture.registration(world::device_id(), "chat").await;
+    for registration in [&one, &other] {
+        registration.stored_as(Incoming { release_ms: Some(minutes(-1)), ..registration.request("offer", "o") }).await;
+    }
+    let selection = |to: &Standing<'_>| Selection::Request("offer".into(), Some([to.reg_id].into()));
+    let states = |page: Page| page.candidates.iter().map(|one| (one.reg_id, one.state)).collect::<Vec<_>>();
+    let page = fixture.store.hold(app("chat"), selection(&one), None).await.unwrap();
+    assert_eq!(states(page), [(one.reg_id, State::Cancelled)]);
+    assert_eq!(fixture.store.release().await.unwrap(), (vec![other.device], true));
+    let nobody = Selection::Request("offer".into(), Some([].into()));
+    assert_eq!(fixture.store.hold(app("chat"), nobody, None).await.unwrap(), Page::default());
+    assert_eq!(texts(&other.rows().await), ["o"]);
+}
+
+#[tokio::test]
+async fn everything_of_a_request_is_found_however_many_recipients_it_has() {
+    let fixture = Fixture::with(Limits { waiting_per_registration: 5000, ..Limits::default() });
+    let oldest = fixture.registration(world::device_id(), "chat").await;
+    oldest.requested("offer", "oldest").await;
+    let other = fixture.registration(world::device_id(), "chat").await;
+    let many = (0..history::FOUND_MAX + 1).map(|_| other.request("offer", "again")).collect();
+    fixture.store.accept(many).await.unwrap();
+    let selection = Selection::Request("offer".into(), None);
+    let first = fixture.store.hold(app("chat"), selection.clone(), None).await.unwrap();
+    assert_eq!((first.candidates.len(), first.candidates[0].reg_id), (1, other.reg_id));
+    let second = fixture.store.hold(app("chat"), selection, first.before).await.unwrap();
+    assert_eq!(second.candidates.iter().map(|one| one.reg_id).collect::<Vec<_>>(), [other.reg_id, oldest.reg_id]);
+    assert_eq!((second.candidates[0].state, second.before), (State::Gone, None));
+    assert!(matches!(second.candidates[1].state, State::Held(..)));
 }
 
 #[tokio::test]
@@ -925,12 +1006,12 @@ async fn what_was_sent_cannot_be_taken_back() {
     let chat = fixture.registration(world::device_id(), "chat").await;
     let id = chat.requested("offer", "sent").await;
     let seq = chat.rows().await[0].seq;
-    fixture.store.hold(chat.app.clone(), Selection::Message(id)).await.unwrap();
+    fixture.store.hold(chat.app.clone(), Selection::Message(id), None).await.unwrap();
     // The session that sent it ends while it is held.
     fixture.store.sent(acks([seq])).await.unwrap();
     assert_eq!(fixture.store.let_go(seq, true).await.unwrap(), LetGo::Back);
-    let again = fixture.store.hold(chat.app.clone(), Selection::Message(id)).await.unwrap();
-    assert_eq!(again[0].state, State::Gone);
+    let again = fixture.store.hold(chat.app.clone(), Selection::Message(id), None).await.unwrap();
+    assert_eq!(again.candidates[0].state, State::Gone);
     assert_eq!(texts(&chat.rows().await), ["sent"]);
     assert_eq!(chat.steps(id).await, ["accepted", "stored", "sent"]);
 }
@@ -942,7 +1023,7 @@ async fn a_restart_forgets_what_was_held_and_knows_of_a_crash() {
     let chat = fixture.registration(device, "chat").await;
     let id = chat.requested("offer", "held").await;
     let seq = chat.rows().await[0].seq;
-    fixture.store.hold(chat.app.clone(), Selection::Message(id)).await.unwrap();
+    fixture.store.hold(chat.app.clone(), Selection::Message(id), None).await.unwrap();
     let mut fixture = fixture.reopened();
     fixture.store.begin().await.unwrap();
     assert!(fixture.store.crashed_after(seq) && !fixture.store.crashed_after(Seq(seq.0 + 1)));

@@ -3,19 +3,21 @@
 //! The answer has a result for each recipient: 1000 if the notification is not delivered, 3014 if it
 //! was sent or had ended. Without `regID` every region is asked.
 
+use std::sync::Arc;
+
 use futures_util::future::join_all;
 
 use super::request::{Cancel, Recipient};
 use super::{Answer, Code, PATH, Sender, Verdict, answer, refuse};
 use axum::response::Response;
 
-use crate::proto::{RegId, Region};
+use crate::proto::Region;
 use crate::server::Server;
 use crate::server::store::delayed::Selection;
 use crate::server::withdraw::{Withdrawn, withdraw};
 
 /// Cancels what the sender names.
-pub async fn cancel(server: &Server, sender: &Sender, request: Cancel) -> Response {
+pub async fn cancel(server: &Arc<Server>, sender: &Sender, request: Cancel) -> Response {
     let (here, there) = tokio::join!(cancel_here(server, sender, &request), cancel_there(server, sender, &request));
     let Some(here) = here else { return refuse(Code::Internal, "the store cannot be used") };
     let results = match request.recipients.as_slice() {
@@ -64,11 +66,11 @@ fn code(cancelled: bool) -> Code {
     if cancelled { Code::Success } else { Code::NotInQueue }
 }
 
-async fn cancel_here(server: &Server, sender: &Sender, request: &Cancel) -> Option<Vec<Withdrawn>> {
-    let named: Vec<RegId> = request.recipients.iter().filter_map(|recipient| recipient.reg_id.ok()).collect();
-    let wanted = |reg_id: &RegId| request.recipients.is_empty() || named.contains(reg_id);
-    let selection = Selection::Request(request.request_id.clone());
-    withdraw(server, sender.app.clone(), selection, wanted).await.ok()
+async fn cancel_here(server: &Arc<Server>, sender: &Sender, request: &Cancel) -> Option<Vec<Withdrawn>> {
+    let named = request.recipients.iter().filter_map(|recipient| recipient.reg_id.ok()).collect();
+    let recipients = (!request.recipients.is_empty()).then_some(named);
+    let selection = Selection::Request(request.request_id.clone(), recipients);
+    withdraw(server, sender.app.clone(), selection).await.ok()
 }
 
 /// What the other regions answer that may have been sent such a notification.
