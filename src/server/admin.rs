@@ -245,7 +245,9 @@ fn check(config: &ServerConfig, json: bool) -> Result<(), Fatal> {
         crate::tls::server(files).map_err(Fatal::of(Exit::Config))?;
         certificates.push((&files.certificate, check_expiry(files)?));
     }
-    crate::tls::client(config.regions_ca.as_deref()).map_err(Fatal::of(Exit::Config))?;
+    for authorities in [&config.regions_ca, &config.callbacks_ca] {
+        crate::tls::client(authorities.as_deref()).map_err(Fatal::of(Exit::Config))?;
+    }
     let schema = check_database(config)?;
     let regions: Vec<String> = config.regions.keys().map(ToString::to_string).collect();
     let expiries: Vec<serde_json::Value> =
@@ -255,14 +257,18 @@ fn check(config: &ServerConfig, json: bool) -> Result<(), Fatal> {
                         "schema": schema, "certificates": expiries });
     print(json, &table, || {
         let scheme = |name: &str, tls: bool| if tls { format!("{name}s") } else { name.to_owned() };
+        let (admin, admin_tls) = match config.admin.listen {
+            Some(listen) => (listen, config.admin.tls.is_some()),
+            None => (config.api.listen, config.api.tls.is_some()),
+        };
         let mut lines = vec![format!(
-            "region {}, API on {}://{}, gateway on {}://{}, admin API on {}, state in {}, other regions: {}",
+            "region {}, API on {}://{}, gateway on {}://{}, admin API on {}://{admin}, state in {}, other regions: {}",
             config.region,
             scheme("http", config.api.tls.is_some()),
             config.api.listen,
             scheme("ws", config.gateway.tls.is_some()),
             config.gateway.listen,
-            config.admin.listen.unwrap_or(config.api.listen),
+            scheme("http", admin_tls),
             config.state_folder.display(),
             if regions.is_empty() { "none".to_owned() } else { regions.join(", ") }
         )];
