@@ -35,7 +35,8 @@ const DAY_MS: i64 = 24 * 3600 * 1000;
 Without a command it serves until SIGTERM. Exit status: 0 done, 1 the answer is no, 64 wrong usage,
 65 wrong input, 69 address or state folder in use, 74 the store or a file cannot be used, 78 wrong configuration.
 
-See also bellwire-server.toml(5), bellwire-server-api(7), bellwire-tizen(7), bellwire-protocol(7)."
+See also bellwire-server-setup(7), bellwire-server.toml(5), bellwire-server-api(7), bellwire-tizen(7),
+bellwire-protocol(7)."
 )]
 pub struct Args {
     /// Configuration file [default: /etc/bellwire/server.toml, if there is one]
@@ -130,6 +131,9 @@ enum AppCommand {
         secret_file: Option<PathBuf>,
     },
     /// Say where an app's receipts go, and print the key that signs them; or that they go nowhere
+    ///
+    /// Each region tells what becomes of messages to its own devices: say it in every one, with the same
+    /// key. bellwire-tizen(7) has what is posted there, and bellwire-server-setup(7) a receiver.
     Callback {
         /// Its id
         id: AppId,
