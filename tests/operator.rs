@@ -36,7 +36,7 @@ fn typed(commands: &str, folder: &TempDir) -> Output {
     shell.output().expect("timeout is missing: apt-get install coreutils")
 }
 
-/// The request ids of the receipts that the page's receiver has believed, in order.
+/// The request ids of the receipts that the page's receiver has believed. One may have come twice.
 fn told(text: &str) -> BTreeSet<String> {
     let batches = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("a batch is JSON"));
     let receipts = batches.flat_map(|batch| batch["receipts"].as_array().cloned().expect("a list"));
