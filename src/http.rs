@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
-use hyper::{Request, StatusCode};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Request, Response, StatusCode};
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -70,23 +70,44 @@ impl HttpClient {
         headers: &[(&str, &str)],
         json: impl Into<Bytes>,
     ) -> Result<(StatusCode, Bytes), HttpError> {
-        let mut request = Request::post(url).header("content-type", "application/json");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let request =
-            request.body(Full::new(json.into())).map_err(|error| HttpError::Unsendable(format!("{url}: {error}")))?;
-        match tokio::time::timeout(EXCHANGE, self.exchange(request)).await {
-            Ok(result) => result,
-            Err(_) => Err(HttpError::Timeout),
-        }
+        let request = request(url, headers, json.into())?;
+        in_time(async {
+            let answer = self.send(request).await?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
+            Ok((status, body.map_err(|error| HttpError::Broken(error.to_string()))?.to_bytes()))
+        })
+        .await
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), HttpError> {
-        let answer =
-            self.client.request(request).await.map_err(|error| HttpError::Broken(crate::daemon::chain(&error)))?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_MAX).collect().await;
-        Ok((status, body.map_err(|error| HttpError::Broken(error.to_string()))?.to_bytes()))
+    /// The same for whoever wants the status alone: it is the answer, even if the body breaks off, as
+    /// that of a simple server does which ends a body, and TLS, by closing the connection.
+    pub async fn tell(
+        &self,
+        url: &str,
+        headers: &[(&str, &str)],
+        json: impl Into<Bytes>,
+    ) -> Result<StatusCode, HttpError> {
+        let request = request(url, headers, json.into())?;
+        in_time(async { Ok(self.send(request).await?.status()) }).await
+    }
+
+    async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, HttpError> {
+        self.client.request(request).await.map_err(|error| HttpError::Broken(crate::daemon::chain(&error)))
+    }
+}
+
+fn request(url: &str, headers: &[(&str, &str)], json: Bytes) -> Result<Request<Full<Bytes>>, HttpError> {
+    let mut request = Request::post(url).header("content-type", "application/json");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(Full::new(json)).map_err(|error| HttpError::Unsendable(format!("{url}: {error}")))
+}
+
+async fn in_time<T>(exchange: impl Future<Output = Result<T, HttpError>>) -> Result<T, HttpError> {
+    match tokio::time::timeout(EXCHANGE, exchange).await {
+        Ok(result) => result,
+        Err(_) => Err(HttpError::Timeout),
     }
 }

@@ -30,7 +30,20 @@ pub enum TlsError {
     #[error("{0}: holds a certificate that makes no sense: {1}")]
     Unread(String, x509_cert::der::Error),
     /// Key and certificate do not fit, or are of a kind that is not supported.
-    #[error("the certificate and key cannot be used: {0}")]
+    #[error("{certificate} with the key {key} cannot be used: {error}")]
+    Pair {
+        /// The file of the certificate.
+        certificate: String,
+        /// The file of the key.
+        key: String,
+        /// What is wrong with them.
+        error: rustls::Error,
+    },
+    /// A certificate that nothing can be authenticated with.
+    #[error("{0}: holds a certificate that cannot be used: {1}")]
+    Root(String, rustls::Error),
+    /// The library refuses its own defaults.
+    #[error("TLS cannot be set up: {0}")]
     Unfit(#[from] rustls::Error),
 }
 
@@ -41,7 +54,12 @@ pub fn server(files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
     let config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
-        .with_single_cert(chain, key)?;
+        .with_single_cert(chain, key)
+        .map_err(|error| TlsError::Pair {
+            certificate: files.certificate.display().to_string(),
+            key: files.key.display().to_string(),
+            error,
+        })?;
     Ok(Arc::new(config))
 }
 
@@ -52,7 +70,7 @@ pub fn client(authorities: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError>
     match authorities {
         Some(file) => {
             for certificate in certificates(file)? {
-                roots.add(certificate)?;
+                roots.add(certificate).map_err(|error| TlsError::Root(file.display().to_string(), error))?;
             }
         }
         // What the system's store holds besides usable certificates is no error of ours; with

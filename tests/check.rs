@@ -96,8 +96,23 @@ fn a_certificate_is_told_to_expire_and_refused_when_it_has() {
     let output = check(&config, &["--json"]);
     let said: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(said["certificates"][0]["expires_ms"].as_i64().unwrap() > 1_700_000_000_000, "{said}");
+    openssl(folder.path(), &["ecparam", "-genkey", "-name", "prime256v1", "-noout", "-out", "other.pem"]);
+    write(&certificate(folder.path(), Some("30")).replace("key.pem", "other.pem"));
+    bad(&check(&config, &[]), CONFIG, "cert.pem with the key ");
     write(&certificate(folder.path(), None));
     bad(&check(&config, &[]), CONFIG, "cert.pem has expired ");
+}
+
+#[test]
+fn the_authorities_of_other_servers_are_read_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("server.toml");
+    for key in ["regions-ca", "callbacks-ca"] {
+        std::fs::write(&config, format!("{key} = {:?}", folder.path().join("missing.pem"))).unwrap();
+        bad(&check(&config, &[]), CONFIG, "missing.pem");
+        std::fs::write(&config, format!("{key} = {config:?}")).unwrap();
+        bad(&check(&config, &[]), CONFIG, "server.toml: holds no certificate");
+    }
 }
 
 /// The first line that a program logs to standard error, as JSON; then it is stopped.

@@ -62,6 +62,9 @@ async fn a_mixed_multicast_reaches_both_and_a_region_that_is_down_fails_alone() 
     let answer = post(&world.near, &world.app, &request(apps[1].reg_id.clone(), "3", "nobody is there"));
     assert_eq!((answer.status, codes(&answer)), (503, vec![3015]), "{answer:?}");
     assert!(answer.header("retry-after").is_some(), "{answer:?}");
+    let log = world.near.log();
+    let why = log.lines().filter(|line| line.contains("another region does not answer") && line.contains("region=03"));
+    assert_eq!(why.count(), 1, "once for both requests:\n{log}");
 
     world.far.restart();
     devices[1].until_online().await;

@@ -35,7 +35,8 @@ const DAY_MS: i64 = 24 * 3600 * 1000;
 Without a command it serves until SIGTERM. Exit status: 0 done, 1 the answer is no, 64 wrong usage,
 65 wrong input, 69 address or state folder in use, 74 the store or a file cannot be used, 78 wrong configuration.
 
-See also bellwire-server.toml(5), bellwire-server-api(7), bellwire-tizen(7), bellwire-protocol(7)."
+See also bellwire-server-setup(7), bellwire-server.toml(5), bellwire-server-api(7), bellwire-tizen(7),
+bellwire-protocol(7)."
 )]
 pub struct Args {
     /// Configuration file [default: /etc/bellwire/server.toml, if there is one]
@@ -130,6 +131,9 @@ enum AppCommand {
         secret_file: Option<PathBuf>,
     },
     /// Say where an app's receipts go, and print the key that signs them; or that they go nowhere
+    ///
+    /// Each region tells what becomes of messages to its own devices: say it in every one, with the same
+    /// key. bellwire-tizen(7) has what is posted there, and bellwire-server-setup(7) a receiver.
     Callback {
         /// Its id
         id: AppId,
@@ -245,7 +249,9 @@ fn check(config: &ServerConfig, json: bool) -> Result<(), Fatal> {
         crate::tls::server(files).map_err(Fatal::of(Exit::Config))?;
         certificates.push((&files.certificate, check_expiry(files)?));
     }
-    crate::tls::client(config.regions_ca.as_deref()).map_err(Fatal::of(Exit::Config))?;
+    for authorities in [&config.regions_ca, &config.callbacks_ca] {
+        crate::tls::client(authorities.as_deref()).map_err(Fatal::of(Exit::Config))?;
+    }
     let schema = check_database(config)?;
     let regions: Vec<String> = config.regions.keys().map(ToString::to_string).collect();
     let expiries: Vec<serde_json::Value> =
@@ -255,14 +261,18 @@ fn check(config: &ServerConfig, json: bool) -> Result<(), Fatal> {
                         "schema": schema, "certificates": expiries });
     print(json, &table, || {
         let scheme = |name: &str, tls: bool| if tls { format!("{name}s") } else { name.to_owned() };
+        let (admin, admin_tls) = match config.admin.listen {
+            Some(listen) => (listen, config.admin.tls.is_some()),
+            None => (config.api.listen, config.api.tls.is_some()),
+        };
         let mut lines = vec![format!(
-            "region {}, API on {}://{}, gateway on {}://{}, admin API on {}, state in {}, other regions: {}",
+            "region {}, API on {}://{}, gateway on {}://{}, admin API on {}://{admin}, state in {}, other regions: {}",
             config.region,
             scheme("http", config.api.tls.is_some()),
             config.api.listen,
             scheme("ws", config.gateway.tls.is_some()),
             config.gateway.listen,
-            config.admin.listen.unwrap_or(config.api.listen),
+            scheme("http", admin_tls),
             config.state_folder.display(),
             if regions.is_empty() { "none".to_owned() } else { regions.join(", ") }
         )];

@@ -118,10 +118,10 @@ async fn tell(
 async fn post(server: &Server, app: &AppId, batch: &Batch) -> Result<(), String> {
     let body = body(app, &batch.receipts);
     let signature = sign(&batch.callback, world::now(), &body);
-    match server.callbacks.post(&batch.callback.url, &[(SIGNATURE, &signature)], body).await {
-        Ok((status, _)) if status.is_success() => Ok(()),
-        Ok((StatusCode::GONE, _)) => Err("its callback answers 410 Gone; see `bellwire-server app callback`".into()),
-        Ok((status, _)) => Err(format!("its callback answers {status}")),
+    match server.callbacks.tell(&batch.callback.url, &[(SIGNATURE, &signature)], body).await {
+        Ok(status) if status.is_success() => Ok(()),
+        Ok(StatusCode::GONE) => Err("its callback answers 410 Gone; see `bellwire-server app callback`".into()),
+        Ok(status) => Err(format!("its callback answers {status}")),
         Err(error) => Err(error.to_string()),
     }
 }
