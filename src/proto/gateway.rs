@@ -387,7 +387,8 @@ impl Session {
     /// messages in that order.
     fn settle(&mut self) {
         let mut settled = Vec::new();
-        while let Some(first) = self.unacked.pop_front_if(|first| first.done) {
+        let done = self.unacked.iter().take_while(|unacked| unacked.done).count();
+        for first in self.unacked.drain(..done) {
             settled.extend(first.seq.map(|seq| Sent { seq, at_ms: first.sent_ms }));
         }
         if self.unacked.is_empty() {
