@@ -18,7 +18,7 @@ use crate::daemon::Stop;
 use crate::db::DbError;
 use crate::link::{LinkError, Socket};
 use crate::proto::frame::{Bye, Frame, Reason, Refusal, TO_SERVER_MAX, ToDevice, ToServer};
-use crate::proto::gateway::{Claim, GatewayAction, Greeting, HELLO, Session, Terms};
+use crate::proto::gateway::{Claim, GatewayAction, Greeting, HELLO, Seq, Session, Terms};
 use crate::proto::{AppId, DeviceId, Moment, UnixMillis};
 use crate::world;
 
@@ -168,12 +168,13 @@ where
     let device = claim.hello.device;
     let terms = Terms { region: server.config.region, ka_max_s: server.config.gateway.ka_max_s };
     let line = server.registry.enter(device);
+    let older = server.store.last_seq();
     let now = server.clock.now();
     let session = Session::open(claim, terms, enrolled, now);
     debug!(%device, enrolled, "a session began");
     // Boxed, because a future holds what it is given twice: as it came and as it is used.
     let see_again = now.after(SEEN_EVERY);
-    tokio::spawn(converse(Box::new(Conversation { server, socket, session, device, line, see_again })));
+    tokio::spawn(converse(Box::new(Conversation { server, socket, session, device, line, older, see_again })));
 }
 
 /// A session with its socket.
@@ -183,6 +184,8 @@ struct Conversation<S> {
     session: Session,
     device: DeviceId,
     line: Arc<Line>,
+    /// The last place that was given to a message before this session.
+    older: Seq,
     /// When the next sign of life is noted.
     see_again: Moment,
 }
@@ -277,7 +280,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
             }
         }
         for (seq, id, answer) in signals.questions {
-            let _ = answer.send(self.session.may_have_sent(seq, id));
+            // What is older an earlier session may have sent, which may not have noted it yet.
+            let _ = answer.send(seq <= self.older || self.session.may_have_sent(seq, id));
         }
         if let Some(seq) = signals.look_again {
             self.session.look_again(seq);
@@ -380,3 +384,62 @@ fn since(earlier: UnixMillis) -> Duration {
 
 // Both directions have to hold the largest frame they allow.
 const _: () = assert!(ToServer::MAX == TO_SERVER_MAX);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::frame::{Hello, TO_DEVICE_MAX, VERSION};
+    use crate::proto::{Push, Secret, samples};
+    use crate::server::config::ServerConfig;
+    use crate::server::store::delayed::{Selection, State};
+    use crate::server::store::{Accepted, Incoming};
+
+    /// A device that is there, in a session that has seen what waits.
+    async fn connected(server: &Arc<Server>, hello: Hello) -> Socket<tokio::io::DuplexStream> {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let (socket, device) = tokio::join!(
+            Socket::accept(ours, TO_SERVER_MAX),
+            Socket::connect(theirs, "ws://localhost/", TO_DEVICE_MAX)
+        );
+        begin(Arc::clone(server), socket.unwrap(), Claim { hello }, false);
+        let mut device = device.unwrap();
+        device.queue(&ToServer::Ping { seq: 1, next_s: 60 }).unwrap();
+        while !matches!(device.next().await.unwrap(), ToDevice::Pong { .. }) {}
+        device
+    }
+
+    #[tokio::test]
+    async fn what_a_device_has_from_an_earlier_session_is_not_taken_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = ServerConfig { state_folder: folder.path().to_owned(), ..ServerConfig::default() };
+        let server = Arc::new(Server::open(config).await.unwrap());
+        let (device, app): (_, AppId) = (world::device_id(), "chat".parse().unwrap());
+        server.store.add_app(app.clone(), "secret").await.unwrap();
+        let Registered::As { generation, newest_key } = server.store.register(device, app.clone()).await.unwrap()
+        else {
+            panic!("not registered")
+        };
+        let reg_id = server.issue(device, &app, generation, newest_key).await.unwrap();
+        let expires_ms = UnixMillis(world::now().0 + 60_000);
+        let push = Push { reg_id, app: app.clone(), expires_ms, ..samples::push(world::message_id()) };
+        let id = push.id;
+        let incoming = Incoming { to: server.keys().open(&reg_id).unwrap(), release_ms: None, push };
+        assert_eq!(server.store.accept(vec![incoming]).await.unwrap(), [Accepted::Stored]);
+
+        // Its sender takes it back in the moment in which the device comes, which has it already.
+        let held = server.store.hold(app, Selection::Message(id), None).await.unwrap();
+        let hello = Hello {
+            version: VERSION,
+            device,
+            secret: Secret::from_bytes([0; 32]),
+            agent: "test".into(),
+            enrolment_key: None,
+            resume: vec![id],
+            next_s: 60,
+        };
+        let _device = connected(&server, hello).await;
+        let [candidate] = held.candidates.as_slice() else { panic!("{held:?}") };
+        let State::Held(seq, _) = candidate.state else { panic!("{candidate:?}") };
+        assert!(server.registry.was_sent(device, seq, id).unwrap().await.unwrap());
+    }
+}
