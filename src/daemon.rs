@@ -162,6 +162,12 @@ impl Stop {
         Ok(stop)
     }
 
+    /// Whether the program is to stop.
+    pub fn has_come(&self) -> bool {
+        // An error means that the sender is gone, which is a stop as well.
+        *self.stopped.borrow() || self.stopped.has_changed().is_err()
+    }
+
     /// Returns when the program is to stop.
     pub async fn wait(&mut self) {
         // An error means that the sender is gone, which is a stop as well.

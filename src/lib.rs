@@ -105,6 +105,7 @@
 //! | a configuration key | `config.rs` of the [`server`](server::config) or [`agent`](agent::config) | `examples/*.toml` and the page in `man/` are tested against it |
 //! | a command of the tool | [`cli`] | `--json`, exit codes in [`daemon::Exit`] |
 //! | administration | [`server::manage`] | [`server::admin`] and [`server::api::admin`] only parse and show |
+//! | what an operator types | `man/bellwire-server-setup.7` | `tests/operator.rs` types all of it |
 //! | backup and restore | [`server::backup`] | old file or new, never half of one: `tests/backup.rs` |
 //! | how fast senders may be, how much may wait | [`server::rates`], `server/store/quota.rs` | it is asked before the store is touched, or counts beside it |
 //! | who is forgotten, and when | [`server::store::devices`], [`server::upkeep`] | a generation is never used again: `tests/forgotten.rs` |

@@ -159,15 +159,20 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
         status: status_out,
     };
     let mut connection = tokio::spawn(connection::run(parts, stop.clone()));
-    tokio::select! {
-        // The connection ends with the stop: that is not early.
+    let ended = tokio::select! {
         biased;
-        () = stop.wait() => {}
-        ended = &mut connection => return Err(ended_early(ended)),
+        () = stop.wait() => None,
+        ended = &mut connection => Some(ended),
         () = bus_lost(&bus) => return Err(Fatal::new(Exit::Unavailable, "the connection to the bus is lost")),
-    }
-    // The state machine says goodbye to the server.
-    if connection.await.is_err() {
+    };
+    let ended = match ended {
+        // The connection ends with the stop, which may have come since it was looked at: that is not early.
+        Some(ended) if !stop.has_come() => return Err(ended_early(ended)),
+        Some(ended) => ended,
+        // The state machine says goodbye to the server.
+        None => connection.await,
+    };
+    if ended.is_err() {
         warn!("the connection did not end in order");
     }
     // An app that has just been handed a message is not handed it again by the next run.

@@ -48,6 +48,8 @@ enum Command {
     /// Show the connection and the apps
     Status,
     /// Register an app and print its regId
+    ///
+    /// The app must not be connected meanwhile, as by `listen`, which prints its regId itself.
     Register {
         /// The app id
         app: AppId,

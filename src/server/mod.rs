@@ -195,11 +195,11 @@ pub async fn run(config: ServerConfig, listeners: Listeners, mut stop: Stop) -> 
     tokio::spawn(receipts::run(Arc::clone(&server), stop.clone()));
     tokio::spawn(upkeep::run(Arc::clone(&server), stop.clone()));
     let early = tokio::select! {
-        // The gateway ends with the stop: that is not early.
         biased;
         () = stop.wait() => None,
         ended = &mut api.task => Some(format!("the API ended: {ended:?}")),
-        ended = &mut devices => Some(format!("the gateway ended: {ended:?}")),
+        // The gateway ends with the stop, which may have come since it was looked at: that is not early.
+        ended = &mut devices => (!stop.has_come()).then(|| format!("the gateway ended: {ended:?}")),
     };
     if let Some(why) = early {
         error!("{why}");
