@@ -50,6 +50,8 @@ pub struct Queued {
 pub struct Sent {
     /// Its place.
     pub seq: Seq,
+    /// Its id.
+    pub id: MessageId,
     /// When; unknown if an earlier session sent it.
     pub at_ms: Option<UnixMillis>,
 }
@@ -313,7 +315,7 @@ impl Session {
 
     /// What was sent and has not been acknowledged, of what is in the store.
     pub fn on_their_way(&self) -> Vec<Sent> {
-        let sent = |unacked: &Unacked| Some(Sent { seq: unacked.seq?, at_ms: unacked.sent_ms });
+        let sent = |unacked: &Unacked| Some(Sent { seq: unacked.seq?, id: unacked.id, at_ms: unacked.sent_ms });
         self.unacked.iter().filter_map(sent).collect()
     }
 
@@ -389,7 +391,7 @@ impl Session {
         let mut settled = Vec::new();
         let done = self.unacked.iter().take_while(|unacked| unacked.done).count();
         for first in self.unacked.drain(..done) {
-            settled.extend(first.seq.map(|seq| Sent { seq, at_ms: first.sent_ms }));
+            settled.extend(first.seq.map(|seq| Sent { seq, id: first.id, at_ms: first.sent_ms }));
         }
         if self.unacked.is_empty() {
             self.unacked = VecDeque::new();

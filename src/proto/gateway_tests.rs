@@ -20,12 +20,14 @@ fn push(number: u64) -> Push {
 /// Row `number` of the store holds push `number`.
 /// The device has acknowledged these, which this session has sent.
 fn acked<const N: usize>(numbers: [i64; N]) -> GatewayAction {
-    GatewayAction::Acked(numbers.map(|number| Sent { seq: Seq(number), at_ms: Some(WALL) }).to_vec())
+    GatewayAction::Acked(
+        numbers.map(|number| Sent { seq: Seq(number), id: id(number as u64), at_ms: Some(WALL) }).to_vec(),
+    )
 }
 
 /// The device had these already.
 fn had<const N: usize>(numbers: [i64; N]) -> GatewayAction {
-    GatewayAction::Acked(numbers.map(|number| Sent { seq: Seq(number), at_ms: None }).to_vec())
+    GatewayAction::Acked(numbers.map(|number| Sent { seq: Seq(number), id: id(number as u64), at_ms: None }).to_vec())
 }
 
 fn row(number: u64) -> Queued {
@@ -294,8 +296,8 @@ fn acks_count_in_the_order_in_which_the_pushes_were_sent() {
     session.handle_frame(START, ack(2..=2));
     assert_eq!(actions(&mut session), []);
     session.handle_frame(START, ack(1..=1));
-    let first_two = [1, 2].map(|number| Sent { seq: Seq(number), at_ms: Some(WALL) });
-    let had = [3, 4].map(|number| Sent { seq: Seq(number), at_ms: None });
+    let first_two = [1, 2].map(|number| Sent { seq: Seq(number), id: id(number as u64), at_ms: Some(WALL) });
+    let had = [3, 4].map(|number| Sent { seq: Seq(number), id: id(number as u64), at_ms: None });
     assert_eq!(actions(&mut session), [GatewayAction::Acked([first_two, had].concat())]);
     session.handle_frame(START, ack(5..=5));
     assert_eq!(actions(&mut session), [acked([5])]);
@@ -321,7 +323,7 @@ fn a_session_knows_what_may_have_been_sent() {
     assert!(!session.may_have_sent(Seq(1), id(1)));
     session.handle_backlog(START, WALL, rows(1..=2), true);
     assert!(session.may_have_sent(Seq(2), id(2)) && !session.may_have_sent(Seq(3), id(3)));
-    let sent = |number| Sent { seq: Seq(number), at_ms: Some(WALL) };
+    let sent = |number| Sent { seq: Seq(number), id: id(number as u64), at_ms: Some(WALL) };
     assert_eq!(session.on_their_way(), [sent(1), sent(2)]);
     session.handle_frame(START, ack(1..=1));
     assert_eq!(session.on_their_way(), [sent(2)]);

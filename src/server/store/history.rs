@@ -104,6 +104,26 @@ pub(super) fn acked(db: &Connection, id: MessageId, sent: Option<UnixMillis>, no
     Ok(())
 }
 
+/// The device has a message whose place another one has taken meanwhile.
+pub(super) fn replaced_was_acked(
+    db: &Connection,
+    id: MessageId,
+    sent: Option<UnixMillis>,
+    now: UnixMillis,
+) -> Result<()> {
+    db.prepare_cached(
+        "UPDATE history SET sent_ms = coalesce(?2, sent_ms), acked_ms = ?3 WHERE id = ?1 AND acked_ms IS NULL",
+    )?
+    .execute(params![id.as_bytes(), sent.map(|at| at.0), now.0])?;
+    Ok(())
+}
+
+/// Whether the device is known to have the message; not if it is forgotten.
+pub(super) fn is_acked(db: &Connection, id: &[u8]) -> Result<bool> {
+    db.prepare_cached("SELECT EXISTS (SELECT 1 FROM history WHERE id = ?1 AND acked_ms IS NOT NULL)")?
+        .query_row([id], |row| row.get(0))
+}
+
 /// The message has ended on the server.
 pub(super) fn ended(db: &Connection, id: MessageId, end: End, now: UnixMillis) -> Result<()> {
     db.prepare_cached("UPDATE history SET fate = ?2, ended_ms = ?3 WHERE id = ?1")?.execute(params![

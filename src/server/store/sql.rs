@@ -482,7 +482,8 @@ pub struct Replaced {
 
 pub fn insert(db: &Connection, waiting: &Waiting<'_>) -> Result<()> {
     let Waiting { seq, device, push, body, replaced } = waiting;
-    let from = replaced.ids.len().saturating_sub(16 * REPLACES_MAX);
+    // The oldest: what came after them was hardly sent.
+    let most = replaced.ids.len().min(16 * REPLACES_MAX);
     db.prepare_cached(INSERT)?.execute(params![
         seq.0,
         device.as_bytes(),
@@ -491,7 +492,7 @@ pub fn insert(db: &Connection, waiting: &Waiting<'_>) -> Result<()> {
         body,
         push.id.as_bytes(),
         push.request_id,
-        &replaced.ids[from..],
+        &replaced.ids[..most],
         replaced.dropped
     ])?;
     Ok(())
@@ -509,7 +510,12 @@ pub fn replace(db: &Connection, device: DeviceId, push: &Push, now: UnixMillis) 
     let mut rows = statement.query(params![device.as_bytes(), push.app.as_str(), request_id])?;
     while let Some(row) = rows.next()? {
         let id = history::id_in(row, 0)?;
-        replaced.ids.extend_from_slice(row.get_ref(1)?.as_blob()?);
+        // What the device is known to have by now is not on its way any more.
+        for older in row.get_ref(1)?.as_blob()?.chunks_exact(16) {
+            if !history::is_acked(db, older)? {
+                replaced.ids.extend_from_slice(older);
+            }
+        }
         replaced.ids.extend_from_slice(id.as_bytes());
         replaced.dropped += row.get::<_, u32>(2)?;
         replaced.count += 1;
@@ -620,10 +626,13 @@ pub fn used_bytes(db: &Connection) -> Result<u64> {
 /// Removes messages that the device has.
 pub fn acked(db: &Connection, all: &[Sent], now: UnixMillis) -> Result<()> {
     let mut statement = db.prepare_cached("DELETE FROM messages WHERE seq = ?1 RETURNING id, app, body")?;
-    for Sent { seq, at_ms } in all {
+    for Sent { seq, id, at_ms } in all {
         let mut rows = statement.query([seq.0])?;
         // It may have been acknowledged twice, or replaced on its way.
-        let Some(row) = rows.next()? else { continue };
+        let Some(row) = rows.next()? else {
+            history::replaced_was_acked(db, *id, *at_ms, now)?;
+            continue;
+        };
         history::acked(db, history::id_in(row, 0)?, *at_ms, now)?;
         receipts::add(db, row.get_ref(1)?.as_str()?, row.get_ref(2)?.as_str()?, Verdict::Stored, now)?;
     }

@@ -145,7 +145,10 @@ async fn push(State(server): State<Arc<Server>>, headers: HeaderMap, body: Body)
     let done = tokio::spawn(async move {
         match request {
             Request::Send(entries) => deliver(&server, &sender, entries).await,
-            Request::Cancel(request) => cancel::cancel(&server, &sender, request).await,
+            Request::Cancel(request) => match server.rates.app(&sender.app, request.recipients.len().max(1)) {
+                Ok(()) => cancel::cancel(&server, &sender, request).await,
+                Err(over) => slow_down(refuse(Code::ImpossibleToEnqueue, ""), &over),
+            },
         }
     });
     done.await.unwrap_or_else(|_| refuse(Code::Internal, "the notification could not be processed"))
