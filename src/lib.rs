@@ -48,7 +48,8 @@
 //!    are one transaction. After the fsync
 //!    [`handle_stored`](proto::device::Device::handle_stored) sends the
 //!    [`Ack`](proto::frame::ToServer::Ack), and [`Apps::ring`](agent::apps::Apps::ring) rings at
-//!    the app. The server drops its copy ([`Store::remove`](server::store::Store::remove)).
+//!    the app. The server drops its copy and notes the sender's receipt
+//!    ([`Store::acked`](server::store::Store::acked)), which [`server::receipts`] tells.
 //! 6. **The app.** [`Courier::serve`](agent::deliver::Courier::serve) takes the oldest
 //!    [unread](agent::store::Store::next_unread) message and calls `org.bellwire.App1.Message`. The
 //!    app's reply is the delivery: [`settle`](agent::deliver::Courier::settle) removes the message
