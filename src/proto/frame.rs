@@ -215,6 +215,36 @@ pub enum Fate {
     Unwanted,
 }
 
+impl Fate {
+    /// All of them, each in the place of its number.
+    pub const ALL: [Self; 9] = [
+        Self::Alerted,
+        Self::Launched,
+        Self::Delivered,
+        Self::Replaced,
+        Self::TooLate,
+        Self::Expired,
+        Self::Dropped,
+        Self::Discarded,
+        Self::Unwanted,
+    ];
+
+    /// Its word, on the wire and wherever it is stored or shown.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Alerted => "alerted",
+            Self::Launched => "launched",
+            Self::Delivered => "delivered",
+            Self::Replaced => "replaced",
+            Self::TooLate => "too-late",
+            Self::Expired => "expired",
+            Self::Dropped => "dropped",
+            Self::Discarded => "discarded",
+            Self::Unwanted => "unwanted",
+        }
+    }
+}
+
 /// Why an app gets no regId.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "kebab-case")]

@@ -462,6 +462,13 @@ fn the_largest_push_fits_its_frame() {
 }
 
 #[test]
+fn every_fate_has_the_place_of_its_number_and_the_word_of_the_wire() {
+    for (place, fate) in Fate::ALL.into_iter().enumerate() {
+        assert_eq!((fate as usize, serde_json::to_value(fate).unwrap()), (place, fate.name().into()));
+    }
+}
+
+#[test]
 fn the_fullest_lists_fit_their_frames() {
     let ids = vec![id(ID); LIST_MAX];
     let outcome = Outcome { id: id(ID), fate: Fate::Delivered, at_ms: UnixMillis(i64::MIN) };

@@ -87,18 +87,18 @@ impl Hop {
     pub fn name(self) -> &'static str {
         match self {
             Self::Received => "received",
-            Self::Alerted => "alerted",
             Self::Opened => "opened",
-            Self::Launched => "launched",
             Self::Failed => "failed",
             Self::Refused => "refused",
-            Self::Delivered => "delivered",
-            Self::Replaced => "replaced",
-            Self::TooLate => "too-late",
-            Self::Discarded => "discarded",
-            Self::Expired => "expired",
-            Self::Dropped => "dropped",
-            Self::Unwanted => "unwanted",
+            Self::Alerted => Fate::Alerted.name(),
+            Self::Launched => Fate::Launched.name(),
+            Self::Delivered => Fate::Delivered.name(),
+            Self::Replaced => Fate::Replaced.name(),
+            Self::TooLate => Fate::TooLate.name(),
+            Self::Discarded => Fate::Discarded.name(),
+            Self::Expired => Fate::Expired.name(),
+            Self::Dropped => Fate::Dropped.name(),
+            Self::Unwanted => Fate::Unwanted.name(),
         }
     }
 }

@@ -31,9 +31,6 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 
 /// The statuses that the API answers; any other is counted as `other`.
 const STATUSES: [u16; 14] = [200, 201, 204, 400, 401, 404, 405, 409, 411, 413, 415, 429, 500, 503];
-/// The fates that a device tells of, by their place here.
-const FATES: [&str; 9] =
-    ["delivered", "expired", "dropped", "discarded", "unwanted", "alerted", "launched", "replaced", "too-late"];
 /// The route of requests that no path is for.
 const OTHER: &str = "other";
 
@@ -119,7 +116,7 @@ pub struct Metrics {
     tizen: [Counter; tizen::TABLE.len()],
     routes: Box<[Route]>,
     handshakes: [Counter; Handshake::ALL.len()],
-    outcomes: [Counter; FATES.len()],
+    outcomes: [Counter; Fate::ALL.len()],
     sent: Histogram,
     acknowledged: Histogram,
     delivered: Histogram,
@@ -188,22 +185,11 @@ impl Metrics {
     /// A device told what became of a message, so long after that was accepted, and acknowledged if
     /// that is known.
     pub fn outcome(&self, fate: Fate, since_accepted: Duration, since_acknowledged: Option<Duration>) {
-        let place = match fate {
-            Fate::Delivered => {
-                self.delivered.observe(since_accepted);
-                since_acknowledged.into_iter().for_each(|wait| self.taken.observe(wait));
-                0
-            }
-            Fate::Expired => 1,
-            Fate::Dropped => 2,
-            Fate::Discarded => 3,
-            Fate::Unwanted => 4,
-            Fate::Alerted => 5,
-            Fate::Launched => 6,
-            Fate::Replaced => 7,
-            Fate::TooLate => 8,
-        };
-        self.outcomes[place].add(1);
+        if fate == Fate::Delivered {
+            self.delivered.observe(since_accepted);
+            since_acknowledged.into_iter().for_each(|wait| self.taken.observe(wait));
+        }
+        self.outcomes[fate as usize].add(1);
     }
 }
 
@@ -258,7 +244,8 @@ impl Collector for Scrape {
         out.counter("messages_expired", "Messages that expired before their device had them", &vitals.expired)?;
         out.counter("messages_replaced", "Messages whose place a later one took", &vitals.replaced)?;
         out.counter("messages_dropped", "Messages that had to go, as too many waited", &vitals.dropped)?;
-        let fates = FATES.iter().zip(&metrics.outcomes).map(|(fate, count)| ([("fate", (*fate).to_owned())], count));
+        let fates =
+            Fate::ALL.iter().zip(&metrics.outcomes).map(|(fate, count)| ([("fate", fate.name().to_owned())], count));
         out.counters("outcomes", "What devices told of the end of messages", fates)?;
         out.histogram("message_stored", "From a message to its fsync", &vitals.stored)?;
         out.histogram("message_sent", "From acceptance to each sending to a device", &metrics.sent)?;

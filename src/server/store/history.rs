@@ -97,20 +97,8 @@ pub(super) fn sent(db: &Connection, seq: Seq, at: UnixMillis) -> Result<()> {
     Ok(())
 }
 
-/// The device has the message on its disk.
+/// The device has the message on its disk; the first time counts.
 pub(super) fn acked(db: &Connection, id: MessageId, sent: Option<UnixMillis>, now: UnixMillis) -> Result<()> {
-    db.prepare_cached("UPDATE history SET sent_ms = coalesce(?2, sent_ms), acked_ms = ?3 WHERE id = ?1")?
-        .execute(params![id.as_bytes(), sent.map(|at| at.0), now.0])?;
-    Ok(())
-}
-
-/// The device has a message whose place another one has taken meanwhile.
-pub(super) fn replaced_was_acked(
-    db: &Connection,
-    id: MessageId,
-    sent: Option<UnixMillis>,
-    now: UnixMillis,
-) -> Result<()> {
     db.prepare_cached(
         "UPDATE history SET sent_ms = coalesce(?2, sent_ms), acked_ms = ?3 WHERE id = ?1 AND acked_ms IS NULL",
     )?
@@ -163,7 +151,7 @@ pub(super) fn outcomes(db: &Connection, device: DeviceId, list: &[Outcome]) -> R
         };
         let statement =
             format!("UPDATE history SET {change} AND id = ?1 AND device = ?2 RETURNING accepted_ms, acked_ms");
-        let values = params![id.as_bytes(), device.as_bytes(), at_ms.0, fate_name(*fate)];
+        let values = params![id.as_bytes(), device.as_bytes(), at_ms.0, fate.name()];
         let step = |row: &Row<'_>| {
             let acked: Option<i64> = row.get(1)?;
             Ok(News { fate: *fate, accepted_ms: UnixMillis(row.get(0)?), acked_ms: acked.map(UnixMillis) })
@@ -171,20 +159,6 @@ pub(super) fn outcomes(db: &Connection, device: DeviceId, list: &[Outcome]) -> R
         news.extend(db.prepare_cached(&statement)?.query_row(values, step).optional()?);
     }
     Ok(news)
-}
-
-fn fate_name(fate: Fate) -> &'static str {
-    match fate {
-        Fate::Alerted => "alerted",
-        Fate::Launched => "launched",
-        Fate::Delivered => "delivered",
-        Fate::Replaced => "replaced",
-        Fate::TooLate => "too-late",
-        Fate::Expired => "expired",
-        Fate::Dropped => "dropped",
-        Fate::Discarded => "discarded",
-        Fate::Unwanted => "unwanted",
-    }
 }
 
 /// The oldest messages that nobody waits for any more, some at a time: those accepted before `before`

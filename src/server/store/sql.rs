@@ -197,8 +197,11 @@ pub fn waiting(db: &Connection) -> Result<i64> {
 }
 
 pub fn bytes(db: &Connection) -> Result<i64> {
-    let one = |pragma: &str| db.query_row(pragma, [], |row| row.get::<_, i64>(0));
-    Ok(one("PRAGMA page_count")? * one("PRAGMA page_size")?)
+    Ok(pragma(db, "PRAGMA page_count")? * pragma(db, "PRAGMA page_size")?)
+}
+
+fn pragma(db: &Connection, text: &str) -> Result<i64> {
+    db.prepare_cached(text)?.query_row([], |row| row.get(0))
 }
 
 /// Writes other bytes than last time: what does not change is not written.
@@ -488,9 +491,8 @@ pub fn count_by_app(db: &Connection) -> Result<HashMap<AppId, u64>> {
 
 /// Bytes of the database without those that are free to be used again.
 pub fn used_bytes(db: &Connection) -> Result<u64> {
-    let pragma = |name: &str| -> Result<i64> { db.prepare_cached(name)?.query_row([], |row| row.get(0)) };
-    let used = pragma("PRAGMA page_count")?.saturating_sub(pragma("PRAGMA freelist_count")?);
-    Ok(used.saturating_mul(pragma("PRAGMA page_size")?).unsigned_abs())
+    let used = pragma(db, "PRAGMA page_count")?.saturating_sub(pragma(db, "PRAGMA freelist_count")?);
+    Ok(used.saturating_mul(pragma(db, "PRAGMA page_size")?).unsigned_abs())
 }
 
 /// Removes messages that the device has.
@@ -500,7 +502,7 @@ pub fn acked(db: &Connection, all: &[Sent], now: UnixMillis) -> Result<()> {
         let mut rows = statement.query([seq.0])?;
         // It may have been acknowledged twice, or replaced on its way.
         let Some(row) = rows.next()? else {
-            history::replaced_was_acked(db, *id, *at_ms, now)?;
+            history::acked(db, *id, *at_ms, now)?;
             continue;
         };
         history::acked(db, history::id_in(row, 0)?, *at_ms, now)?;
