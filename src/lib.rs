@@ -109,6 +109,7 @@
 //! | what an operator types | `man/bellwire-server-setup.7` | `tests/operator.rs` types all of it |
 //! | backup and restore | [`server::backup`] | old file or new, never half of one: `tests/backup.rs` |
 //! | how fast senders may be, how much may wait | [`server::rates`], `server/store/quota.rs` | it is asked before the store is touched, or counts beside it |
+//! | whose turn it is at the store | [`server::turns`] | the last table of `bellwire bench` |
 //! | who is forgotten, and when | [`server::store::devices`], [`server::upkeep`] | a generation is never used again: `tests/forgotten.rs` |
 //! | what becomes of messages that are sent again, delayed or taken back | [`server::store::delayed`], [`server::withdraw`], `replace` in both stores | `tests/requests.rs` |
 //! | what senders are told afterwards | [`server::receipts`], [`server::store::history`] | each in the transaction that ends the message: `tests/receipts.rs` |

@@ -128,6 +128,8 @@ pub struct Limits {
     pub device_messages_per_hour: u32,
     /// Messages of one app in a second, ten seconds' worth of them at once; 0 for no limit.
     pub app_messages_per_second: u32,
+    /// Requests of one app that are at the store at a time while other apps send too; 0 for no limit.
+    pub app_requests: u32,
     /// Messages that wait for all devices of one app, and receipts for its server; 0 for no limit.
     pub waiting_per_app: u64,
     /// Megabytes of the database in use; 0 for no limit.
@@ -196,6 +198,7 @@ impl Default for Limits {
             device_messages_per_minute: 240,
             device_messages_per_hour: 5000,
             app_messages_per_second: 5000,
+            app_requests: 3,
             waiting_per_app: 1_000_000,
             store_megabytes: 0,
             device_days: 270,

@@ -30,6 +30,7 @@ pub mod regions;
 pub mod registry;
 pub mod store;
 pub mod timekeeper;
+pub mod turns;
 pub mod upkeep;
 pub mod withdraw;
 
@@ -63,6 +64,7 @@ use regid::KeyRing;
 use regions::Regions;
 use registry::Registry;
 use store::Store;
+use turns::Turns;
 
 /// How long requests and sessions may take to end once the stop has come.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -87,6 +89,8 @@ pub struct Server {
     pub receipts: Notify,
     /// How fast apps may send and devices be sent to.
     pub rates: Rates,
+    /// How many requests of each app are at the store.
+    pub turns: Turns,
     /// The clock of the sessions.
     pub clock: Clock,
     /// What is counted.
@@ -113,6 +117,7 @@ impl Server {
             accepted: Notify::new(),
             receipts: Notify::new(),
             rates: Rates::new(&config.limits),
+            turns: Turns::new(config.limits.app_requests),
             clock: Clock::start(),
             metrics: Metrics::new(api::paths()),
             stopping: AtomicBool::new(false),

@@ -21,7 +21,8 @@ use super::config::Limits;
 const BURST_S: NonZeroU32 = NonZeroU32::new(10).unwrap();
 
 /// A limit that was reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("over the limit [limits] {key} = {limit}; try again in {} s", self.retry_s())]
 pub struct TooFast {
     /// The key of the limit in the configuration.
     pub key: &'static str,
@@ -35,12 +36,6 @@ impl TooFast {
     /// Full seconds after which the same may be tried again, at least one.
     pub fn retry_s(&self) -> u64 {
         self.after.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX).max(1)
-    }
-}
-
-impl std::fmt::Display for TooFast {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "over the limit [limits] {} = {}; try again in {} s", self.key, self.limit, self.retry_s())
     }
 }
 

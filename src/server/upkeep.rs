@@ -23,6 +23,7 @@ pub async fn run(server: Arc<Server>, mut stop: Stop) {
     loop {
         let pass = async {
             server.rates.forget_idle();
+            server.turns.forget_idle();
             count(&server).await;
             forget_devices(&server).await;
             forget_history(&server).await;

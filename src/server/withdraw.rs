@@ -13,6 +13,7 @@ use futures_util::future::join_all;
 use tracing::debug;
 
 use super::Server;
+use super::rates::TooFast;
 use super::store::delayed::{Candidate, LetGo, Page, Selection, State};
 use crate::db::DbError;
 use crate::proto::gateway::Seq;
@@ -36,8 +37,20 @@ pub struct Withdrawn {
     pub cancelled: bool,
 }
 
-/// Takes back what is selected of the app's messages.
-pub async fn withdraw(server: &Arc<Server>, app: AppId, selection: Selection) -> Result<Vec<Withdrawn>, DbError> {
+/// Why nothing is taken back now.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Refused {
+    /// Too many requests of the app wait already.
+    #[error(transparent)]
+    TooFast(#[from] TooFast),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] DbError),
+}
+
+/// Takes back what is selected of the app's messages, when it is the app's turn.
+pub async fn withdraw(server: &Arc<Server>, app: AppId, selection: Selection) -> Result<Vec<Withdrawn>, Refused> {
+    let _turn = server.turns.take(&app).await?;
     let (mut withdrawn, mut known, mut before) = (Vec::new(), HashSet::new(), None);
     loop {
         let page: Page = server.store.hold(app.clone(), selection.clone(), before).await?;

@@ -203,7 +203,8 @@ async fn cancel(
     // In a task of its own: a sender that hangs up must not leave the message held.
     let withdrawn = tokio::spawn(async move { withdraw(&server, sender.app, Selection::Message(id)).await });
     let withdrawn = withdrawn.await.map_err(|_| Problem::new(Kind::Unavailable, "it could not be found out"))?;
-    match withdrawn.map_err(unavailable)?.first() {
+    let withdrawn = withdrawn.map_err(|refused| Problem::new(Kind::Unavailable, refused.to_string()))?;
+    match withdrawn.first() {
         None => Err(none()),
         Some(message) if message.cancelled => Ok(StatusCode::NO_CONTENT),
         Some(_) => Err(Problem::new(Kind::Conflict, "it was sent to its device already, or has ended")),

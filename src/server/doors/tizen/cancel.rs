@@ -8,18 +8,22 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 
 use super::request::{Cancel, Recipient};
-use super::{Answer, Code, PATH, Sender, Verdict, answer, refuse};
+use super::{Answer, Code, PATH, Sender, Verdict, answer, refuse, slow_down};
 use axum::response::Response;
 
 use crate::proto::Region;
 use crate::server::Server;
 use crate::server::store::delayed::Selection;
-use crate::server::withdraw::{Withdrawn, withdraw};
+use crate::server::withdraw::{Refused, Withdrawn, withdraw};
 
 /// Cancels what the sender names.
 pub async fn cancel(server: &Arc<Server>, sender: &Sender, request: Cancel) -> Response {
     let (here, there) = tokio::join!(cancel_here(server, sender, &request), cancel_there(server, sender, &request));
-    let Some(here) = here else { return refuse(Code::Internal, "the store cannot be used") };
+    let here = match here {
+        Ok(here) => here,
+        Err(Refused::TooFast(over)) => return slow_down(refuse(Code::ImpossibleToEnqueue, ""), &over),
+        Err(Refused::Store(_)) => return refuse(Code::Internal, "the store cannot be used"),
+    };
     let results = match request.recipients.as_slice() {
         [] => all(&request, &here, there),
         named => named.iter().map(|recipient| verdict(&request, recipient, &here, &there)).collect(),
@@ -66,11 +70,11 @@ fn code(cancelled: bool) -> Code {
     if cancelled { Code::Success } else { Code::NotInQueue }
 }
 
-async fn cancel_here(server: &Arc<Server>, sender: &Sender, request: &Cancel) -> Option<Vec<Withdrawn>> {
+async fn cancel_here(server: &Arc<Server>, sender: &Sender, request: &Cancel) -> Result<Vec<Withdrawn>, Refused> {
     let named = request.recipients.iter().filter_map(|recipient| recipient.reg_id.ok()).collect();
     let recipients = (!request.recipients.is_empty()).then_some(named);
     let selection = Selection::Request(request.request_id.clone(), recipients);
-    withdraw(server, sender.app.clone(), selection).await.ok()
+    withdraw(server, sender.app.clone(), selection).await
 }
 
 /// What the other regions answer that may have been sent such a notification.

@@ -9,7 +9,7 @@ mod code;
 pub mod document;
 mod request;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -194,7 +194,7 @@ async fn deliver(server: &Arc<Server>, sender: &Sender, entries: Vec<Entry>) -> 
     let named: usize = entries.iter().map(|entry| entry.recipients.len()).sum();
     let too_many = named > 1 && !server.config.api.multiple;
     let (mut verdicts, mut too_fast) = (Vec::new(), Vec::new());
-    let (mut local, mut foreign) = (Vec::new(), std::collections::BTreeMap::<_, Vec<Place>>::new());
+    let (mut local, mut foreign) = (Vec::new(), BTreeMap::<_, Vec<Place>>::new());
     for (entry_number, entry) in entries.iter().enumerate() {
         for (number, recipient) in entry.recipients.iter().enumerate() {
             let place = Place { entry: entry_number, recipient: number, answer: verdicts.len() };
@@ -220,12 +220,17 @@ async fn deliver(server: &Arc<Server>, sender: &Sender, entries: Vec<Entry>) -> 
             verdicts.push(Verdict::new(&recipient.shown, &entry.request_id, code));
         }
     }
+    let recipients_here = local.len();
     let passed_on = foreign.into_iter().map(|(region, places)| {
         let body = forwarded_body(&entries, &places);
         async move { (places, server.regions.post(region, PATH, &sender.headers(), body).await) }
     });
     let (here, there) =
         tokio::join!(accept(server, sender, &entries, local), futures_util::future::join_all(passed_on));
+    let here = here.unwrap_or_else(|over| {
+        too_fast.extend(std::iter::repeat_n(over, recipients_here));
+        Vec::new()
+    });
     for (place, code) in here {
         verdicts[place.answer] = Verdict::new(&verdicts[place.answer].reg_id, &verdicts[place.answer].request_id, code);
     }
@@ -260,13 +265,17 @@ fn route(server: &Server, sender: &Sender, reg_id: &RegId) -> Route {
     }
 }
 
-/// Stores what is to be stored, hands over what is not, and wakes the devices.
+/// Stores what is to be stored, hands over what is not, and wakes the devices, when it is the app's turn.
 async fn accept(
     server: &Server,
     sender: &Sender,
     entries: &[Entry],
     local: Vec<(Place, Opened, RegId, &Content)>,
-) -> Vec<(Place, Code)> {
+) -> Result<Vec<(Place, Code)>, TooFast> {
+    if local.is_empty() {
+        return Ok(Vec::new());
+    }
+    let _turn = server.turns.take(&sender.app).await?;
     let (mut codes, mut places, mut incoming) = (Vec::new(), Vec::new(), Vec::new());
     for (place, to, reg_id, content) in local {
         let push = make_push(server, sender, reg_id, &entries[place.entry].request_id, content);
@@ -281,7 +290,7 @@ async fn accept(
         }
     }
     if incoming.is_empty() {
-        return codes;
+        return Ok(codes);
     }
     let devices: BTreeSet<_> = incoming.iter().map(|incoming| incoming.to.device).collect();
     match server.store.accept(incoming).await {
@@ -296,7 +305,7 @@ async fn accept(
     server.accepted.notify_one();
     // What had to go for these has receipts as well.
     server.receipts.notify_one();
-    codes
+    Ok(codes)
 }
 
 async fn hand_over(server: &Server, to: Opened, push: Push) -> Code {
@@ -467,5 +476,40 @@ mod tests {
         let signals = tokio::time::timeout(Duration::from_secs(10), line.signals()).await.unwrap();
         assert!(signals.wake);
         assert_eq!(server.store.backlog(device, Seq(0), 1).await.unwrap().0.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_request_for_which_there_is_no_place_to_wait_is_refused_and_another_app_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = server(folder.path()).await;
+        server.store.add_app("mail".parse().unwrap(), "secret").await.unwrap();
+        let device = world::device_id();
+        let body = json!({ "regID": registration(&server, device).await, "requestID": "1", "message": "m" });
+        let post = async |app: &'static str| {
+            let headers = [("appid", app), ("appsecret", "secret")]
+                .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+            push(State(Arc::clone(&server)), headers.into_iter().collect(), Body::from(body.to_string())).await
+        };
+        let (chat, mail): (AppId, AppId) = ("chat".parse().unwrap(), "mail".parse().unwrap());
+        let _mail = server.turns.take(&mail).await.unwrap();
+        // As many as are let in, and as many as may wait.
+        let mut requests = Vec::new();
+        let over = loop {
+            let mut request = Box::pin(server.turns.take(&chat));
+            match futures_util::poll!(&mut request) {
+                std::task::Poll::Ready(Err(over)) => break over,
+                state => requests.push((request, state)),
+            }
+        };
+        let refused = post("chat").await;
+        assert_eq!(
+            (refused.status(), refused.headers()[RETRY_AFTER].to_str().unwrap()),
+            (StatusCode::TOO_MANY_REQUESTS, "1")
+        );
+        assert_eq!(refused.headers()[DETAIL].to_str().unwrap(), over.to_string());
+        // Its registration is another app's: the store was asked.
+        assert_eq!(post("mail").await.status(), StatusCode::OK);
+        drop(requests);
+        assert_eq!(post("chat").await.status(), StatusCode::OK);
     }
 }
