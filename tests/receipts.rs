@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use common::{App, Server, first_line, so, until};
+use common::{App, Server, WallClock, first_line, so, until};
 use device::{Device, DeviceApp, codes, post};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -186,6 +186,41 @@ async fn what_did_not_arrive_is_told_as_such_and_what_nobody_wants_to_know_is_no
     let expected = [("arrives", 1000), ("too many", 1001), ("replaced", 1002)];
     let expected = expected.map(|(request_id, code)| (request_id.to_owned(), code));
     until(async || so(receiver.told() == expected, || format!("{:?}:\n{}", receiver.told(), server.log()))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_device_did_not_keep_is_never_told_as_stored() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let server = Server::start("00", "");
+    let clock = WallClock::new();
+    let environment = clock.environment();
+    let environment: Vec<(&str, &str)> =
+        environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let mut device = Device::start(&server.gateway, "");
+    device.restart_agent_with(&environment);
+    device.until_online().await;
+    let receiver = Receiver::start(&folder, "receiver", None);
+    let (app, here) = registered(&server, &device, "org.example.Chat").await;
+    tell(&server, &app, &receiver);
+    let send = |request_id: &str| assert_eq!(codes(&post(&server, &app, &message(&here, request_id))), [1000]);
+    let told = async |expected: &[(&str, u64)]| {
+        let expected: Vec<(String, u64)> = expected.iter().map(|(id, code)| ((*id).to_owned(), *code)).collect();
+        until(async || so(receiver.told() == expected, || format!("{:?}:\n{}", receiver.told(), device.log()))).await;
+    };
+    send("in time");
+    told(&[("in time", 1000)]).await;
+    // Messages live for a day, and for the device that has passed.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("it is past 1970");
+    clock.set(i64::try_from(now.as_millis()).expect("a time") + 25 * 3_600_000);
+    send("late");
+    told(&[("in time", 1000), ("late", 1002)]).await;
+    clock.set(i64::try_from(now.as_millis()).expect("a time"));
+    // A device that has lost what it knew of its apps.
+    let state = device.folder.path().join("state/agent.db");
+    let database = rusqlite::Connection::open(state).expect("a database");
+    database.execute("DELETE FROM apps", []).expect("nobody else writes");
+    send("unwanted");
+    told(&[("in time", 1000), ("late", 1002), ("unwanted", 1001)]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -205,6 +205,7 @@ impl Connection {
     async fn handle_received(&mut self, received: &Received) {
         fault_point("stored");
         self.device.handle_stored(&received.ids);
+        self.device.handle_not_kept(&received.not_kept);
         for app in &received.apps {
             self.parts.apps.ring(app);
         }

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::backoff::{self, Backoff, Luck};
 use super::frame::{
-    Bye, Delivery, Hello, LIST_MAX, Outcome, Reason, Refusal, ToDevice, ToServer, VERSION, WINDOW, Welcome,
+    Bye, Delivery, Hello, LIST_MAX, NotKept, Outcome, Reason, Refusal, ToDevice, ToServer, VERSION, WINDOW, Welcome,
 };
 use super::ids::{AppId, DeviceId, MessageId, RegId, Region, Secret};
 use super::timers::{Moment, TimerName, Timers};
@@ -284,6 +284,19 @@ impl Device {
         }
         for ids in ids.chunks(LIST_MAX) {
             self.send(ToServer::Ack { ids: ids.to_vec() });
+        }
+    }
+
+    /// These pushes are not kept, and the device will say the same of them again.
+    pub fn handle_not_kept(&mut self, all: &[(MessageId, NotKept)]) {
+        if self.session.is_none() {
+            return;
+        }
+        for why in NotKept::ALL {
+            let ids: Vec<MessageId> = all.iter().filter(|(_, reason)| *reason == why).map(|(id, _)| *id).collect();
+            for ids in ids.chunks(LIST_MAX) {
+                self.send(ToServer::NotKept { ids: ids.to_vec(), why });
+            }
         }
     }
 

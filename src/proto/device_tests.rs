@@ -207,9 +207,22 @@ fn acks_are_cut_to_the_length_of_a_list() {
 }
 
 #[test]
+fn what_is_not_kept_is_said_to_be_so_and_not_acknowledged() {
+    let mut device = online();
+    let ids: Vec<MessageId> = (0..LIST_MAX as u64 + 1).map(id).collect();
+    let not_kept: Vec<_> = ids.iter().map(|id| (*id, NotKept::Expired)).chain([(id(99), NotKept::Unwanted)]).collect();
+    device.handle_not_kept(&not_kept);
+    let said = |ids: &[MessageId], why| send(ToServer::NotKept { ids: ids.to_vec(), why });
+    let (first, rest) = ids.split_at(LIST_MAX);
+    let expected = [said(first, NotKept::Expired), said(rest, NotKept::Expired), said(&[id(99)], NotKept::Unwanted)];
+    assert_eq!(actions(&mut device), expected);
+}
+
+#[test]
 fn nothing_is_acknowledged_without_a_session() {
     let mut device = greeting();
     device.handle_stored(&[id(1)]);
+    device.handle_not_kept(&[(id(2), NotKept::Unwanted)]);
     assert_eq!(actions(&mut device), []);
 }
 

@@ -37,6 +37,13 @@ pub enum ToServer {
         /// Their ids, at most [`LIST_MAX`].
         ids: Vec<MessageId>,
     },
+    /// These pushes came and are not on the device's disk; it is not to be sent them again.
+    NotKept {
+        /// Their ids, at most [`LIST_MAX`].
+        ids: Vec<MessageId>,
+        /// Why not.
+        why: NotKept,
+    },
     /// Give this app a regId; answered by `Registered` or `Refused` with the same `req`.
     Register {
         /// Chosen by the device.
@@ -241,6 +248,29 @@ impl Fate {
             Self::Dropped => "dropped",
             Self::Discarded => "discarded",
             Self::Unwanted => "unwanted",
+        }
+    }
+}
+
+/// Why a device does not keep a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NotKept {
+    /// It had expired when it came.
+    Expired,
+    /// Its app is not registered on this device, or not with this regId.
+    Unwanted,
+}
+
+impl NotKept {
+    /// All reasons.
+    pub const ALL: [Self; 2] = [Self::Expired, Self::Unwanted];
+
+    /// What became of the push.
+    pub fn fate(self) -> Fate {
+        match self {
+            Self::Expired => Fate::Expired,
+            Self::Unwanted => Fate::Unwanted,
         }
     }
 }

@@ -104,10 +104,15 @@ fn push() -> impl Strategy<Value = Push> {
     })
 }
 
+fn not_kept() -> impl Strategy<Value = NotKept> {
+    prop_oneof![Just(NotKept::Expired), Just(NotKept::Unwanted)]
+}
+
 fn to_server() -> impl Strategy<Value = ToServer> {
     prop_oneof![
         hello().prop_map(ToServer::Hello),
         vec(message_id(), 0..4).prop_map(|ids| ToServer::Ack { ids }),
+        (vec(message_id(), 0..4), not_kept()).prop_map(|(ids, why)| ToServer::NotKept { ids, why }),
         (any::<u32>(), app()).prop_map(|(req, app)| ToServer::Register { req, app }),
         (any::<u32>(), app()).prop_map(|(req, app)| ToServer::Deregister { req, app }),
         vec(outcome(), 0..4).prop_map(|list| ToServer::Outcomes { list }),
@@ -254,6 +259,14 @@ fn the_text_of_frames_to_the_server_is_frozen() {
             ),
         ),
         (ToServer::Ack { ids: vec![id(ID), id(ID_2)] }, format!(r#"{{"ack":{{"ids":["{ID}","{ID_2}"]}}}}"#)),
+        (
+            ToServer::NotKept { ids: vec![id(ID), id(ID_2)], why: NotKept::Expired },
+            format!(r#"{{"not-kept":{{"ids":["{ID}","{ID_2}"],"why":"expired"}}}}"#),
+        ),
+        (
+            ToServer::NotKept { ids: vec![id(ID)], why: NotKept::Unwanted },
+            format!(r#"{{"not-kept":{{"ids":["{ID}"],"why":"unwanted"}}}}"#),
+        ),
         (ToServer::Register { req: 7, app: chat() }, r#"{"register":{"req":7,"app":"org.example.Chat"}}"#.into()),
         (ToServer::Deregister { req: 8, app: chat() }, r#"{"deregister":{"req":8,"app":"org.example.Chat"}}"#.into()),
         (
@@ -484,6 +497,7 @@ fn the_fullest_lists_fit_their_frames() {
     let largest = [
         ToServer::Hello(hello),
         ToServer::Ack { ids: ids.clone() },
+        ToServer::NotKept { ids: ids.clone(), why: NotKept::Unwanted },
         ToServer::Outcomes { list: vec![outcome; LIST_MAX] },
         ToServer::Register { req: u32::MAX, app: "x".repeat(128).parse().unwrap() },
     ];

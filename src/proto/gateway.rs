@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::frame::{
-    Bye, Delivery, Hello, LIST_MAX, Outcome, Reason, Refusal, ToDevice, ToServer, VERSION, WINDOW, Welcome,
+    Bye, Delivery, Hello, LIST_MAX, NotKept, Outcome, Reason, Refusal, ToDevice, ToServer, VERSION, WINDOW, Welcome,
 };
 use super::ids::{AppId, MessageId, RegId, Region, UnixMillis};
 use super::message::Push;
@@ -54,6 +54,24 @@ pub struct Sent {
     pub id: MessageId,
     /// When; unknown if an earlier session sent it.
     pub at_ms: Option<UnixMillis>,
+}
+
+/// A push with which its device is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settled {
+    /// The push.
+    pub sent: Sent,
+    /// What the device has done with it.
+    pub how: Done,
+}
+
+/// How a device is done with a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// It is on the device's disk.
+    Stored,
+    /// It is not, and need not be sent again.
+    NotKept(NotKept),
 }
 
 /// A connection on which nothing has been said yet.
@@ -104,8 +122,8 @@ pub enum GatewayAction {
         /// How many fit into the window.
         limit: usize,
     },
-    /// The device has these: delete them.
-    Acked(Vec<Sent>),
+    /// The device is done with these: delete them.
+    Settled(Vec<Settled>),
     /// So long the device took to acknowledge each of some pushes: count it.
     Answered(Vec<Duration>),
     /// These expired before they could be sent: delete them.
@@ -153,8 +171,15 @@ struct Unacked {
     sent: Moment,
     /// Unknown if an earlier session sent it.
     sent_ms: Option<UnixMillis>,
-    /// The device has it; what was sent before has still to be acknowledged.
-    done: bool,
+    /// The device is done with it; what was sent before has still to be acknowledged.
+    done: Option<Done>,
+}
+
+impl Unacked {
+    /// The push, if it is one of the store's.
+    fn in_store(&self) -> Option<Sent> {
+        Some(Sent { seq: self.seq?, id: self.id, at_ms: self.sent_ms })
+    }
 }
 
 /// A proven device's session.
@@ -228,7 +253,8 @@ impl Session {
         }
         self.timers.set(Timer::Silence, now.after(self.silence));
         match frame {
-            ToServer::Ack { ids } if ids.len() <= LIST_MAX => self.acked(now, &ids),
+            ToServer::Ack { ids } if ids.len() <= LIST_MAX => self.done(now, &ids, Done::Stored),
+            ToServer::NotKept { ids, why } if ids.len() <= LIST_MAX => self.done(now, &ids, Done::NotKept(why)),
             ToServer::Register { req, app } => self.actions.push_back(GatewayAction::Register { req, app }),
             ToServer::Deregister { req, app } => self.actions.push_back(GatewayAction::Deregister { req, app }),
             ToServer::Outcomes { list } if list.len() <= LIST_MAX => {
@@ -241,7 +267,9 @@ impl Session {
             ToServer::Bye(_) => self.close_quietly(),
             // A repeated hello is harmless: a link may deliver a frame twice.
             ToServer::Hello(_) => {}
-            ToServer::Ack { .. } | ToServer::Outcomes { .. } => self.close(Bye::because(Reason::Protocol)),
+            ToServer::Ack { .. } | ToServer::NotKept { .. } | ToServer::Outcomes { .. } => {
+                self.close(Bye::because(Reason::Protocol))
+            }
         }
     }
 
@@ -266,7 +294,7 @@ impl Session {
             if resume.contains(&row.push.id) {
                 had = true;
                 let (id, sent) = (row.push.id, now);
-                self.unacked.push_back(Unacked { seq: Some(seq), id, sent, sent_ms: None, done: true });
+                self.unacked.push_back(Unacked { seq: Some(seq), id, sent, sent_ms: None, done: Some(Done::Stored) });
             } else if self.is_on_its_way(seq) {
                 // Seen again after `look_again`.
             } else if row.push.expired(wall) {
@@ -315,8 +343,7 @@ impl Session {
 
     /// What was sent and has not been acknowledged, of what is in the store.
     pub fn on_their_way(&self) -> Vec<Sent> {
-        let sent = |unacked: &Unacked| Some(Sent { seq: unacked.seq?, id: unacked.id, at_ms: unacked.sent_ms });
-        self.unacked.iter().filter_map(sent).collect()
+        self.unacked.iter().filter_map(Unacked::in_store).collect()
     }
 
     /// The answer to `Register`.
@@ -368,11 +395,11 @@ impl Session {
         }
     }
 
-    fn acked(&mut self, now: Moment, ids: &[MessageId]) {
+    fn done(&mut self, now: Moment, ids: &[MessageId], how: Done) {
         let mut waits = Vec::new();
         let oldest = self.oldest_in_flight();
-        for unacked in self.unacked.iter_mut().filter(|unacked| !unacked.done && ids.contains(&unacked.id)) {
-            unacked.done = true;
+        for unacked in self.unacked.iter_mut().filter(|unacked| unacked.done.is_none() && ids.contains(&unacked.id)) {
+            unacked.done = Some(how);
             waits.push(now.since(unacked.sent));
         }
         self.settle();
@@ -385,29 +412,29 @@ impl Session {
         self.fetch();
     }
 
-    /// Lets go of what the device has, in the order in which it was sent: senders are told of their
+    /// Lets go of what the device is done with, in the order in which it was sent: senders are told of their
     /// messages in that order.
     fn settle(&mut self) {
         let mut settled = Vec::new();
-        let done = self.unacked.iter().take_while(|unacked| unacked.done).count();
-        for first in self.unacked.drain(..done) {
-            settled.extend(first.seq.map(|seq| Sent { seq, id: first.id, at_ms: first.sent_ms }));
+        while let Some(how) = self.unacked.front().and_then(|first| first.done) {
+            let first = self.unacked.pop_front();
+            settled.extend(first.and_then(|first| first.in_store()).map(|sent| Settled { sent, how }));
         }
         if self.unacked.is_empty() {
             self.unacked = VecDeque::new();
         }
         if !settled.is_empty() {
-            self.actions.push_back(GatewayAction::Acked(settled));
+            self.actions.push_back(GatewayAction::Settled(settled));
         }
     }
 
     /// How many pushes the device has not acknowledged.
     fn in_flight(&self) -> usize {
-        self.unacked.iter().filter(|unacked| !unacked.done).count()
+        self.unacked.iter().filter(|unacked| unacked.done.is_none()).count()
     }
 
     fn oldest_in_flight(&self) -> Option<MessageId> {
-        self.unacked.iter().find(|unacked| !unacked.done).map(|unacked| unacked.id)
+        self.unacked.iter().find(|unacked| unacked.done.is_none()).map(|unacked| unacked.id)
     }
 
     fn is_on_its_way(&self, seq: Seq) -> bool {
@@ -422,7 +449,7 @@ impl Session {
     /// Sends a push as the next of this session.
     fn send_push(&mut self, now: Moment, wall: UnixMillis, seq: Option<Seq>, delivery: Delivery) {
         self.sent += 1;
-        self.unacked.push_back(Unacked { seq, id: delivery.push.id, sent: now, sent_ms: Some(wall), done: false });
+        self.unacked.push_back(Unacked { seq, id: delivery.push.id, sent: now, sent_ms: Some(wall), done: None });
         self.send(ToDevice::Push(Box::new(Delivery { n: self.sent, ..delivery })));
         if self.in_flight() == 1 {
             self.watch_acks(now);

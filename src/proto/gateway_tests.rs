@@ -17,19 +17,22 @@ fn push(number: u64) -> Push {
     samples::push(id(number))
 }
 
-/// Row `number` of the store holds push `number`.
-/// The device has acknowledged these, which this session has sent.
+/// Push `number`, with which the device is done.
+fn settled(number: i64, at_ms: Option<UnixMillis>, how: Done) -> Settled {
+    Settled { sent: Sent { seq: Seq(number), id: id(number as u64), at_ms }, how }
+}
+
+/// The device has stored these, which this session has sent.
 fn acked<const N: usize>(numbers: [i64; N]) -> GatewayAction {
-    GatewayAction::Acked(
-        numbers.map(|number| Sent { seq: Seq(number), id: id(number as u64), at_ms: Some(WALL) }).to_vec(),
-    )
+    GatewayAction::Settled(numbers.map(|number| settled(number, Some(WALL), Done::Stored)).to_vec())
 }
 
 /// The device had these already.
 fn had<const N: usize>(numbers: [i64; N]) -> GatewayAction {
-    GatewayAction::Acked(numbers.map(|number| Sent { seq: Seq(number), id: id(number as u64), at_ms: None }).to_vec())
+    GatewayAction::Settled(numbers.map(|number| settled(number, None, Done::Stored)).to_vec())
 }
 
+/// Row `number` of the store holds push `number`.
 fn row(number: u64) -> Queued {
     Queued { seq: Seq(number as i64), dropped: 0, replaces: vec![], push: push(number) }
 }
@@ -292,15 +295,31 @@ fn acks_count_in_the_order_in_which_the_pushes_were_sent() {
     session.handle_backlog(START, WALL, rows(1..=5), true);
     let then = actions(&mut session);
     assert_eq!(pushed(&then), [id(1), id(2), id(5)]);
-    assert!(!then.iter().any(|action| matches!(action, GatewayAction::Acked(_))), "what is older is on its way");
+    assert!(!then.iter().any(|action| matches!(action, GatewayAction::Settled(_))), "what is older is on its way");
     session.handle_frame(START, ack(2..=2));
     assert_eq!(actions(&mut session), []);
     session.handle_frame(START, ack(1..=1));
-    let first_two = [1, 2].map(|number| Sent { seq: Seq(number), id: id(number as u64), at_ms: Some(WALL) });
-    let had = [3, 4].map(|number| Sent { seq: Seq(number), id: id(number as u64), at_ms: None });
-    assert_eq!(actions(&mut session), [GatewayAction::Acked([first_two, had].concat())]);
+    let first_two = [1, 2].map(|number| settled(number, Some(WALL), Done::Stored));
+    let had = [3, 4].map(|number| settled(number, None, Done::Stored));
+    assert_eq!(actions(&mut session), [GatewayAction::Settled([first_two, had].concat())]);
     session.handle_frame(START, ack(5..=5));
     assert_eq!(actions(&mut session), [acked([5])]);
+}
+
+#[test]
+fn what_the_device_does_not_keep_is_settled_in_its_place_with_the_reason() {
+    let mut session = session();
+    session.handle_backlog(START, WALL, rows(1..=4), true);
+    actions(&mut session);
+    session.handle_frame(START, ToServer::NotKept { ids: ids(2..=2), why: NotKept::Expired });
+    session.handle_frame(START, ToServer::NotKept { ids: ids(3..=3), why: NotKept::Unwanted });
+    // The first word about a push counts.
+    session.handle_frame(START, ack(3..=4));
+    assert!(!actions(&mut session).iter().any(|action| matches!(action, GatewayAction::Settled(_))));
+    session.handle_frame(START, ack(1..=1));
+    let hows = [Done::Stored, Done::NotKept(NotKept::Expired), Done::NotKept(NotKept::Unwanted), Done::Stored];
+    let all: Vec<Settled> = (1..).zip(hows).map(|(number, how)| settled(number, Some(WALL), how)).collect();
+    assert!(actions(&mut session).contains(&GatewayAction::Settled(all)));
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::daemon::Stop;
 use crate::db::DbError;
 use crate::link::{LinkError, Socket};
 use crate::proto::frame::{Bye, Frame, Reason, Refusal, TO_SERVER_MAX, ToDevice, ToServer};
-use crate::proto::gateway::{Claim, GatewayAction, Greeting, HELLO, Seq, Session, Terms};
+use crate::proto::gateway::{Claim, Done, GatewayAction, Greeting, HELLO, Seq, Session, Terms};
 use crate::proto::{AppId, DeviceId, Moment, UnixMillis};
 use crate::world;
 
@@ -326,8 +326,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
                 }
                 Err(error) => Err(error),
             },
-            GatewayAction::Acked(all) => {
-                let done = store.acked(all).await;
+            GatewayAction::Settled(all) => {
+                for settled in &all {
+                    if let Done::NotKept(why) = settled.how {
+                        self.server.metrics.not_kept(why);
+                    }
+                }
+                let done = store.settle(all).await;
                 self.server.receipts.notify_one();
                 done
             }

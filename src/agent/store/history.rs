@@ -160,13 +160,19 @@ pub(super) fn begin(db: &Connection, place: i64, push: &Push) -> Result<()> {
 
 /// Adds a line to a message's history, if that is still remembered, and tells the server of it.
 pub(super) fn add(db: &Connection, id: MessageId, hop: Hop, why: Option<&str>, now: UnixMillis) -> Result<()> {
+    note(db, id, hop, why, now)?;
+    if hop.fate().is_some() { outcomes::add(db, id, hop, now) } else { Ok(()) }
+}
+
+/// Adds a line to a message's history, if that is still remembered.
+pub(super) fn note(db: &Connection, id: MessageId, hop: Hop, why: Option<&str>, now: UnixMillis) -> Result<()> {
     db.prepare_cached("INSERT INTO hops SELECT place, ?2, ?3, ?4 FROM history WHERE id = ?1")?.execute(params![
         id.as_bytes(),
         now.0,
         hop.name(),
         why.map(brief)
     ])?;
-    if hop.fate().is_some() { outcomes::add(db, id, hop, now) } else { Ok(()) }
+    Ok(())
 }
 
 /// The beginning of a reason, which a peer may have worded.

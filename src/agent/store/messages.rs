@@ -15,7 +15,7 @@ use crate::agent::config::Limits;
 use crate::agent::plan::{Place, Plan, plan};
 use crate::daemon::fault_point;
 use crate::db::DbError;
-use crate::proto::frame::{Delivery, WINDOW};
+use crate::proto::frame::{Delivery, NotKept, WINDOW};
 use crate::proto::{AppId, MessageId, Push, UnixMillis};
 use crate::world;
 
@@ -68,8 +68,10 @@ pub enum Presence {
 /// The result of [`Store::receive`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Received {
-    /// Every push of the batch: they are on disk now, or were before, or need not be.
+    /// Pushes that are on disk now, or were before, or did at once what they asked for.
     pub ids: Vec<MessageId>,
+    /// Pushes that are not kept.
+    pub not_kept: Vec<(MessageId, NotKept)>,
     /// Apps that have something new.
     pub apps: Vec<AppId>,
     /// Apps that are not registered here, although the server has messages for them.
@@ -126,7 +128,7 @@ impl Store {
             .await
     }
 
-    /// The ids of the last pushes that were put on disk, as many as the window is wide.
+    /// The ids of the last pushes that were kept, as many as the window is wide.
     pub async fn resume_point(&self) -> Result<Vec<MessageId>, DbError> {
         self.worker.read(resume_point).await
     }
@@ -183,8 +185,13 @@ fn receive(
     let mut received = Received::default();
     for delivery in batch {
         let push = &delivery.push;
-        received.ids.push(push.id);
-        let Some(place) = remember(db, push)? else { continue };
+        let Some(place) = remember(db, push)? else {
+            match not_kept(db, push.id)? {
+                Some(why) => received.not_kept.push((push.id, why)),
+                None => received.ids.push(push.id),
+            }
+            continue;
+        };
         history::begin(db, place, push)?;
         if place % HOUSEKEEPING_EVERY == 0 {
             forget_old(db, now)?;
@@ -193,14 +200,15 @@ fn receive(
         let wanted = |app: &AppRow| app.reg_id == Some(push.reg_id) && app.switches.enabled;
         let app = apps::find(db, &push.app)?.filter(wanted);
         let Some(app) = app.filter(|_| !push.expired(now)) else {
-            let hop = if push.expired(now) { Hop::Expired } else { Hop::Unwanted };
-            history::add(db, push.id, hop, None, now)?;
-            received.changes.outcomes = true;
-            if hop == Hop::Unwanted && !received.unwanted.contains(&push.app) {
+            let why = if push.expired(now) { NotKept::Expired } else { NotKept::Unwanted };
+            pass_over(db, push.id, why, now)?;
+            received.not_kept.push((push.id, why));
+            if why == NotKept::Unwanted && !received.unwanted.contains(&push.app) {
                 received.unwanted.push(push.app.clone());
             }
             continue;
         };
+        received.ids.push(push.id);
         let Some(dropped) = replace(db, &delivery, now)? else {
             history::add(db, push.id, Hop::TooLate, None, now)?;
             received.changes.outcomes = true;
@@ -234,6 +242,25 @@ fn remember(db: &Connection, push: &Push) -> Result<Option<i64>> {
     db.prepare_cached("INSERT INTO seen (id, forget_ms) VALUES (?1, ?2) ON CONFLICT DO NOTHING RETURNING place")?
         .query_row(params![push.id.as_bytes(), forget], |row| row.get(0))
         .optional()
+}
+
+/// Notes that the push is not kept, for as long as it may come again. The server learns it in place
+/// of an acknowledgement.
+fn pass_over(db: &Connection, id: MessageId, why: NotKept, now: UnixMillis) -> Result<()> {
+    db.prepare_cached("UPDATE seen SET not_kept = ?2 WHERE id = ?1")?
+        .execute(params![id.as_bytes(), why.fate().name()])?;
+    let hop = match why {
+        NotKept::Expired => Hop::Expired,
+        NotKept::Unwanted => Hop::Unwanted,
+    };
+    history::note(db, id, hop, None, now)
+}
+
+/// Why the push, which came before, is not kept; `None` if it is or was.
+fn not_kept(db: &Connection, id: MessageId) -> Result<Option<NotKept>> {
+    let fate: Option<String> =
+        db.prepare_cached("SELECT not_kept FROM seen WHERE id = ?1")?.query_row([id.as_bytes()], |row| row.get(0))?;
+    Ok(fate.and_then(|fate| NotKept::ALL.into_iter().find(|why| why.fate().name() == fate)))
 }
 
 fn keep(db: &Connection, push: &Push, dropped: u32, place: Place, limits: Limits, now: UnixMillis) -> Result<()> {
@@ -453,7 +480,7 @@ fn count(db: &Connection, app: &AppId) -> Result<u32> {
 
 fn resume_point(db: &Connection) -> Result<Vec<MessageId>> {
     let window = i64::try_from(WINDOW).unwrap_or(i64::MAX);
-    db.prepare_cached("SELECT id FROM seen ORDER BY place DESC LIMIT ?1")?
+    db.prepare_cached("SELECT id FROM seen WHERE not_kept IS NULL ORDER BY place DESC LIMIT ?1")?
         .query_map([window], |row| id(row, 0))?
         .collect()
 }

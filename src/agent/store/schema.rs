@@ -117,6 +117,10 @@ pub const MIGRATIONS: &[&str] = &[
     ) STRICT;
     CREATE INDEX hops_by_place ON hops (place);
 ",
+    "
+    -- not_kept: why the push is not on this disk, if it is not.
+    ALTER TABLE seen ADD COLUMN not_kept TEXT CHECK (not_kept IN ('expired', 'unwanted'));
+",
 ];
 
 pub type Result<T, E = rusqlite::Error> = std::result::Result<T, E>;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::proto::frame::{Delivery, Fate, WINDOW};
+use crate::proto::frame::{Delivery, Fate, NotKept, WINDOW};
 use crate::proto::message::Payload;
 use crate::proto::samples::{self, app};
 use crate::proto::wishes::Wish;
@@ -195,14 +195,22 @@ async fn the_resume_point_is_the_last_window_of_ids() {
 }
 
 #[tokio::test]
-async fn what_is_for_no_registration_is_acknowledged_and_reported() {
+async fn what_is_not_kept_is_never_acknowledged() {
     let fixture = Fixture::new(Limits::default()).await;
     let mut old = delivery("chat", "for an old regId", FAR);
     old.push.reg_id = reg_id(2);
-    let received = fixture.receive(&[old, delivery("unknown", "x", FAR)]).await;
-    assert_eq!((received.ids.len(), received.apps.len(), received.changes.outcomes), (2, 0, true));
-    assert_eq!(fixture.fates().await, [Fate::Unwanted; 2]);
-    assert_eq!(received.unwanted, [app("chat"), app("unknown")]);
+    let batch = [delivery("chat", "kept", FAR), old, delivery("unknown", "x", FAR), delivery("chat", "late", 1)];
+    let ids = batch.each_ref().map(|delivery| delivery.push.id);
+    let not_kept = [(ids[1], NotKept::Unwanted), (ids[2], NotKept::Unwanted), (ids[3], NotKept::Expired)];
+    let received = fixture.receive(&batch).await;
+    assert_eq!((received.ids, received.not_kept), (vec![ids[0]], not_kept.to_vec()));
+    assert_eq!((received.apps, received.unwanted), (vec![app("chat")], vec![app("chat"), app("unknown")]));
+    // Its server learns it in place of an acknowledgement, as often as it sends the same.
+    assert_eq!(fixture.fates().await, []);
+    let again = fixture.receive(&batch).await;
+    assert_eq!((again.ids, again.not_kept), (vec![ids[0]], not_kept.to_vec()));
+    assert_eq!((again.apps, again.unwanted), (vec![], vec![]));
+    assert_eq!(fixture.store.resume_point().await.unwrap(), [ids[0]]);
 }
 
 #[tokio::test]
@@ -212,8 +220,8 @@ async fn what_comes_while_registrations_are_made_anew_is_kept() {
     let received = fixture.receive(&[delivery("chat", "from before", FAR)]).await;
     assert_eq!((received.apps, received.unwanted), (vec![app("chat")], Vec::new()));
     fixture.store.registered(app("chat"), reg_id(2)).await.unwrap();
-    fixture.receive(&[delivery("chat", "too late", FAR)]).await;
-    assert_eq!(fixture.fates().await, [Fate::Unwanted]);
+    let late = fixture.receive(&[delivery("chat", "too late", FAR)]).await;
+    assert_eq!(late.not_kept.len(), 1);
 }
 
 #[tokio::test]
@@ -221,14 +229,14 @@ async fn nothing_is_given_to_an_app_after_its_expiry() {
     let fixture = Fixture::new(Limits::default()).await;
     let soon = world::now().0 + 150;
     let batch = [delivery("chat", "late", 1), delivery("chat", "soon", soon), delivery("chat", "good", FAR)];
-    assert!(fixture.receive(&batch).await.changes.outcomes);
+    assert_eq!(fixture.receive(&batch).await.not_kept, [(batch[0].push.id, NotKept::Expired)]);
     assert_eq!(fixture.store.count_unread(app("chat")).await.unwrap(), 2);
     while world::now().0 <= soon {
         tokio::task::yield_now().await;
     }
     assert_eq!(fixture.store.count_unread(app("chat")).await.unwrap(), 1);
     assert_eq!(fixture.take_all("chat").await, texts(&[("good", 0)]));
-    assert_eq!(fixture.fates().await, [Fate::Expired, Fate::Expired, Fate::Delivered]);
+    assert_eq!(fixture.fates().await, [Fate::Expired, Fate::Delivered]);
 }
 
 #[tokio::test]
@@ -479,8 +487,8 @@ async fn a_disabled_app_is_deregistered_and_told_to_register_when_it_is_enabled(
     fixture.store.switch(app("chat"), enabled(false)).await.unwrap();
     assert_eq!(fixture.store.wishes().await.unwrap(), [(app("chat"), Wish::Deregister)]);
     // The server has not heard of it yet.
-    fixture.receive(&[delivery("chat", "late", FAR)]).await;
-    assert_eq!(fixture.fates().await, [Fate::Unwanted]);
+    let late = fixture.receive(&[delivery("chat", "late", FAR)]).await;
+    assert_eq!(late.not_kept, [(late.not_kept[0].0, NotKept::Unwanted)]);
     fixture.store.deregistered(app("chat")).await.unwrap();
     fixture.store.switch(app("chat"), enabled(true)).await.unwrap();
     let pending = fixture.store.pending().await.unwrap();

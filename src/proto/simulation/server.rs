@@ -127,8 +127,8 @@ impl World {
                     let time = self.now + 1 + self.dice.below(self.weather.disk_ms);
                     self.at(time, Event::Read { link, rows, complete });
                 }
-                GatewayAction::Acked(all) => {
-                    self.change(link, Change::Delete(all.iter().map(|sent| sent.seq).collect()));
+                GatewayAction::Settled(all) => {
+                    self.change(link, Change::Delete(all.iter().map(|settled| settled.sent.seq).collect()));
                 }
                 GatewayAction::Expired(seqs) => self.change(link, Change::Delete(seqs)),
                 // Nobody counts here.

@@ -19,7 +19,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, 
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::proto::frame::Fate;
+use crate::proto::frame::{Fate, NotKept};
 use crate::proto::message::Door;
 use crate::server::Server;
 use crate::server::doors::tizen;
@@ -190,6 +190,11 @@ impl Metrics {
             since_acknowledged.into_iter().for_each(|wait| self.taken.observe(wait));
         }
         self.outcomes[fate as usize].add(1);
+    }
+
+    /// A device did not keep a message.
+    pub fn not_kept(&self, why: NotKept) {
+        self.outcomes[why.fate() as usize].add(1);
     }
 }
 

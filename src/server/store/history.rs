@@ -42,6 +42,8 @@ pub enum End {
     Dropped,
     /// Its registration ended.
     Unregistered,
+    /// Its device does not have the app, or not with this regId.
+    Unwanted,
 }
 
 impl End {
@@ -52,6 +54,7 @@ impl End {
             Self::Expired => "expired",
             Self::Dropped => "dropped",
             Self::Unregistered => "unregistered",
+            Self::Unwanted => Fate::Unwanted.name(),
         }
     }
 }
@@ -91,9 +94,8 @@ pub(super) fn released(db: &Connection, id: MessageId, seq: Seq) -> Result<()> {
 }
 
 /// The message was sent to its device; the last time counts.
-pub(super) fn sent(db: &Connection, seq: Seq, at: UnixMillis) -> Result<()> {
-    db.prepare_cached("UPDATE history SET sent_ms = ?2 WHERE id = (SELECT id FROM messages WHERE seq = ?1)")?
-        .execute(params![seq.0, at.0])?;
+pub(super) fn sent(db: &Connection, id: MessageId, at: UnixMillis) -> Result<()> {
+    db.prepare_cached("UPDATE history SET sent_ms = ?2 WHERE id = ?1")?.execute(params![id.as_bytes(), at.0])?;
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! What the server remembers: apps, keys, devices, registrations, waiting messages.
 //!
 //! The store is the only queue. [`Store::accept`] returns when the messages are on disk; a session
-//! reads them with [`Store::backlog`] and [`Store::acked`] removes them. SQL stays in these files:
+//! reads them with [`Store::backlog`] and [`Store::settle`] removes them. SQL stays in these files:
 //!
 //! * `sql`: schema, apps, devices, waiting messages; [`delayed`]: what is not to be sent yet, or not
 //!   any more; [`history`]: what became of messages; [`receipts`]: what their senders are told of it.
@@ -26,7 +26,7 @@ use subtle::ConstantTimeEq;
 
 use crate::db::{self, DbError, Worker};
 use crate::proto::frame::Outcome;
-use crate::proto::gateway::{Queued, Sent, Seq};
+use crate::proto::gateway::{Done, Queued, Sent, Seq, Settled};
 use crate::proto::{AppId, DeviceId, MessageId, Push, RegId, Region, UnixMillis};
 use crate::world;
 
@@ -344,17 +344,17 @@ impl Store {
 
     /// Removes messages that the device has. Not waited for: if it is lost, the device is sent them
     /// again and knows them.
-    pub async fn acked(&self, all: Vec<Sent>) -> Result<(), DbError> {
-        self.vitals.acknowledged.add(all.len());
-        self.writer.write_later(move |db| sql::acked(db, &all, world::now())).await
+    pub async fn settle(&self, all: Vec<Settled>) -> Result<(), DbError> {
+        self.vitals.acknowledged.add(all.iter().filter(|settled| settled.how == Done::Stored).count());
+        self.writer.write_later(move |db| sql::settle(db, &all, world::now())).await
     }
 
     /// Notes when messages were sent that the device has not acknowledged. Not waited for.
     pub async fn sent(&self, all: Vec<Sent>) -> Result<(), DbError> {
         let note = move |db: &Connection| {
             all.iter()
-                .filter_map(|sent| Some((sent.seq, sent.at_ms?)))
-                .try_for_each(|(seq, at)| history::sent(db, seq, at))
+                .filter_map(|sent| Some((sent.id, sent.at_ms?)))
+                .try_for_each(|(id, at)| history::sent(db, id, at))
         };
         self.writer.write_later(note).await
     }

@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Params, Row, Transaction, TransactionBehavior, params};
 
-use crate::proto::frame::WINDOW;
-use crate::proto::gateway::{Queued, Sent, Seq};
+use crate::proto::frame::{NotKept, WINDOW};
+use crate::proto::gateway::{Done, Queued, Sent, Seq, Settled};
 use crate::proto::ids::IdError;
 use crate::proto::{AppId, DeviceId, MessageId, Push, UnixMillis};
 use crate::world;
@@ -495,41 +495,49 @@ pub fn used_bytes(db: &Connection) -> Result<u64> {
     Ok(used.saturating_mul(pragma(db, "PRAGMA page_size")?).unsigned_abs())
 }
 
-/// Removes messages that the device has.
-pub fn acked(db: &Connection, all: &[Sent], now: UnixMillis) -> Result<()> {
+/// Removes messages with which their device is done.
+pub fn settle(db: &Connection, all: &[Settled], now: UnixMillis) -> Result<()> {
+    all.iter().try_for_each(|Settled { sent, how }| match how {
+        Done::Stored => acked(db, sent, now),
+        Done::NotKept(NotKept::Expired) => not_kept(db, sent, End::Expired, now),
+        Done::NotKept(NotKept::Unwanted) => not_kept(db, sent, End::Unwanted, now),
+    })
+}
+
+fn acked(db: &Connection, Sent { seq, id, at_ms }: &Sent, now: UnixMillis) -> Result<()> {
     let mut statement = db.prepare_cached("DELETE FROM messages WHERE seq = ?1 RETURNING id, app, body")?;
-    for Sent { seq, id, at_ms } in all {
-        let mut rows = statement.query([seq.0])?;
-        // It may have been acknowledged twice, or replaced on its way.
-        let Some(row) = rows.next()? else {
-            history::acked(db, *id, *at_ms, now)?;
-            continue;
-        };
-        history::acked(db, history::id_in(row, 0)?, *at_ms, now)?;
-        receipts::add(db, row.get_ref(1)?.as_str()?, row.get_ref(2)?.as_str()?, Verdict::Stored, now)?;
-    }
-    Ok(())
+    let mut rows = statement.query([seq.0])?;
+    // It may have been acknowledged twice, or replaced on its way.
+    let Some(row) = rows.next()? else { return history::acked(db, *id, *at_ms, now) };
+    history::acked(db, history::id_in(row, 0)?, *at_ms, now)?;
+    receipts::add(db, row.get_ref(1)?.as_str()?, row.get_ref(2)?.as_str()?, Verdict::Stored, now)
+}
+
+fn not_kept(db: &Connection, Sent { seq, id, at_ms }: &Sent, how: End, now: UnixMillis) -> Result<()> {
+    at_ms.map_or(Ok(()), |at| history::sent(db, *id, at))?;
+    end_where(db, "?1", params![seq.0], how, now).map(drop)
 }
 
 /// Removes messages that expired before they could be sent.
 pub fn expire(db: &Connection, seqs: &[Seq], now: UnixMillis) -> Result<()> {
-    seqs.iter().try_for_each(|seq| expire_where(db, "?1", params![seq.0], now).map(drop))
+    seqs.iter().try_for_each(|seq| end_where(db, "?1", params![seq.0], End::Expired, now).map(drop))
 }
 
 /// Removes expired messages, [`SWEEP`] at the most; returns how many there were.
 pub fn sweep(db: &Connection, now: UnixMillis) -> Result<usize> {
-    expire_where(db, "SELECT seq FROM messages WHERE expires_ms <= ?1 LIMIT ?2", params![now.0, SWEEP], now)
+    let expired = "SELECT seq FROM messages WHERE expires_ms <= ?1 LIMIT ?2";
+    end_where(db, expired, params![now.0, SWEEP], End::Expired, now)
 }
 
-/// Removes expired messages at these places; returns how many there were.
-fn expire_where(db: &Connection, places: &str, values: impl Params, now: UnixMillis) -> Result<usize> {
+/// Removes the messages at these places, which have come to this end; returns how many there were.
+fn end_where(db: &Connection, places: &str, values: impl Params, how: End, now: UnixMillis) -> Result<usize> {
     let mut statement = db.prepare_cached(&format!(
         "DELETE FROM messages WHERE seq IN ({places}) RETURNING device, app, dropped, id, body"
     ))?;
     let (mut rows, mut gone) = (statement.query(values)?, Vec::new());
     while let Some(row) = rows.next()? {
         let bearer = bearer(row, 0)?;
-        end(db, history::id_in(row, 3)?, &bearer.app, row.get_ref(4)?.as_str()?, End::Expired, now)?;
+        end(db, history::id_in(row, 3)?, &bearer.app, row.get_ref(4)?.as_str()?, how, now)?;
         gone.push(bearer);
     }
     gone.iter().try_for_each(|bearer| pass_on(db, bearer))?;

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use super::delayed::{LetGo, Page, Selection, State};
 use super::receipts::Callback;
 use super::*;
-use crate::proto::frame::{Fate, Outcome};
+use crate::proto::frame::{Fate, NotKept, Outcome};
 use crate::proto::message::Payload;
 use crate::proto::samples;
 use crate::proto::{RegId, Secret};
@@ -22,6 +22,11 @@ struct Fixture {
 }
 
 impl Fixture {
+    /// What nobody waits for is on disk.
+    async fn written(&self) {
+        self.store.writer.read_behind(|_| Ok(())).await.unwrap();
+    }
+
     fn new() -> Self {
         Self::with(Limits::default())
     }
@@ -161,8 +166,16 @@ impl Standing<'_> {
 }
 
 /// Acknowledgements of what a session has just sent.
-fn acks(places: impl IntoIterator<Item = Seq>) -> Vec<Sent> {
-    places.into_iter().map(|seq| Sent { seq, id: samples::message_id(0), at_ms: Some(world::now()) }).collect()
+/// Their devices have stored what is at these places.
+fn acks(places: impl IntoIterator<Item = Seq>) -> Vec<Settled> {
+    let sent = |seq| Sent { seq, id: samples::message_id(0), at_ms: Some(world::now()) };
+    places.into_iter().map(|seq| Settled { sent: sent(seq), how: Done::Stored }).collect()
+}
+
+/// A device does not keep this message.
+fn not_kept(row: &Queued, why: NotKept) -> Vec<Settled> {
+    let sent = Sent { seq: row.seq, id: row.push.id, at_ms: Some(world::now()) };
+    vec![Settled { sent, how: Done::NotKept(why) }]
 }
 
 fn text(row: &Queued) -> String {
@@ -419,7 +432,7 @@ async fn no_more_waits_for_an_app_than_its_quota_and_others_go_on() {
     assert_eq!(chat_too.accept("e").await, Accepted::OverQuota);
 
     // What was taken away is seen by the next count.
-    fixture.store.acked(acks([chat.rows().await[0].seq])).await.unwrap();
+    fixture.store.settle(acks([chat.rows().await[0].seq])).await.unwrap();
     assert_eq!(chat_too.accept("f").await, Accepted::OverQuota);
     fixture.store.count_waiting().await.unwrap();
     chat_too.stored(&["g"]).await;
@@ -441,7 +454,7 @@ async fn receipts_that_nobody_takes_use_up_their_apps_quota() {
     assert!(fixture.store.set_callback(app("chat"), Some(callback)).await.unwrap());
     chat.requested("1", "a").await;
     chat.requested("2", "b").await;
-    fixture.store.acked(acks(chat.rows().await.iter().map(|row| row.seq))).await.unwrap();
+    fixture.store.settle(acks(chat.rows().await.iter().map(|row| row.seq))).await.unwrap();
     // Behind what is to be written.
     assert_eq!(fixture.store.apps_with_receipts().await.unwrap(), [app("chat")]);
     fixture.store.count_waiting().await.unwrap();
@@ -466,7 +479,7 @@ async fn a_store_over_its_quota_takes_nothing_until_something_has_gone() {
     assert!(stored > 50, "only {stored}");
     assert_eq!(chat.accept("small").await, Accepted::OverQuota);
     let (rows, _) = fixture.store.backlog(chat.device, Seq(0), 20).await.unwrap();
-    fixture.store.acked(acks(rows.iter().map(|row| row.seq))).await.unwrap();
+    fixture.store.settle(acks(rows.iter().map(|row| row.seq))).await.unwrap();
     chat.stored(&["small"]).await;
 }
 
@@ -668,7 +681,7 @@ async fn what_was_removed_waits_no_longer() {
     let chat = fixture.registration(world::device_id(), "chat").await;
     chat.stored(&["1", "2", "3"]).await;
     let rows = chat.rows().await;
-    fixture.store.acked(acks([rows[0].seq, rows[2].seq, Seq(9_999)])).await.unwrap();
+    fixture.store.settle(acks([rows[0].seq, rows[2].seq, Seq(9_999)])).await.unwrap();
     // The writer works in order: what is answered now comes after the removal.
     chat.stored(&["4"]).await;
     assert_eq!(texts(&chat.rows().await), ["2", "4"]);
@@ -680,7 +693,7 @@ async fn a_place_in_the_order_is_never_given_twice() {
     let chat = fixture.registration(world::device_id(), "chat").await;
     chat.stored(&["1"]).await;
     let first = chat.rows().await[0].seq;
-    fixture.store.acked(acks([first])).await.unwrap();
+    fixture.store.settle(acks([first])).await.unwrap();
     chat.stored(&["2"]).await;
     // A session that has read the first must find the second behind it.
     assert_eq!(texts(&fixture.store.backlog(chat.device, first, ALL).await.unwrap().0), ["2"]);
@@ -785,7 +798,7 @@ async fn drops_that_a_device_was_told_of_are_not_told_again() {
     chat.stored(&["1", "2", "3"]).await;
     assert_eq!(chat.waiting().await, counted(&[("2", 0), ("3", 1)]));
     let told = acks(chat.rows().await.iter().map(|row| row.seq));
-    fixture.store.acked(told).await.unwrap();
+    fixture.store.settle(told).await.unwrap();
     chat.stored(&["4", "5", "6"]).await;
     assert_eq!(chat.waiting().await, counted(&[("5", 0), ("6", 1)]));
 }
@@ -893,7 +906,11 @@ async fn a_message_that_the_device_has_is_replaced_by_nothing_that_comes_later()
     let second = chat.requested("score", "2:0").await;
     assert_eq!(chat.rows().await[0].replaces, [first]);
     // The first was on its way, and is acknowledged now.
-    fixture.store.acked(vec![Sent { seq: place, id: first, at_ms: None }]).await.unwrap();
+    fixture
+        .store
+        .settle(vec![Settled { sent: Sent { seq: place, id: first, at_ms: None }, how: Done::Stored }])
+        .await
+        .unwrap();
     fixture.store.accept(vec![]).await.unwrap();
     assert_eq!(chat.rows().await[0].replaces, [first], "the second was to take its place all the same");
     chat.requested("score", "3:0").await;
@@ -1024,7 +1041,7 @@ async fn what_was_sent_cannot_be_taken_back() {
     let seq = chat.rows().await[0].seq;
     fixture.store.hold(chat.app.clone(), Selection::Message(id), None).await.unwrap();
     // The session that sent it ends while it is held.
-    fixture.store.sent(acks([seq])).await.unwrap();
+    fixture.store.sent(vec![Sent { seq, id, at_ms: Some(world::now()) }]).await.unwrap();
     assert_eq!(fixture.store.let_go(seq, true).await.unwrap(), LetGo::Back);
     let again = fixture.store.hold(chat.app.clone(), Selection::Message(id), None).await.unwrap();
     assert_eq!(again.candidates[0].state, State::Gone);
@@ -1056,7 +1073,7 @@ async fn receipts_are_made_with_what_they_tell_and_kept_until_they_are_told() {
     let device = world::device_id();
     let chat = fixture.registration(device, "chat").await;
     chat.requested("nobody asks", "0").await;
-    fixture.store.acked(acks([chat.rows().await[0].seq])).await.unwrap();
+    fixture.store.settle(acks([chat.rows().await[0].seq])).await.unwrap();
     let callback = Callback { url: "http://127.0.0.1:1/".into(), key: b"key".to_vec() };
     assert!(fixture.store.set_callback(app("chat"), Some(callback)).await.unwrap());
 
@@ -1064,9 +1081,9 @@ async fn receipts_are_made_with_what_they_tell_and_kept_until_they_are_told() {
     chat.requested("has it", "1").await;
     chat.requested("expires", "2").await;
     let rows = chat.rows().await;
-    fixture.store.acked(acks([rows[0].seq, rows[1].seq])).await.unwrap();
+    fixture.store.settle(acks([rows[0].seq, rows[1].seq])).await.unwrap();
     // A second time says nothing.
-    fixture.store.acked(acks([rows[1].seq])).await.unwrap();
+    fixture.store.settle(acks([rows[1].seq])).await.unwrap();
     fixture.expire(rows[2].seq);
     fixture.store.sweep().await.unwrap();
     for request_id in ["too many", "replaced", "replaced", "3", "4"] {
@@ -1087,6 +1104,45 @@ async fn receipts_are_made_with_what_they_tell_and_kept_until_they_are_told() {
     assert_eq!(fixture.store.apps_with_receipts().await.unwrap(), []);
 }
 
+#[tokio::test]
+async fn what_a_device_does_not_keep_has_ended_and_its_receipt_says_so() {
+    let fixture = Fixture::new();
+    let chat = fixture.registration(world::device_id(), "chat").await;
+    let callback = Callback { url: "http://127.0.0.1:1/".into(), key: b"key".to_vec() };
+    fixture.store.set_callback(app("chat"), Some(callback)).await.unwrap();
+    let foreign = chat.requested("foreign", "").await;
+    let late = chat.requested("late", "").await;
+    let kept = chat.requested("kept", "").await;
+    let rows = chat.rows().await;
+    // A second time says nothing.
+    for _ in 0..2 {
+        fixture.store.settle(not_kept(&rows[0], NotKept::Unwanted)).await.unwrap();
+        fixture.store.settle(not_kept(&rows[1], NotKept::Expired)).await.unwrap();
+        fixture.store.settle(acks([rows[2].seq])).await.unwrap();
+    }
+    fixture.written().await;
+    assert_eq!(chat.steps(foreign).await, ["accepted", "stored", "sent", "unwanted"]);
+    assert_eq!(chat.steps(late).await, ["accepted", "stored", "sent", "expired"]);
+    assert_eq!(chat.steps(kept).await, ["accepted", "stored", "sent", "acknowledged"]);
+    assert_eq!(chat.rows().await, []);
+    let batch = fixture.store.receipts(app("chat")).await.unwrap().unwrap();
+    let told: Vec<(String, u64)> = batch.receipts.iter().map(|text| told(text)).collect();
+    assert_eq!(told, [("foreign", 1001), ("late", 1002), ("kept", 1000)].map(|(id, code)| (id.to_owned(), code)));
+}
+
+#[tokio::test]
+async fn drops_that_a_device_was_not_told_of_go_to_another_message() {
+    let fixture = Fixture::holding(2);
+    let chat = fixture.registration(world::device_id(), "chat").await;
+    chat.stored(&["1", "2", "3"]).await;
+    let rows = chat.rows().await;
+    chat.stored(&["4"]).await;
+    // The device has thrown away the one that spoke of the first two.
+    fixture.store.settle(not_kept(&rows[1], NotKept::Expired)).await.unwrap();
+    fixture.written().await;
+    assert_eq!(chat.waiting().await, counted(&[("4", 2)]));
+}
+
 /// Request id and status of a receipt.
 fn told(text: &str) -> (String, u64) {
     let receipt: serde_json::Value = serde_json::from_str(text).unwrap();
@@ -1098,7 +1154,7 @@ async fn a_history_tells_every_step_and_only_the_device_adds_its_own() {
     let fixture = Fixture::new();
     let chat = fixture.registration(world::device_id(), "chat").await;
     let id = chat.requested("1", "text").await;
-    fixture.store.acked(acks([chat.rows().await[0].seq])).await.unwrap();
+    fixture.store.settle(acks([chat.rows().await[0].seq])).await.unwrap();
     let outcome = |fate| Outcome { id, fate, at_ms: UnixMillis(1) };
     let all = vec![outcome(Fate::Alerted), outcome(Fate::Launched), outcome(Fate::Replaced), outcome(Fate::Delivered)];
     fixture.store.outcomes(world::device_id(), all.clone()).await.unwrap();
@@ -1123,7 +1179,7 @@ async fn old_history_goes_but_not_that_of_what_waits() {
         ended.push(chat.requested(&number.to_string(), "").await);
     }
     let rows = chat.rows().await;
-    fixture.store.acked(acks(rows[1..].iter().map(|row| row.seq))).await.unwrap();
+    fixture.store.settle(acks(rows[1..].iter().map(|row| row.seq))).await.unwrap();
     // The writer works in order; an empty write is behind it.
     fixture.store.accept(vec![]).await.unwrap();
     assert!(fixture.store.trim_history().await.unwrap());
@@ -1233,7 +1289,7 @@ proptest! {
                     assert!(number > last[place]);
                     last[place] = number;
                 }
-                fixture.store.acked(acks(rows.iter().map(|row| row.seq))).await.unwrap();
+                fixture.store.settle(acks(rows.iter().map(|row| row.seq))).await.unwrap();
             }
             // The writer works in order; an empty write is behind every removal.
             fixture.store.accept(vec![]).await.unwrap();

@@ -496,10 +496,11 @@ mod tests {
         let mut requests = Vec::new();
         let over = loop {
             let mut request = Box::pin(server.turns.take(&chat));
-            match futures_util::poll!(&mut request) {
-                std::task::Poll::Ready(Err(over)) => break over,
-                state => requests.push((request, state)),
+            let state = futures_util::poll!(&mut request);
+            if let std::task::Poll::Ready(Err(over)) = state {
+                break over;
             }
+            requests.push((request, state));
         };
         let refused = post("chat").await;
         assert_eq!(
