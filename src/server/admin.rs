@@ -19,7 +19,7 @@ use crate::world;
 
 use super::backup;
 use super::config::ServerConfig;
-use super::manage::{self, AppSecret, Credentials, Refused, Removed, Rotated, TokenName};
+use super::manage::{self, Credentials, Refused, Removed, Rotated, SharedSecret, TokenName};
 use super::store::Store;
 use super::store::sql::{self, backup::Contents};
 use super::{Listeners, api, run};
@@ -352,7 +352,9 @@ async fn app(config: &ServerConfig, store: &Store, command: AppCommand, json: bo
             print(json, &made, || {
                 format!(
                     "appID:    {}\ncallback: {}\nkey:      {}\n(the key is not shown again)",
-                    made.app_id, made.callback, made.key
+                    made.app_id,
+                    made.callback,
+                    made.key.reveal()
                 )
             });
         }
@@ -401,7 +403,7 @@ async fn token(store: &Store, command: TokenCommand, json: bool) -> Result<(), F
         TokenCommand::Add { name } => {
             let made = manage::add_token(store, name).await?;
             print(json, &made, || {
-                format!("name:  {}\ntoken: {}\n(the token is not shown again)", made.name.as_str(), made.token)
+                format!("name:  {}\ntoken: {}\n(the token is not shown again)", made.name.as_str(), made.token.reveal())
             });
         }
         TokenCommand::Remove { name } => print_removed(json, &manage::remove_token(store, name).await?),
@@ -438,7 +440,7 @@ fn list<T>(rows: &[T], line: impl FnMut(&T) -> String, none: &str) -> String {
 
 fn print_credentials(json: bool, made: &Credentials) {
     print(json, made, || {
-        format!("appID:     {}\nappSecret: {}\n(the secret is not shown again)", made.app_id, made.app_secret)
+        format!("appID:     {}\nappSecret: {}\n(the secret is not shown again)", made.app_id, made.app_secret.reveal())
     });
 }
 
@@ -449,7 +451,11 @@ fn print_rotated(json: bool, made: &Rotated, grace_hours: u32) {
             Some(_) => format!("the old one works for {grace_hours} more hours, the one before it no longer"),
             None => "the old one is refused from now on".to_owned(),
         };
-        format!("appID:     {}\nappSecret: {}\n(the secret is not shown again; {old})", made.app_id, made.app_secret)
+        format!(
+            "appID:     {}\nappSecret: {}\n(the secret is not shown again; {old})",
+            made.app_id,
+            made.app_secret.reveal()
+        )
     });
 }
 
@@ -472,7 +478,7 @@ fn print(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) {
 }
 
 /// The secret that an operator has chosen.
-fn read_secret(file: &Path) -> Result<AppSecret, Fatal> {
+fn read_secret(file: &Path) -> Result<SharedSecret, Fatal> {
     let mut text = String::new();
     let read = match file == Path::new("-") {
         true => std::io::stdin().read_to_string(&mut text).map(|_| text),

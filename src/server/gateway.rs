@@ -332,9 +332,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
                         self.server.metrics.not_kept(why);
                     }
                 }
-                let done = store.settle(all).await;
-                self.server.receipts.notify_one();
-                done
+                store.settle(all).await
             }
             GatewayAction::Answered(waits) => {
                 self.server.metrics.acknowledged(&waits);
@@ -346,7 +344,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
                 let done = store.deregister(self.device, app.clone()).await;
                 if done.is_ok() {
                     self.session.deregistered(req, app);
-                    self.server.receipts.notify_one();
                 }
                 done
             }
@@ -393,11 +390,10 @@ const _: () = assert!(ToServer::MAX == TO_SERVER_MAX);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::Secret;
     use crate::proto::frame::{Hello, TO_DEVICE_MAX, VERSION};
-    use crate::proto::{Push, Secret, samples};
-    use crate::server::config::ServerConfig;
+    use crate::server::samples::Stage;
     use crate::server::store::delayed::{Selection, State};
-    use crate::server::store::{Accepted, Incoming};
 
     /// A device that is there, in a session that has seen what waits.
     async fn connected(server: &Arc<Server>, hello: Hello) -> Socket<tokio::io::DuplexStream> {
@@ -415,36 +411,26 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_device_has_from_an_earlier_session_is_not_taken_back() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = ServerConfig { state_folder: folder.path().to_owned(), ..ServerConfig::default() };
-        let server = Arc::new(Server::open(config).await.unwrap());
-        let (device, app): (_, AppId) = (world::device_id(), "chat".parse().unwrap());
-        server.store.add_app(app.clone(), "secret").await.unwrap();
-        let Registered::As { generation, newest_key } = server.store.register(device, app.clone()).await.unwrap()
-        else {
-            panic!("not registered")
-        };
-        let reg_id = server.issue(device, &app, generation, newest_key).await.unwrap();
-        let expires_ms = UnixMillis(world::now().0 + 60_000);
-        let push = Push { reg_id, app: app.clone(), expires_ms, ..samples::push(world::message_id()) };
+        let stage = Stage::new().await;
+        let Stage { server, device, app, .. } = &stage;
+        let push = stage.push("1");
         let id = push.id;
-        let incoming = Incoming { to: server.keys().open(&reg_id).unwrap(), release_ms: None, push };
-        assert_eq!(server.store.accept(vec![incoming]).await.unwrap(), [Accepted::Stored]);
+        stage.accept(push, None).await;
 
         // Its sender takes it back in the moment in which the device comes, which has it already.
-        let held = server.store.hold(app, Selection::Message(id), None).await.unwrap();
+        let held = server.store.hold(app.clone(), Selection::Message(id), None).await.unwrap();
         let hello = Hello {
             version: VERSION,
-            device,
+            device: *device,
             secret: Secret::from_bytes([0; 32]),
             agent: "test".into(),
             enrolment_key: None,
             resume: vec![id],
             next_s: 60,
         };
-        let _device = connected(&server, hello).await;
+        let _device = connected(server, hello).await;
         let [candidate] = held.candidates.as_slice() else { panic!("{held:?}") };
         let State::Held(seq, _) = candidate.state else { panic!("{candidate:?}") };
-        assert!(server.registry.was_sent(device, seq, id).unwrap().await.unwrap());
+        assert!(server.registry.was_sent(*device, seq, id).unwrap().await.unwrap());
     }
 }

@@ -50,39 +50,45 @@ impl Refused {
     }
 }
 
-/// An app's secret, chosen or made.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
+/// A secret that the server shares with an application's server or an operator's program, chosen or
+/// made. An answer tells it; nothing else shows it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]
-pub struct AppSecret(String);
+pub struct SharedSecret(String);
 
 /// Why a text is no secret. The text itself is not repeated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a secret has {SECRET_MIN} to {SECRET_MAX} printable ASCII characters without spaces")]
-pub struct AppSecretError;
+pub struct SharedSecretError;
 
-impl AppSecret {
+impl SharedSecret {
     /// 160 random bits in the form that Tizen's have.
     pub fn random() -> Self {
         Self(STANDARD.encode(world::random_bytes::<20>()))
     }
+
+    /// Its text.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
 }
 
-impl TryFrom<String> for AppSecret {
-    type Error = AppSecretError;
+impl TryFrom<String> for SharedSecret {
+    type Error = SharedSecretError;
 
-    fn try_from(text: String) -> Result<Self, AppSecretError> {
+    fn try_from(text: String) -> Result<Self, SharedSecretError> {
         let length = SECRET_MIN..=SECRET_MAX;
         match length.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
             true => Ok(Self(text)),
-            false => Err(AppSecretError),
+            false => Err(SharedSecretError),
         }
     }
 }
 
 /// Shows nothing of it.
-impl fmt::Debug for AppSecret {
+impl fmt::Debug for SharedSecret {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str("AppSecret(..)")
+        out.write_str("SharedSecret(..)")
     }
 }
 
@@ -119,7 +125,7 @@ impl FromStr for TokenName {
 }
 
 /// What an application server needs. The secret is not shown again.
-#[derive(Clone, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Credentials {
     /// The app's id.
     #[serde(rename = "appID")]
@@ -127,18 +133,12 @@ pub struct Credentials {
     pub app_id: AppId,
     /// Its secret.
     #[serde(rename = "appSecret")]
-    pub app_secret: String,
-}
-
-/// Shows nothing of the secret.
-impl fmt::Debug for Credentials {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Credentials").field("app_id", &self.app_id).finish_non_exhaustive()
-    }
+    #[schema(value_type = String)]
+    pub app_secret: SharedSecret,
 }
 
 /// An app's new secret. It is not shown again.
-#[derive(Clone, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Rotated {
     /// The app's id.
     #[serde(rename = "appID")]
@@ -146,21 +146,15 @@ pub struct Rotated {
     pub app_id: AppId,
     /// Its secret.
     #[serde(rename = "appSecret")]
-    pub app_secret: String,
+    #[schema(value_type = String)]
+    pub app_secret: SharedSecret,
     /// Until when the old secret works, in Unix milliseconds; null if it does not.
     #[schema(value_type = Option<i64>)]
     pub old_secret_until_ms: Option<UnixMillis>,
 }
 
-/// Shows nothing of the secret.
-impl fmt::Debug for Rotated {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Rotated").field("app_id", &self.app_id).finish_non_exhaustive()
-    }
-}
-
 /// Where an app's receipts go. The key is not shown again.
-#[derive(Clone, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct NewCallback {
     /// The app's id.
     #[serde(rename = "appID")]
@@ -169,14 +163,8 @@ pub struct NewCallback {
     /// The URL.
     pub callback: String,
     /// What signs the receipts.
-    pub key: String,
-}
-
-/// Shows nothing of the key.
-impl fmt::Debug for NewCallback {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("NewCallback").field("app_id", &self.app_id).finish_non_exhaustive()
-    }
+    #[schema(value_type = String)]
+    pub key: SharedSecret,
 }
 
 /// An app that may be sent to.
@@ -263,19 +251,12 @@ pub struct Tokens {
 }
 
 /// A token that was made. It is not shown again.
-#[derive(Clone, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct NewToken {
     /// Its name.
     pub name: TokenName,
     /// The token.
-    pub token: String,
-}
-
-/// Shows nothing of the token.
-impl fmt::Debug for NewToken {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("NewToken").field("name", &self.name).finish_non_exhaustive()
-    }
+    pub token: SharedSecret,
 }
 
 /// What was removed.
@@ -306,10 +287,10 @@ pub struct Status {
 }
 
 /// Adds an app, with an id and a secret of the operator's or with random ones.
-pub async fn add_app(store: &Store, id: Option<AppId>, secret: Option<AppSecret>) -> Result<Credentials, Refused> {
-    let (id, secret) = (id.unwrap_or_else(random_app_id), secret.unwrap_or_else(AppSecret::random));
+pub async fn add_app(store: &Store, id: Option<AppId>, secret: Option<SharedSecret>) -> Result<Credentials, Refused> {
+    let (id, secret) = (id.unwrap_or_else(random_app_id), secret.unwrap_or_else(SharedSecret::random));
     match store.add_app(id.clone(), &secret.0).await? {
-        true => Ok(Credentials { app_id: id, app_secret: secret.0 }),
+        true => Ok(Credentials { app_id: id, app_secret: secret }),
         false => Err(Refused::Conflict(format!("there is an app {id} already; see `app list`"))),
     }
 }
@@ -318,14 +299,14 @@ pub async fn add_app(store: &Store, id: Option<AppId>, secret: Option<AppSecret>
 pub async fn rotate_app(
     store: &Store,
     id: AppId,
-    secret: Option<AppSecret>,
+    secret: Option<SharedSecret>,
     grace_hours: u32,
 ) -> Result<Rotated, Refused> {
-    let secret = secret.unwrap_or_else(AppSecret::random);
+    let secret = secret.unwrap_or_else(SharedSecret::random);
     let until = world::now().plus_minutes(grace_hours.saturating_mul(60));
     let old_secret_until_ms = (grace_hours > 0).then_some(until);
     match store.set_app_secret(id.clone(), &secret.0, until).await? {
-        true => Ok(Rotated { app_id: id, app_secret: secret.0, old_secret_until_ms }),
+        true => Ok(Rotated { app_id: id, app_secret: secret, old_secret_until_ms }),
         false => Err(Refused::no_app(&id)),
     }
 }
@@ -336,13 +317,13 @@ pub async fn set_callback(
     store: &Store,
     id: AppId,
     url: String,
-    key: Option<AppSecret>,
+    key: Option<SharedSecret>,
 ) -> Result<NewCallback, Refused> {
     config
         .check_url("the callback", "regIds and request ids", &url)
         .map_err(|error| Refused::Unwise(error.to_string()))?;
-    let key = key.unwrap_or_else(AppSecret::random).0;
-    let callback = Callback { url: url.clone(), key: key.clone().into_bytes() };
+    let key = key.unwrap_or_else(SharedSecret::random);
+    let callback = Callback { url: url.clone(), key: key.0.clone().into_bytes() };
     match store.set_callback(id.clone(), Some(callback)).await? {
         true => Ok(NewCallback { app_id: id, callback: url, key }),
         false => Err(Refused::no_app(&id)),
@@ -395,8 +376,8 @@ pub async fn keys(store: &Store) -> Result<Keys, Refused> {
 /// Makes a token of 256 random bits.
 pub async fn add_token(store: &Store, name: Option<TokenName>) -> Result<NewToken, Refused> {
     let name = name.unwrap_or_else(TokenName::random);
-    let token = hex::encode(world::random_bytes::<32>());
-    match store.add_token(name.clone(), &token).await? {
+    let token = SharedSecret(hex::encode(world::random_bytes::<32>()));
+    match store.add_token(name.clone(), &token.0).await? {
         TokenAdded::Added => Ok(NewToken { name, token }),
         TokenAdded::Taken => {
             Err(Refused::Conflict(format!("there is a token {} already; see `token list`", name.as_str())))
@@ -443,10 +424,10 @@ mod tests {
 
     #[test]
     fn a_secret_is_long_printable_and_not_shown() {
-        let secret = |text: &str| AppSecret::try_from(text.to_owned());
+        let secret = |text: &str| SharedSecret::try_from(text.to_owned());
         assert!(secret("0123456789abcdef").is_ok() && secret(&"x".repeat(SECRET_MAX)).is_ok());
         for wrong in ["", "0123456789abcde", "0123456789 abcdef", "0123456789äbcdef", &"x".repeat(SECRET_MAX + 1)] {
-            assert_eq!(secret(wrong), Err(AppSecretError), "{wrong}");
+            assert_eq!(secret(wrong), Err(SharedSecretError), "{wrong}");
         }
         assert!(!format!("{:?}", secret("0123456789abcdef")).contains("0123"));
     }

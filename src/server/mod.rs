@@ -28,6 +28,8 @@ pub mod receipts;
 pub mod regid;
 pub mod regions;
 pub mod registry;
+#[cfg(test)]
+mod samples;
 pub mod store;
 pub mod timekeeper;
 pub mod turns;
@@ -85,8 +87,6 @@ pub struct Server {
     pub callbacks: HttpClient,
     /// Messages have come that will be due at some time.
     pub accepted: Notify,
-    /// There may be receipts to be told.
-    pub receipts: Notify,
     /// How fast apps may send and devices be sent to.
     pub rates: Rates,
     /// How many requests of each app are at the store.
@@ -115,7 +115,6 @@ impl Server {
             regions: Regions::new(client(&config.regions_ca)?, config.regions.clone()),
             callbacks: client(&config.callbacks_ca)?,
             accepted: Notify::new(),
-            receipts: Notify::new(),
             rates: Rates::new(&config.limits),
             turns: Turns::new(config.limits.app_requests),
             clock: Clock::start(),

@@ -47,7 +47,7 @@ pub async fn run(server: Arc<Server>, mut stop: Stop) {
             Err(error) => debug!("receipts could not be read: {error}"),
         }
         tokio::select! {
-            () = server.receipts.notified() => {}
+            () = server.store.receipts_made() => {}
             // It may have been given more since it last looked.
             Some(ended) = lanes.join_next() => drop(ended.map(|app| busy.remove(&app))),
             // What is not told now is told by the next run.

@@ -39,7 +39,6 @@ async fn keep(server: &Server) -> Result<bool, DbError> {
     if due.is_some_and(|due| due <= world::now()) {
         release(server).await?;
         while !server.store.sweep().await? {}
-        server.receipts.notify_one();
     }
     Ok(due.is_some())
 }

@@ -4,6 +4,9 @@
 //! the store what it has sent. The store holds the message while the session is asked: a session that
 //! begins meanwhile does not see it. What was not sent is removed; what may have been sent is shown to
 //! the session again. After a crash nobody knows what was sent, before the device has come back.
+//!
+//! A request is not taken back as long as the device may be given one of its messages: also one that is on
+//! its way and whose place the message has taken that is removed here.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -33,7 +36,7 @@ pub struct Withdrawn {
     pub reg_id: RegId,
     /// The sender's own id of it.
     pub request_id: Option<String>,
-    /// It is not delivered. Otherwise it was sent or has ended.
+    /// Nothing of it is delivered. Otherwise it was sent or has ended.
     pub cancelled: bool,
 }
 
@@ -70,26 +73,45 @@ pub async fn withdraw(server: &Arc<Server>, app: AppId, selection: Selection) ->
 }
 
 async fn decide(server: &Arc<Server>, candidate: Candidate) -> Result<Withdrawn, DbError> {
-    let Candidate { device, reg_id, request_id, state } = candidate;
-    let cancelled = match state {
+    let Candidate { device, reg_id, request_id, state, earlier } = candidate;
+    let removed = match state {
         State::Cancelled => true,
         State::Gone => false,
         State::Held(seq, id) => remove_unless_sent(server, device, seq, id).await?,
     };
+    let cancelled = removed && !may_arrive(server, device, earlier).await?;
     Ok(Withdrawn { reg_id, request_id, cancelled })
+}
+
+/// Whether the device has or may be given one of these messages, which are no longer in the store.
+async fn may_arrive(server: &Server, device: DeviceId, messages: Vec<(Seq, MessageId)>) -> Result<bool, DbError> {
+    if messages.is_empty() {
+        return Ok(false);
+    }
+    let asked = messages.iter().map(|(seq, id)| may_be_sent(server, device, *seq, *id));
+    if join_all(asked).await.contains(&true) {
+        return Ok(true);
+    }
+    // Behind the sessions: one that has just ended has noted what it sent.
+    server.store.were_sent(messages.into_iter().map(|(_, id)| id).collect()).await
+}
+
+/// Whether the device's session may have sent the message, or one before the server crashed.
+async fn may_be_sent(server: &Server, device: DeviceId, seq: Seq, id: MessageId) -> bool {
+    match server.registry.was_sent(device, seq, id) {
+        None => server.store.crashed_after(seq),
+        Some(answer) => match tokio::time::timeout(ANSWER, answer).await {
+            Ok(Ok(sent)) => sent,
+            // It ended without an answer, or is stuck.
+            Ok(Err(_)) | Err(_) => true,
+        },
+    }
 }
 
 /// Removes the message that is held unless it may have been sent; returns whether it is gone.
 async fn remove_unless_sent(server: &Arc<Server>, device: DeviceId, seq: Seq, id: MessageId) -> Result<bool, DbError> {
-    let may_be_sent = match server.registry.was_sent(device, seq, id) {
-        None => server.store.crashed_after(seq),
-        Some(answer) => match tokio::time::timeout(ANSWER, answer).await {
-            Ok(Ok(passed)) => passed,
-            // It ended without an answer, or is stuck.
-            Ok(Err(_)) | Err(_) => true,
-        },
-    };
-    match server.store.let_go(seq, !may_be_sent).await {
+    let removable = !may_be_sent(server, device, seq, id).await;
+    match server.store.let_go(seq, removable).await {
         Ok(LetGo::Removed) => Ok(true),
         Ok(LetGo::Back) => {
             server.registry.look_again(device, seq);
@@ -120,35 +142,19 @@ async fn give_back(server: Arc<Server>, device: DeviceId, seq: Seq) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::samples;
-    use crate::proto::{Push, UnixMillis};
-    use crate::server::config::ServerConfig;
-    use crate::server::store::{Accepted, Incoming, Registered};
+    use crate::proto::UnixMillis;
+    use crate::server::samples::Stage;
     use crate::world;
 
     #[tokio::test]
     async fn what_cannot_be_removed_does_not_stay_held() {
-        let folder = tempfile::tempdir().unwrap();
-        let config = ServerConfig { state_folder: folder.path().to_owned(), ..ServerConfig::default() };
-        let server = Arc::new(Server::open(config).await.unwrap());
-        let (device, app): (_, AppId) = (world::device_id(), "chat".parse().unwrap());
-        server.store.add_app(app.clone(), "secret").await.unwrap();
-        let Registered::As { generation, newest_key } = server.store.register(device, app.clone()).await.unwrap()
-        else {
-            panic!("not registered")
-        };
-        let reg_id = server.issue(device, &app, generation, newest_key).await.unwrap();
-        let push = Push {
-            reg_id,
-            app: app.clone(),
-            expires_ms: UnixMillis(world::now().0 + 60_000),
-            ..samples::push(world::message_id())
-        };
+        let stage = Stage::new().await;
+        let Stage { server, device, app, .. } = &stage;
+        let push = stage.push("1");
         let id = push.id;
-        let incoming = Incoming { to: server.keys().open(&reg_id).unwrap(), release_ms: None, push };
-        assert_eq!(server.store.accept(vec![incoming]).await.unwrap(), [Accepted::Stored]);
+        stage.accept(push, None).await;
         server.store.end().await.unwrap();
-        let line = server.registry.enter(device);
+        let line = server.registry.enter(*device);
 
         let beside = rusqlite::Connection::open(server.config.database()).unwrap();
         let fail = "CREATE TRIGGER fail BEFORE DELETE ON messages BEGIN SELECT RAISE(ABORT, 'no'); END";
@@ -158,11 +164,43 @@ mod tests {
                 answer.send(false).unwrap();
             }
         };
-        let (withdrawn, ()) = tokio::join!(withdraw(&server, app, Selection::Message(id)), answer);
+        let (withdrawn, ()) = tokio::join!(withdraw(server, app.clone(), Selection::Message(id)), answer);
         withdrawn.unwrap_err();
         let signals = tokio::time::timeout(Duration::from_secs(10), line.signals()).await.unwrap();
         assert!(signals.look_again.is_some());
-        let (rows, _) = server.store.backlog(device, Seq(0), 1).await.unwrap();
+        let (rows, _) = server.store.backlog(*device, Seq(0), 1).await.unwrap();
         assert_eq!(rows[0].push.id, id);
+    }
+
+    /// Takes the request back while its later message is delayed and its earlier one has this place; the
+    /// session says whether it has sent that.
+    async fn taken_back(stage: &Stage, is_sent: Option<bool>) -> bool {
+        let Stage { server, device, app, .. } = stage;
+        stage.accept(stage.push("offer"), None).await;
+        let line = is_sent.map(|_| server.registry.enter(*device));
+        stage.accept(stage.push("offer"), Some(UnixMillis(world::now().0 + 30_000))).await;
+        let answer = async {
+            let Some(line) = &line else { return };
+            for (_, _, answer) in line.signals().await.questions {
+                answer.send(is_sent == Some(true)).unwrap();
+            }
+        };
+        let offer = Selection::Request("offer".into(), None);
+        let (withdrawn, ()) = tokio::join!(withdraw(server, app.clone(), offer), answer);
+        let withdrawn = withdrawn.unwrap();
+        assert_eq!(withdrawn.len(), 1);
+        // Its later message is gone in any case.
+        assert_eq!(server.store.next_due().await.unwrap(), None);
+        line.into_iter().for_each(|line| server.registry.leave(*device, &line));
+        withdrawn[0].cancelled
+    }
+
+    #[tokio::test]
+    async fn a_request_is_not_taken_back_while_an_earlier_message_of_it_may_arrive() {
+        let stage = Stage::new().await;
+        stage.server.store.end().await.unwrap();
+        assert!(taken_back(&stage, None).await);
+        assert!(taken_back(&stage, Some(false)).await);
+        assert!(!taken_back(&stage, Some(true)).await);
     }
 }

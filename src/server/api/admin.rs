@@ -24,7 +24,7 @@ use utoipa_axum::routes;
 use crate::proto::AppId;
 use crate::server::Server;
 use crate::server::manage::{
-    self, App, AppSecret, Apps, Credentials, Keys, NewCallback, NewKey, Removed, Rotated, Status, TokenName, Tokens,
+    self, App, Apps, Credentials, Keys, NewCallback, NewKey, Removed, Rotated, SharedSecret, Status, TokenName, Tokens,
 };
 
 use super::problem::{Kind, Problem};
@@ -84,7 +84,7 @@ struct NewApp {
     /// Its secret, without spaces; 160 random bits if absent.
     #[serde(rename = "appSecret")]
     #[schema(value_type = Option<String>, min_length = 16, max_length = 512, pattern = "^[!-~]+$")]
-    app_secret: Option<AppSecret>,
+    app_secret: Option<SharedSecret>,
 }
 
 /// An app's new secret.
@@ -94,7 +94,7 @@ struct NewSecret {
     /// Without spaces; 160 random bits if absent.
     #[serde(rename = "appSecret")]
     #[schema(value_type = Option<String>, min_length = 16, max_length = 512, pattern = "^[!-~]+$")]
-    app_secret: Option<AppSecret>,
+    app_secret: Option<SharedSecret>,
     /// Hours for which the old one works on; `secret-grace-hours` if absent.
     #[schema(maximum = 4294967295_u64)]
     grace_hours: Option<u32>,
@@ -108,7 +108,7 @@ struct WantedCallback {
     url: String,
     /// What signs them, without spaces; 160 random bits if absent.
     #[schema(value_type = Option<String>, min_length = 16, max_length = 512, pattern = "^[!-~]+$")]
-    key: Option<AppSecret>,
+    key: Option<SharedSecret>,
 }
 
 /// How the server is

@@ -59,6 +59,8 @@ pub struct Candidate {
     pub request_id: Option<String>,
     /// Where it stands.
     pub state: State,
+    /// Messages of the same request whose place it has taken, and which may be on their way.
+    pub earlier: Vec<(Seq, MessageId)>,
 }
 
 /// Where a message stands that is to be taken back.
@@ -94,6 +96,11 @@ impl Store {
     /// or lets it be sent again.
     pub async fn let_go(&self, seq: Seq, cancelled: bool) -> Result<LetGo, DbError> {
         self.writer.write(move |db| let_go(db, seq, cancelled, world::now())).await
+    }
+
+    /// Whether one of these messages was sent by a session that has ended, or reached its device.
+    pub async fn were_sent(&self, ids: Vec<MessageId>) -> Result<bool, DbError> {
+        self.writer.read_behind(move |db| history::were_sent(db, &ids)).await
     }
 
     /// Lets delayed messages wait for their devices from now on whose time has come, some at a
@@ -214,29 +221,41 @@ fn hold(
     let mut known = HashSet::new();
     let meant = found.into_iter().filter(|found| selection.includes(&found.reg_id) && known.insert(found.reg_id));
     let candidates = meant.map(|found| {
-        let state = state(db, &found, now)?;
-        Ok(Candidate { device: found.device, reg_id: found.reg_id, request_id: found.request_id, state })
+        let (state, replaces) = state(db, &found, now)?;
+        // Who names one message means no other.
+        let earlier = match selection {
+            Selection::Message(_) => Vec::new(),
+            Selection::Request(..) => history::places(db, &replaces)?,
+        };
+        Ok(Candidate { device: found.device, reg_id: found.reg_id, request_id: found.request_id, state, earlier })
     });
     Ok(Page { candidates: candidates.collect::<Result<_>>()?, before: last })
 }
 
-fn state(db: &Connection, found: &Found, now: UnixMillis) -> Result<State> {
+/// Where a message stands that is being taken back, and the ids of those whose place it has taken.
+fn state(db: &Connection, found: &Found, now: UnixMillis) -> Result<(State, Vec<u8>)> {
+    let gone = (State::Gone, Vec::new());
     if !found.waits {
-        return Ok(State::Gone);
+        return Ok(gone);
     }
-    let delayed = db.prepare_cached("DELETE FROM delayed WHERE id = ?1")?.execute([found.id.as_bytes()])?;
-    if delayed > 0 {
+    let delayed = db
+        .prepare_cached("DELETE FROM delayed WHERE id = ?1 RETURNING replaces")?
+        .query_row([found.id.as_bytes()], |row| row.get(0))
+        .optional()?;
+    if let Some(replaces) = delayed {
         history::ended(db, found.id, End::Cancelled, now)?;
-        return Ok(State::Cancelled);
+        return Ok((State::Cancelled, replaces));
     }
-    let Some(seq) = found.seq else { return Ok(State::Gone) };
+    let Some(seq) = found.seq else { return Ok(gone) };
     // One that expires while it is held is found to be expired by the next sweep.
     let held = db
         .prepare_cached(&format!(
-            "UPDATE messages SET held = 1 WHERE seq = ?1 AND id = ?2 AND NOT held AND expires_ms > ?3 AND {UNSENT}"
+            "UPDATE messages SET held = 1 WHERE seq = ?1 AND id = ?2 AND NOT held AND expires_ms > ?3 AND {UNSENT}
+             RETURNING replaces"
         ))?
-        .execute(params![seq.0, found.id.as_bytes(), now.0])?;
-    Ok(if held > 0 { State::Held(seq, found.id) } else { State::Gone })
+        .query_row(params![seq.0, found.id.as_bytes(), now.0], |row| row.get(0))
+        .optional()?;
+    Ok(held.map_or(gone, |replaces| (State::Held(seq, found.id), replaces)))
 }
 
 fn let_go(db: &Connection, seq: Seq, cancelled: bool, now: UnixMillis) -> Result<LetGo> {

@@ -114,6 +114,28 @@ pub(super) fn is_acked(db: &Connection, id: &[u8]) -> Result<bool> {
         .query_row([id], |row| row.get(0))
 }
 
+/// Whether one of these messages was sent by a session that has ended, or reached its device.
+pub(super) fn were_sent(db: &Connection, ids: &[MessageId]) -> Result<bool> {
+    let mut sent = db.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM history WHERE id = ?1 AND (sent_ms IS NOT NULL OR acked_ms IS NOT NULL))",
+    )?;
+    for id in ids {
+        if sent.query_row([id.as_bytes()], |row| row.get(0))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The places that these messages had in the queue, of 16 bytes of id each; one that was delayed until it
+/// ended had none.
+pub(super) fn places(db: &Connection, ids: &[u8]) -> Result<Vec<(Seq, MessageId)>> {
+    let mut place = db.prepare_cached("SELECT seq, id FROM history WHERE id = ?1 AND seq IS NOT NULL")?;
+    let places =
+        ids.chunks_exact(16).map(|id| place.query_row([id], |row| Ok((Seq(row.get(0)?), id_in(row, 1)?))).optional());
+    places.filter_map(Result::transpose).collect()
+}
+
 /// The message has ended on the server.
 pub(super) fn ended(db: &Connection, id: MessageId, end: End, now: UnixMillis) -> Result<()> {
     db.prepare_cached("UPDATE history SET fate = ?2, ended_ms = ?3 WHERE id = ?1")?.execute(params![

@@ -24,7 +24,7 @@ use ring::digest;
 use rusqlite::Connection;
 use subtle::ConstantTimeEq;
 
-use crate::db::{self, DbError, Worker};
+use crate::db::{self, Commit, DbError, Worker};
 use crate::proto::frame::Outcome;
 use crate::proto::gateway::{Done, Queued, Sent, Seq, Settled};
 use crate::proto::{AppId, DeviceId, MessageId, Push, RegId, Region, UnixMillis};
@@ -32,6 +32,7 @@ use crate::world;
 
 use self::history::News;
 use self::quota::Quotas;
+use self::receipts::Hint;
 use self::sql::{AppSecrets, Ends};
 use super::config::Limits;
 use super::regid::{KeyRing, Opened, SealKey};
@@ -167,6 +168,7 @@ pub struct Store {
     /// Reads what operators ask for, which may take long: no device waits for it.
     observer: Worker,
     vitals: Arc<Vitals>,
+    receipts: Hint,
     turn: Arc<AtomicI64>,
     limits: Limits,
     quotas: Arc<Quotas>,
@@ -178,7 +180,7 @@ pub struct Store {
 impl Store {
     /// Opens or makes the store; the first start makes the keys.
     pub fn open(path: &Path, limits: Limits) -> Result<Self, DbError> {
-        let connection = db::open(path, sql::MIGRATIONS)?;
+        let mut connection = db::open(path, sql::MIGRATIONS)?;
         sql::make_missing_keys(&connection, world::now())?;
         let last_seq = sql::last_seq(&connection)?;
         let start = |name: &str, connection: Connection| {
@@ -188,13 +190,20 @@ impl Store {
             .map(|number| start(&format!("store-reader-{number}"), db::open_reader(path)?))
             .collect::<Result<_, _>>()?;
         let vitals = Arc::new(Vitals::new());
-        let noting = Arc::clone(&vitals);
-        let writer = Worker::start_watched("store-writer", connection, move |commit| noting.note(commit));
+        let receipts = Hint::of(&mut connection)?;
+        let (noting, hint) = (Arc::clone(&vitals), receipts.clone());
+        let writer = Worker::start_watched("store-writer", connection, move |commit| {
+            noting.note(commit);
+            if matches!(commit, Commit::Ends { .. }) {
+                hint.committed();
+            }
+        });
         Ok(Self {
             writer: writer.map_err(|error| DbError::Failed(error.to_string()))?,
             readers,
             observer: start("store-observer", db::open_reader(path)?)?,
             vitals,
+            receipts,
             turn: Arc::default(),
             limits,
             quotas: Arc::new(Quotas::new(&limits)),

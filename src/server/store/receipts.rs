@@ -3,8 +3,13 @@
 //! A receipt is written in the transaction that ends the message's life on this server, so that
 //! neither is without the other. Receipts of one app keep their order.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rusqlite::hooks::Action;
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use super::Store;
 use super::sql::{Result, app_in};
@@ -81,16 +86,48 @@ pub struct Callback {
     pub key: Vec<u8>,
 }
 
+/// Says that receipts were made.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Hint {
+    made: Arc<AtomicBool>,
+    told: Arc<Notify>,
+}
+
+impl Hint {
+    /// A hint of what is written over this connection.
+    pub fn of(connection: &mut Connection) -> Result<Self> {
+        let hint = Self::default();
+        let made = Arc::clone(&hint.made);
+        connection.update_hook(Some(move |action, _: &str, table: &str, _| {
+            if action == Action::SQLITE_INSERT && table == "receipts" {
+                made.store(true, Ordering::Relaxed);
+            }
+        }))?;
+        Ok(hint)
+    }
+
+    /// A batch has ended: what it made can be read.
+    pub fn committed(&self) {
+        if self.made.swap(false, Ordering::Relaxed) {
+            self.told.notify_one();
+        }
+    }
+}
+
 impl Store {
+    /// Waits until receipts have been made since this was last waited for.
+    pub async fn receipts_made(&self) {
+        self.receipts.told.notified().await;
+    }
+
     /// Sets or removes where the app's receipts go; `false` if there is no such app.
     pub async fn set_callback(&self, app: AppId, callback: Option<Callback>) -> Result<bool, DbError> {
         self.writer.write(move |db| set_callback(db, &app, callback.as_ref())).await
     }
 
-    /// The apps that have receipts to be told, of all that was noted before this was called: it takes
-    /// its turn behind what is being written.
+    /// The apps that have receipts to be told.
     pub async fn apps_with_receipts(&self) -> Result<Vec<AppId>, DbError> {
-        self.writer.read_behind(apps).await
+        self.reader().read(apps).await
     }
 
     /// The oldest receipts of the app, at most [`BATCH`]; `None` if there is none or nowhere to

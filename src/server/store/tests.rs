@@ -455,7 +455,7 @@ async fn receipts_that_nobody_takes_use_up_their_apps_quota() {
     chat.requested("1", "a").await;
     chat.requested("2", "b").await;
     fixture.store.settle(acks(chat.rows().await.iter().map(|row| row.seq))).await.unwrap();
-    // Behind what is to be written.
+    fixture.written().await;
     assert_eq!(fixture.store.apps_with_receipts().await.unwrap(), [app("chat")]);
     fixture.store.count_waiting().await.unwrap();
     assert_eq!(chat.accept("c").await, Accepted::OverQuota);
@@ -1128,6 +1128,31 @@ async fn what_a_device_does_not_keep_has_ended_and_its_receipt_says_so() {
     let batch = fixture.store.receipts(app("chat")).await.unwrap().unwrap();
     let told: Vec<(String, u64)> = batch.receipts.iter().map(|text| told(text)).collect();
     assert_eq!(told, [("foreign", 1001), ("late", 1002), ("kept", 1000)].map(|(id, code)| (id.to_owned(), code)));
+}
+
+#[tokio::test]
+async fn whoever_tells_receipts_is_told_of_those_that_are_made_and_of_nothing_else() {
+    use futures_util::FutureExt;
+    let fixture = Fixture::new();
+    let chat = fixture.registration(world::device_id(), "chat").await;
+    let made = async || {
+        fixture.written().await;
+        fixture.store.receipts_made().now_or_never().is_some()
+    };
+    chat.requested("nobody asks", "").await;
+    fixture.store.settle(acks([chat.rows().await[0].seq])).await.unwrap();
+    assert!(!made().await);
+    let callback = Callback { url: "http://127.0.0.1:1/".into(), key: b"key".to_vec() };
+    fixture.store.set_callback(app("chat"), Some(callback)).await.unwrap();
+    chat.requested("stored", "").await;
+    chat.requested("expires", "").await;
+    assert!(!made().await);
+    let rows = chat.rows().await;
+    fixture.store.settle(acks([rows[0].seq])).await.unwrap();
+    assert!(made().await);
+    assert!(!made().await);
+    fixture.store.expire(vec![rows[1].seq]).await.unwrap();
+    assert!(made().await);
 }
 
 #[tokio::test]

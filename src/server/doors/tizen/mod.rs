@@ -303,8 +303,6 @@ async fn accept(
     }
     devices.into_iter().for_each(|device| server.registry.wake(device));
     server.accepted.notify_one();
-    // What had to go for these has receipts as well.
-    server.receipts.notify_one();
     Ok(codes)
 }
 
@@ -421,48 +419,34 @@ fn refuse(code: Code, detail: &str) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::AppId;
     use crate::proto::gateway::Seq;
-    use crate::proto::{AppId, DeviceId};
-    use crate::server::config::ServerConfig;
-    use crate::server::store::Registered;
+    use crate::server::samples::{SECRET, Stage};
 
-    /// A server without listeners, whose app "chat" has the secret "secret".
-    async fn server(folder: &std::path::Path) -> Arc<Server> {
-        let config = ServerConfig { state_folder: folder.to_owned(), ..ServerConfig::default() };
-        let server = Server::open(config).await.unwrap();
-        server.store.add_app("chat".parse().unwrap(), "secret").await.unwrap();
-        Arc::new(server)
-    }
-
-    async fn registration(server: &Server, device: DeviceId) -> RegId {
-        let app: AppId = "chat".parse().unwrap();
-        let Registered::As { generation, newest_key } = server.store.register(device, app.clone()).await.unwrap()
-        else {
-            panic!("not registered")
-        };
-        server.issue(device, &app, generation, newest_key).await.unwrap()
+    /// The headers of an app's server.
+    fn headers(app: &'static str) -> HeaderMap {
+        [("appid", app), ("appsecret", SECRET)]
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .into_iter()
+            .collect()
     }
 
     #[tokio::test]
     async fn a_sender_that_hangs_up_keeps_nobody_from_being_woken() {
-        let folder = tempfile::tempdir().unwrap();
-        let server = server(folder.path()).await;
-        let device = world::device_id();
-        let body = json!({ "regID": registration(&server, device).await, "requestID": "1", "message": "m" });
-        let line = server.registry.enter(device);
-        let headers = [("appid", "chat"), ("appsecret", "secret")]
-            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        let stage = Stage::new().await;
+        let Stage { server, device, reg_id, .. } = &stage;
+        let body = json!({ "regID": reg_id, "requestID": "1", "message": "m" });
+        let line = server.registry.enter(*device);
 
         // The disk is busy while the request comes in and is given up.
         let disk = rusqlite::Connection::open(server.config.database()).unwrap();
         disk.execute_batch("BEGIN IMMEDIATE").unwrap();
-        let mut request =
-            Box::pin(push(State(Arc::clone(&server)), headers.into_iter().collect(), Body::from(body.to_string())));
+        let mut request = Box::pin(push(State(Arc::clone(server)), headers("chat"), Body::from(body.to_string())));
         for _ in 0..20 {
             // Each reader works in order: what was asked before these is answered by now.
             let progress = async {
-                server.store.backlog(device, Seq(0), 1).await.unwrap();
-                server.store.backlog(device, Seq(0), 1).await.unwrap();
+                server.store.backlog(*device, Seq(0), 1).await.unwrap();
+                server.store.backlog(*device, Seq(0), 1).await.unwrap();
             };
             tokio::select! {
                 biased;
@@ -475,27 +459,22 @@ mod tests {
 
         let signals = tokio::time::timeout(Duration::from_secs(10), line.signals()).await.unwrap();
         assert!(signals.wake);
-        assert_eq!(server.store.backlog(device, Seq(0), 1).await.unwrap().0.len(), 1);
+        assert_eq!(server.store.backlog(*device, Seq(0), 1).await.unwrap().0.len(), 1);
     }
 
     #[tokio::test]
     async fn a_request_for_which_there_is_no_place_to_wait_is_refused_and_another_app_goes_on() {
-        let folder = tempfile::tempdir().unwrap();
-        let server = server(folder.path()).await;
-        server.store.add_app("mail".parse().unwrap(), "secret").await.unwrap();
-        let device = world::device_id();
-        let body = json!({ "regID": registration(&server, device).await, "requestID": "1", "message": "m" });
-        let post = async |app: &'static str| {
-            let headers = [("appid", app), ("appsecret", "secret")]
-                .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
-            push(State(Arc::clone(&server)), headers.into_iter().collect(), Body::from(body.to_string())).await
-        };
-        let (chat, mail): (AppId, AppId) = ("chat".parse().unwrap(), "mail".parse().unwrap());
+        let stage = Stage::new().await;
+        let Stage { server, app: chat, reg_id, .. } = &stage;
+        let mail: AppId = "mail".parse().unwrap();
+        server.store.add_app(mail.clone(), SECRET).await.unwrap();
+        let body = json!({ "regID": reg_id, "requestID": "1", "message": "m" });
+        let post = async |app| push(State(Arc::clone(server)), headers(app), Body::from(body.to_string())).await;
         let _mail = server.turns.take(&mail).await.unwrap();
         // As many as are let in, and as many as may wait.
         let mut requests = Vec::new();
         let over = loop {
-            let mut request = Box::pin(server.turns.take(&chat));
+            let mut request = Box::pin(server.turns.take(chat));
             let state = futures_util::poll!(&mut request);
             if let std::task::Poll::Ready(Err(over)) = state {
                 break over;

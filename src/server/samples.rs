@@ -1,0 +1,57 @@
+//! A server without listeners, and a device that has its app: for tests of what stands between the
+//! two.
+
+use std::sync::Arc;
+
+use tempfile::TempDir;
+
+use super::Server;
+use super::config::ServerConfig;
+use super::store::{Accepted, Incoming, Registered};
+use crate::proto::{AppId, DeviceId, Push, RegId, UnixMillis, samples};
+use crate::world;
+
+/// The secret of every app.
+pub const SECRET: &str = "secret";
+
+/// The server with its folder, the device, and the registration of the app "chat" on it.
+pub struct Stage {
+    pub server: Arc<Server>,
+    pub device: DeviceId,
+    pub app: AppId,
+    pub reg_id: RegId,
+    _folder: TempDir,
+}
+
+impl Stage {
+    pub async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = ServerConfig { state_folder: folder.path().to_owned(), ..ServerConfig::default() };
+        let server = Server::open(config).await.unwrap();
+        let (device, app): (_, AppId) = (world::device_id(), "chat".parse().unwrap());
+        server.store.add_app(app.clone(), SECRET).await.unwrap();
+        let Registered::As { generation, newest_key } = server.store.register(device, app.clone()).await.unwrap()
+        else {
+            panic!("not registered")
+        };
+        let reg_id = server.issue(device, &app, generation, newest_key).await.unwrap();
+        Self { server: Arc::new(server), device, app, reg_id, _folder: folder }
+    }
+
+    /// A push for the registration that lives for a minute.
+    pub fn push(&self, request_id: &str) -> Push {
+        Push {
+            reg_id: self.reg_id,
+            app: self.app.clone(),
+            request_id: Some(request_id.to_owned()),
+            expires_ms: UnixMillis(world::now().0 + 60_000),
+            ..samples::push(world::message_id())
+        }
+    }
+
+    /// Has the store take it, to be released at that time.
+    pub async fn accept(&self, push: Push, release_ms: Option<UnixMillis>) {
+        let incoming = Incoming { to: self.server.keys().open(&self.reg_id).unwrap(), release_ms, push };
+        assert_eq!(self.server.store.accept(vec![incoming]).await.unwrap(), [Accepted::Stored]);
+    }
+}
