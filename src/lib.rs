@@ -49,7 +49,7 @@
 //!    [`handle_stored`](proto::device::Device::handle_stored) sends the
 //!    [`Ack`](proto::frame::ToServer::Ack), and [`Apps::ring`](agent::apps::Apps::ring) rings at
 //!    the app. The server drops its copy and notes the sender's receipt
-//!    ([`Store::acked`](server::store::Store::acked)), which [`server::receipts`] tells.
+//!    ([`Store::settle`](server::store::Store::settle)), which [`server::receipts`] tells.
 //! 6. **The app.** [`Courier::serve`](agent::deliver::Courier::serve) takes the oldest
 //!    [unread](agent::store::Store::next_unread) message and calls `org.bellwire.App1.Message`. The
 //!    app's reply is the delivery: [`settle`](agent::deliver::Courier::settle) removes the message
