@@ -173,7 +173,7 @@ fn every_frame_has_a_sample_that_is_one() {
 
 #[test]
 fn the_protocol_s_words_and_limits_have_their_place() {
-    for name in ["Reason", "Fate", "NotKept", "Refusal"] {
+    for name in ["Reason", "Fate", "Refusal"] {
         assert_mentions("bellwire-protocol.7", variants(name));
     }
     let limits =

@@ -175,7 +175,7 @@ pub struct Delivery {
     /// Older messages of the same registration that were dropped because too many waited.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dropped: u32,
-    /// Pushes of the same registration whose place it takes, at most [`WINDOW`]. The app is given
+    /// Pushes of the same registration whose place it takes, at most [`LIST_MAX`]. The app is given
     /// one of them all: this one, or the one that it has already.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub replaces: Vec<MessageId>,

@@ -467,9 +467,13 @@ fn the_largest_push_fits_its_frame() {
             collapse_key: Some(CollapseKey::try_from("\"".repeat(64)).unwrap()),
             ..full_push()
         };
-        let text =
-            ToDevice::Push(Box::new(Delivery { n: u64::MAX, dropped: u32::MAX, replaces: vec![id(ID); WINDOW], push }))
-                .encode();
+        let text = ToDevice::Push(Box::new(Delivery {
+            n: u64::MAX,
+            dropped: u32::MAX,
+            replaces: vec![id(ID); LIST_MAX],
+            push,
+        }))
+        .encode();
         assert!(text.len() <= TO_DEVICE_MAX, "{} bytes", text.len());
     }
 }

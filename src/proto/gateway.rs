@@ -400,7 +400,8 @@ impl Session {
         let oldest = self.oldest_in_flight();
         for unacked in self.unacked.iter_mut().filter(|unacked| unacked.done.is_none() && ids.contains(&unacked.id)) {
             unacked.done = Some(how);
-            waits.push(now.since(unacked.sent));
+            // What was not kept took no fsync.
+            waits.extend((how == Done::Stored).then(|| now.since(unacked.sent)));
         }
         self.settle();
         if !waits.is_empty() {

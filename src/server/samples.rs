@@ -38,6 +38,12 @@ impl Stage {
         Self { server: Arc::new(server), device, app, reg_id, _folder: folder }
     }
 
+    /// The same after a crash.
+    pub async fn crashed(self) -> Self {
+        let server = Server::open(self.server.config.clone()).await.unwrap();
+        Self { server: Arc::new(server), ..self }
+    }
+
     /// A push for the registration that lives for a minute.
     pub fn push(&self, request_id: &str) -> Push {
         Push {

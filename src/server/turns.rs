@@ -18,20 +18,44 @@ use crate::proto::AppId;
 const COMPANY: Duration = Duration::from_secs(5);
 /// Most requests of one app that wait for their turn. Each holds its body.
 const WAITING: usize = 512;
-/// When whoever found no place to wait may come again.
+/// How long a request waits for its turn: less than another region that has passed it on waits for the
+/// answer.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// When whoever found no place to wait, or waited too long, may come again.
 const AFTER: Duration = Duration::from_secs(1);
 
 /// The turns of every app that was heard of lately.
 #[derive(Debug)]
 pub struct Turns {
     each: u32,
+    patience: Duration,
     state: Mutex<State>,
+}
+
+/// A request's place in the line of its app.
+#[derive(Debug)]
+pub struct InLine {
+    line: Option<(Arc<Semaphore>, OwnedSemaphorePermit)>,
+    patience: Duration,
+    over: TooFast,
 }
 
 /// A request's turn, for as long as it is kept.
 #[derive(Debug)]
 pub struct Turn {
     _turn: Option<OwnedSemaphorePermit>,
+}
+
+impl InLine {
+    /// Waits for the turn, or says that it does not come soon.
+    pub async fn turn(self) -> Result<Turn, TooFast> {
+        let Some((turns, _place)) = self.line else { return Ok(Turn { _turn: None }) };
+        match tokio::time::timeout(self.patience, turns.acquire_owned()).await {
+            // The line was given up: the app is alone.
+            Ok(turn) => Ok(Turn { _turn: turn.ok() }),
+            Err(_) => Err(self.over),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -50,16 +74,18 @@ struct Line {
 impl Turns {
     /// Turns for `each` requests of an app at a time; 0 for as many as there are.
     pub fn new(each: u32) -> Self {
-        Self { each, state: Mutex::default() }
+        Self { each, patience: PATIENCE, state: Mutex::default() }
     }
 
-    /// Waits for a turn, or says that too many wait already.
-    pub async fn take(&self, app: &AppId) -> Result<Turn, TooFast> {
-        let Some(line) = self.line(app, Instant::now()) else { return Ok(Turn { _turn: None }) };
-        let full = |_| TooFast { key: "app-requests", limit: self.each, after: AFTER };
-        let _place = line.places.try_acquire_owned().map_err(full)?;
-        // Nobody closes it; if somebody did, there would be no limit.
-        Ok(Turn { _turn: line.turns.acquire_owned().await.ok() })
+    /// A place in the app's line, or that too many wait already. Nobody else is asked for anything, and
+    /// nothing counted, before a request has one.
+    pub fn line_up(&self, app: &AppId) -> Result<InLine, TooFast> {
+        let over = TooFast { key: "app-requests", limit: self.each, after: AFTER };
+        let line = match self.line(app, Instant::now()) {
+            Some(line) => Some((line.turns, line.places.try_acquire_owned().map_err(|_| over)?)),
+            None => None,
+        };
+        Ok(InLine { line, patience: self.patience, over })
     }
 
     /// Forgets the apps of which no request is here.
@@ -76,6 +102,8 @@ impl Turns {
         }
         let mut state = self.state();
         if !state.company.has(app, now) {
+            // Whoever waits still must not be overtaken by whoever comes now.
+            state.lines.remove(app).iter().for_each(|line| line.turns.close());
             return None;
         }
         if let Some(line) = state.lines.get(app) {
@@ -140,53 +168,79 @@ mod tests {
         assert!(!has("mail", 15_500));
     }
 
-    #[test]
-    fn who_is_alone_has_no_limit_and_who_is_not_has_some_turns() {
+    /// What a request is at its turn.
+    async fn turn(turns: &Turns, app: &AppId) -> Result<Turn, TooFast> {
+        turns.line_up(app)?.turn().await
+    }
+
+    #[tokio::test]
+    async fn who_is_alone_has_no_limit_and_who_is_not_has_some_turns() {
         let turns = Turns::new(2);
         let (chat, mail) = (app("chat"), app("mail"));
-        let alone: Vec<Turn> = (0..100).map(|_| now(turns.take(&chat)).unwrap().unwrap()).collect();
-        let _mail = now(turns.take(&mail)).unwrap().unwrap();
+        let alone: Vec<Turn> = (0..100).map(|_| now(turn(&turns, &chat)).unwrap().unwrap()).collect();
+        let _mail = now(turn(&turns, &mail)).unwrap().unwrap();
         // What has begun goes on; from now on there are two turns for each.
-        let first = now(turns.take(&chat)).unwrap().unwrap();
-        let _second = now(turns.take(&chat)).unwrap().unwrap();
-        let mut third = Box::pin(turns.take(&chat));
+        let first = now(turn(&turns, &chat)).unwrap().unwrap();
+        let _second = now(turn(&turns, &chat)).unwrap().unwrap();
+        let mut third = Box::pin(turn(&turns, &chat));
         assert!(now(&mut third).is_none());
-        assert!(now(turns.take(&mail)).is_some());
+        assert!(now(turn(&turns, &mail)).is_some());
         drop(alone);
         assert!(now(&mut third).is_none());
         drop(first);
         assert!(now(&mut third).unwrap().is_ok());
     }
 
-    #[test]
-    fn who_finds_no_place_to_wait_is_told_when_to_come_again() {
+    #[tokio::test]
+    async fn who_finds_no_place_to_wait_is_told_when_to_come_again() {
         let turns = Turns::new(1);
         let (chat, mail) = (app("chat"), app("mail"));
-        let _mail = now(turns.take(&mail)).unwrap().unwrap();
-        let _turn = now(turns.take(&chat)).unwrap().unwrap();
-        let mut waiting: Vec<_> = (0..WAITING).map(|_| Box::pin(turns.take(&chat))).collect();
-        assert!(waiting.iter_mut().all(|waiting| now(waiting).is_none()));
-        let over = now(turns.take(&chat)).unwrap().unwrap_err();
+        let _mail = now(turn(&turns, &mail)).unwrap().unwrap();
+        let _turn = now(turn(&turns, &chat)).unwrap().unwrap();
+        let places: Vec<InLine> = (0..WAITING).map(|_| turns.line_up(&chat).unwrap()).collect();
+        let over = turns.line_up(&chat).unwrap_err();
         assert_eq!((over.key, over.limit, over.retry_s()), ("app-requests", 1, 1));
-        // Who hangs up leaves its place to another.
-        drop(waiting.pop());
-        assert!(now(turns.take(&chat)).is_none());
-        assert!(now(turns.take(&mail)).is_some());
+        drop(places);
+        assert!(turns.line_up(&chat).is_ok());
+        assert!(now(turn(&turns, &mail)).is_some());
+    }
+
+    #[tokio::test]
+    async fn who_waits_too_long_is_told_to_come_again() {
+        let turns = Turns { patience: Duration::ZERO, ..Turns::new(1) };
+        let (chat, mail) = (app("chat"), app("mail"));
+        let _mail = turn(&turns, &mail).await.unwrap();
+        let held = turn(&turns, &chat).await.unwrap();
+        assert_eq!(turn(&turns, &chat).await.unwrap_err().key, "app-requests");
+        drop(held);
+        assert!(turn(&turns, &chat).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn who_waits_when_the_company_has_gone_is_not_overtaken() {
+        let turns = Turns::new(1);
+        let (chat, mail) = (app("chat"), app("mail"));
+        let _mail = turn(&turns, &mail).await.unwrap();
+        let _turn = turn(&turns, &chat).await.unwrap();
+        let mut waiting = Box::pin(turn(&turns, &chat));
+        assert!(now(&mut waiting).is_none());
+        assert!(turns.line(&chat, Instant::now() + COMPANY).is_none());
+        assert!(now(&mut waiting).unwrap().is_ok());
     }
 
     #[test]
     fn zero_is_no_limit_and_idle_apps_are_forgotten() {
         let turns = Turns::new(0);
         let (chat, mail) = (app("chat"), app("mail"));
-        let _mail = now(turns.take(&mail)).unwrap().unwrap();
-        let _all: Vec<Turn> = (0..2000).map(|_| now(turns.take(&chat)).unwrap().unwrap()).collect();
+        turns.line_up(&mail).unwrap();
+        let _all: Vec<InLine> = (0..2000).map(|_| turns.line_up(&chat).unwrap()).collect();
 
         let turns = Turns::new(1);
-        let _alone = now(turns.take(&mail)).unwrap().unwrap();
-        let turn = now(turns.take(&chat)).unwrap().unwrap();
+        turns.line_up(&mail).unwrap();
+        let place = turns.line_up(&chat).unwrap();
         turns.forget_idle();
         assert_eq!(turns.state().lines.len(), 1);
-        drop(turn);
+        drop(place);
         turns.forget_idle();
         assert_eq!(turns.state().lines.len(), 0);
     }

@@ -5,8 +5,8 @@
 //! begins meanwhile does not see it. What was not sent is removed; what may have been sent is shown to
 //! the session again. After a crash nobody knows what was sent, before the device has come back.
 //!
-//! A request is not taken back as long as the device may be given one of its messages: also one that is on
-//! its way and whose place the message has taken that is removed here.
+//! A request is taken back as a whole or not at all: what has taken the place of a message that may be on
+//! its way stays too.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -16,8 +16,9 @@ use futures_util::future::join_all;
 use tracing::debug;
 
 use super::Server;
-use super::rates::TooFast;
 use super::store::delayed::{Candidate, LetGo, Page, Selection, State};
+use super::store::sql::REPLACES_MAX;
+use super::turns::Turn;
 use crate::db::DbError;
 use crate::proto::gateway::Seq;
 use crate::proto::{AppId, DeviceId, MessageId, RegId};
@@ -40,23 +41,19 @@ pub struct Withdrawn {
     pub cancelled: bool,
 }
 
-/// Why nothing is taken back now.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum Refused {
-    /// Too many requests of the app wait already.
-    #[error(transparent)]
-    TooFast(#[from] TooFast),
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] DbError),
-}
-
-/// Takes back what is selected of the app's messages, when it is the app's turn.
-pub async fn withdraw(server: &Arc<Server>, app: AppId, selection: Selection) -> Result<Vec<Withdrawn>, Refused> {
-    let _turn = server.turns.take(&app).await?;
+/// Takes back what is selected of the app's messages. The app's turn is for the first look into the store:
+/// sessions are asked without one.
+pub async fn withdraw(
+    server: &Arc<Server>,
+    app: AppId,
+    selection: Selection,
+    turn: Turn,
+) -> Result<Vec<Withdrawn>, DbError> {
     let (mut withdrawn, mut known, mut before) = (Vec::new(), HashSet::new(), None);
+    let mut turn = Some(turn);
     loop {
         let page: Page = server.store.hold(app.clone(), selection.clone(), before).await?;
+        drop(turn.take());
         // All of them are decided about, whatever becomes of one: none stays held.
         let decided = join_all(page.candidates.into_iter().map(|candidate| decide(server, candidate))).await;
         for one in decided {
@@ -74,12 +71,18 @@ pub async fn withdraw(server: &Arc<Server>, app: AppId, selection: Selection) ->
 
 async fn decide(server: &Arc<Server>, candidate: Candidate) -> Result<Withdrawn, DbError> {
     let Candidate { device, reg_id, request_id, state, earlier } = candidate;
-    let removed = match state {
+    let cancelled = match state {
         State::Cancelled => true,
         State::Gone => false,
-        State::Held(seq, id) => remove_unless_sent(server, device, seq, id).await?,
+        State::Delayed(id) => !may_arrive(server, device, earlier).await? && server.store.cancel_delayed(id).await?,
+        State::Held(seq, id) => match may_arrive(server, device, earlier).await {
+            Ok(stays) => remove_unless_sent(server, device, seq, id, stays).await?,
+            Err(error) => {
+                tokio::spawn(give_back(Arc::clone(server), device, seq));
+                return Err(error);
+            }
+        },
     };
-    let cancelled = removed && !may_arrive(server, device, earlier).await?;
     Ok(Withdrawn { reg_id, request_id, cancelled })
 }
 
@@ -87,6 +90,10 @@ async fn decide(server: &Arc<Server>, candidate: Candidate) -> Result<Withdrawn,
 async fn may_arrive(server: &Server, device: DeviceId, messages: Vec<(Seq, MessageId)>) -> Result<bool, DbError> {
     if messages.is_empty() {
         return Ok(false);
+    }
+    // There may have been more than are known.
+    if messages.len() >= REPLACES_MAX {
+        return Ok(true);
     }
     let asked = messages.iter().map(|(seq, id)| may_be_sent(server, device, *seq, *id));
     if join_all(asked).await.contains(&true) {
@@ -108,9 +115,15 @@ async fn may_be_sent(server: &Server, device: DeviceId, seq: Seq, id: MessageId)
     }
 }
 
-/// Removes the message that is held unless it may have been sent; returns whether it is gone.
-async fn remove_unless_sent(server: &Arc<Server>, device: DeviceId, seq: Seq, id: MessageId) -> Result<bool, DbError> {
-    let removable = !may_be_sent(server, device, seq, id).await;
+/// Removes the message that is held unless it `stays` or may have been sent; returns whether it is gone.
+async fn remove_unless_sent(
+    server: &Arc<Server>,
+    device: DeviceId,
+    seq: Seq,
+    id: MessageId,
+    stays: bool,
+) -> Result<bool, DbError> {
+    let removable = !stays && !may_be_sent(server, device, seq, id).await;
     match server.store.let_go(seq, removable).await {
         Ok(LetGo::Removed) => Ok(true),
         Ok(LetGo::Back) => {
@@ -143,6 +156,7 @@ async fn give_back(server: Arc<Server>, device: DeviceId, seq: Seq) {
 mod tests {
     use super::*;
     use crate::proto::UnixMillis;
+    use crate::proto::gateway::Sent;
     use crate::server::samples::Stage;
     use crate::world;
 
@@ -164,7 +178,8 @@ mod tests {
                 answer.send(false).unwrap();
             }
         };
-        let (withdrawn, ()) = tokio::join!(withdraw(server, app.clone(), Selection::Message(id)), answer);
+        let turn = server.turns.line_up(app).unwrap().turn().await.unwrap();
+        let (withdrawn, ()) = tokio::join!(withdraw(server, app.clone(), Selection::Message(id), turn), answer);
         withdrawn.unwrap_err();
         let signals = tokio::time::timeout(Duration::from_secs(10), line.signals()).await.unwrap();
         assert!(signals.look_again.is_some());
@@ -172,35 +187,85 @@ mod tests {
         assert_eq!(rows[0].push.id, id);
     }
 
-    /// Takes the request back while its later message is delayed and its earlier one has this place; the
-    /// session says whether it has sent that.
-    async fn taken_back(stage: &Stage, is_sent: Option<bool>) -> bool {
-        let Stage { server, device, app, .. } = stage;
-        stage.accept(stage.push("offer"), None).await;
-        let line = is_sent.map(|_| server.registry.enter(*device));
-        stage.accept(stage.push("offer"), Some(UnixMillis(world::now().0 + 30_000))).await;
-        let answer = async {
-            let Some(line) = &line else { return };
-            for (_, _, answer) in line.signals().await.questions {
-                answer.send(is_sent == Some(true)).unwrap();
-            }
-        };
+    /// Takes the request "offer" back; returns whether it was.
+    async fn taken_back(stage: &Stage) -> bool {
+        let turn = stage.server.turns.line_up(&stage.app).unwrap().turn().await.unwrap();
         let offer = Selection::Request("offer".into(), None);
-        let (withdrawn, ()) = tokio::join!(withdraw(server, app.clone(), offer), answer);
-        let withdrawn = withdrawn.unwrap();
+        let withdrawn = withdraw(&stage.server, stage.app.clone(), offer, turn).await.unwrap();
         assert_eq!(withdrawn.len(), 1);
-        // Its later message is gone in any case.
-        assert_eq!(server.store.next_due().await.unwrap(), None);
-        line.into_iter().for_each(|line| server.registry.leave(*device, &line));
         withdrawn[0].cancelled
     }
 
+    /// Has the store take two messages of the request, the second one delayed or not; returns the first's
+    /// place and id.
+    async fn replaced(stage: &Stage, delayed: bool) -> Sent {
+        let (first, now) = (stage.push("offer"), world::now());
+        let id = first.id;
+        stage.accept(first, None).await;
+        let seq = stage.server.store.last_seq();
+        stage.accept(stage.push("offer"), delayed.then_some(UnixMillis(now.0 + 30_000))).await;
+        Sent { seq, id, at_ms: Some(now) }
+    }
+
     #[tokio::test]
-    async fn a_request_is_not_taken_back_while_an_earlier_message_of_it_may_arrive() {
+    async fn a_request_is_taken_back_whole_or_not_at_all() {
+        for delayed in [false, true] {
+            let stage = Stage::new().await;
+            let Stage { server, device, .. } = &stage;
+            let stays = async || server.store.next_due().await.unwrap().is_some();
+            replaced(&stage, delayed).await;
+            assert!(taken_back(&stage).await && !stays().await);
+
+            // Its session says what it has sent.
+            for was_sent in [false, true] {
+                let first = replaced(&stage, delayed).await;
+                let line = server.registry.enter(*device);
+                let answer = async {
+                    loop {
+                        for (_, id, answer) in line.signals().await.questions {
+                            answer.send(id == first.id && was_sent).unwrap();
+                        }
+                    }
+                };
+                let cancelled = tokio::select! {
+                    cancelled = taken_back(&stage) => cancelled,
+                    () = answer => unreachable!(),
+                };
+                assert_eq!((cancelled, stays().await), (!was_sent, was_sent));
+                server.registry.leave(*device, &line);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_an_ended_session_has_sent_of_a_request_or_may_have_before_a_crash_is_not_taken_back() {
+        for delayed in [false, true] {
+            let stage = Stage::new().await;
+            let first = replaced(&stage, delayed).await;
+            stage.server.store.sent(vec![first]).await.unwrap();
+            assert!(!taken_back(&stage).await);
+            // One that takes the place of both is in the same case.
+            stage.accept(stage.push("offer"), Some(UnixMillis(world::now().0 + 30_000))).await;
+            assert!(!taken_back(&stage).await);
+
+            let stage = Stage::new().await;
+            replaced(&stage, delayed).await;
+            assert!(!taken_back(&stage.crashed().await).await);
+        }
+    }
+
+    #[tokio::test]
+    async fn of_too_many_the_one_that_was_sent_is_known() {
         let stage = Stage::new().await;
-        stage.server.store.end().await.unwrap();
-        assert!(taken_back(&stage, None).await);
-        assert!(taken_back(&stage, Some(false)).await);
-        assert!(!taken_back(&stage, Some(true)).await);
+        for _ in 0..REPLACES_MAX {
+            stage.accept(stage.push("offer"), None).await;
+        }
+        let sent = replaced(&stage, false).await;
+        stage.server.store.sent(vec![sent]).await.unwrap();
+        stage.accept(stage.push("offer"), None).await;
+        stage.accept(stage.push("offer"), None).await;
+        let (rows, _) = stage.server.store.backlog(stage.device, Seq(0), 1).await.unwrap();
+        assert_eq!((rows[0].replaces.len(), rows[0].replaces.contains(&sent.id)), (REPLACES_MAX, true));
+        assert!(!taken_back(&stage).await);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use uuid::Uuid;
 
 use super::super::device::{Device, DeviceAction, Identity};
-use super::super::frame::{Delivery, Fate, Frame, Outcome, ToDevice, ToServer, WINDOW};
+use super::super::frame::{Delivery, Fate, Frame, NotKept, Outcome, ToDevice, ToServer, WINDOW};
 use super::super::gateway::HELLO;
 use super::super::{AppId, DeviceId, MessageId, Push, RegId, Secret};
 use super::{Event, Link, Side, World};
@@ -26,6 +26,11 @@ pub(super) struct Agent {
     pub(super) wishes: BTreeMap<AppId, bool>,
     pub(super) regs: BTreeMap<AppId, RegId>,
     pub(super) unnoted: BTreeSet<MessageId>,
+}
+
+/// Whether the device keeps this push; of some it has not the app.
+pub(super) fn is_kept(id: MessageId) -> bool {
+    id.as_bytes()[15] % 8 != 7
 }
 
 impl World {
@@ -95,6 +100,9 @@ impl World {
         let mut ids = vec![];
         for delivery in agent.handed.drain(..count) {
             ids.push(delivery.push.id);
+            if !is_kept(delivery.push.id) {
+                continue;
+            }
             if agent.disk.iter().all(|push| push.id != delivery.push.id) {
                 agent.unnoted.insert(delivery.push.id);
                 agent.disk.push(delivery.push);
@@ -105,9 +113,11 @@ impl World {
 
     pub(super) fn told(&mut self, boot: u64, ids: &[MessageId]) {
         if self.agent.boot == boot && !ids.is_empty() {
-            let outcomes = self.outcomes(ids.iter().copied());
+            let (kept, others): (Vec<MessageId>, Vec<MessageId>) = ids.iter().partition(|id| is_kept(**id));
+            let outcomes = self.outcomes(kept.iter().copied());
             if let Some(machine) = &mut self.agent.machine {
-                machine.handle_stored(ids);
+                machine.handle_stored(&kept);
+                machine.handle_not_kept(&others.iter().map(|id| (*id, NotKept::Unwanted)).collect::<Vec<_>>());
                 machine.report(&outcomes);
             }
         }
@@ -133,6 +143,9 @@ impl World {
                     if let ToServer::Ack { ids } = &frame {
                         let stored = |id| self.agent.disk.iter().any(|push| push.id == id);
                         assert!(ids.iter().copied().all(stored), "acknowledged before it was stored");
+                    }
+                    if let ToServer::NotKept { ids, .. } = &frame {
+                        assert!(!ids.iter().copied().any(is_kept), "given up although it was stored");
                     }
                     self.transmit(Side::Server, self.agent.link.unwrap(), frame.encode());
                 }

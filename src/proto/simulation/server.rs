@@ -86,7 +86,7 @@ impl World {
             return self.greeted(link, frame);
         }
         if let Some(open) = self.session_on(link) {
-            if let ToServer::Ack { ids } = &frame {
+            if let ToServer::Ack { ids } | ToServer::NotKept { ids, .. } = &frame {
                 open.on_their_way.retain(|id| !ids.contains(id));
             }
             open.machine.handle_frame(now, frame);

@@ -9,9 +9,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::server::manage::Refused;
+use crate::server::rates::TooFast;
 
 /// Seconds after which what could not be done now may be tried again.
-const RETRY_S: u16 = 30;
+const RETRY_S: u64 = 30;
 
 /// What kind of refusal it is, for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -33,6 +34,8 @@ pub enum Kind {
     TooLarge,
     /// The body is no JSON by its own account.
     UnsupportedMediaType,
+    /// Too much in too short a time.
+    TooFast,
     /// Not now; try again later.
     Unavailable,
 }
@@ -47,6 +50,7 @@ impl Kind {
             Self::Conflict => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::TooFast => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -59,12 +63,22 @@ pub struct Problem {
     pub error: Kind,
     /// What is wrong, and what to do.
     pub detail: String,
+    /// Seconds after which the same may be tried again.
+    #[serde(skip)]
+    retry_s: Option<u64>,
 }
 
 impl Problem {
     /// A refusal of this kind.
     pub fn new(error: Kind, detail: impl Into<String>) -> Self {
-        Self { error, detail: detail.into() }
+        let retry_s = (error == Kind::Unavailable).then_some(RETRY_S);
+        Self { error, detail: detail.into(), retry_s }
+    }
+}
+
+impl From<TooFast> for Problem {
+    fn from(over: TooFast) -> Self {
+        Self { retry_s: Some(over.retry_s()), ..Self::new(Kind::TooFast, over.to_string()) }
     }
 }
 
@@ -82,7 +96,7 @@ impl From<Refused> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let kind = self.error;
+        let (kind, retry_s) = (self.error, self.retry_s);
         let mut response = (kind.status(), Json(self)).into_response();
         let challenge = match kind {
             Kind::Unauthorized => Some("Bearer realm=\"bellwire\""),
@@ -93,13 +107,14 @@ impl IntoResponse for Problem {
             | Kind::Conflict
             | Kind::TooLarge
             | Kind::UnsupportedMediaType
+            | Kind::TooFast
             | Kind::Unavailable => None,
         };
         if let Some(challenge) = challenge {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
-        if kind == Kind::Unavailable {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RETRY_S));
+        if let Some(retry_s) = retry_s {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(retry_s));
         }
         response
     }

@@ -191,6 +191,8 @@ async fn search(
     responses(
         (status = 204, description = "It is not delivered"),
         (status = 409, description = "It was sent to its device already, or has ended", body = Problem),
+        (status = 429, description = "The app is over its limits", body = Problem,
+            headers(("Retry-After" = i64, description = "Seconds"))),
         OfMessage, OfSender, Always,
     ))]
 async fn cancel(
@@ -200,11 +202,12 @@ async fn cancel(
 ) -> Result<StatusCode, Problem> {
     let sender = authenticate(&server, &headers).await?;
     let id: MessageId = id.parse().map_err(|_| none())?;
+    server.rates.app(&sender.app, 1)?;
+    let turn = server.turns.line_up(&sender.app)?.turn().await?;
     // In a task of its own: a sender that hangs up must not leave the message held.
-    let withdrawn = tokio::spawn(async move { withdraw(&server, sender.app, Selection::Message(id)).await });
+    let withdrawn = tokio::spawn(async move { withdraw(&server, sender.app, Selection::Message(id), turn).await });
     let withdrawn = withdrawn.await.map_err(|_| Problem::new(Kind::Unavailable, "it could not be found out"))?;
-    let withdrawn = withdrawn.map_err(|refused| Problem::new(Kind::Unavailable, refused.to_string()))?;
-    match withdrawn.first() {
+    match withdrawn.map_err(unavailable)?.first() {
         None => Err(none()),
         Some(message) if message.cancelled => Ok(StatusCode::NO_CONTENT),
         Some(_) => Err(Problem::new(Kind::Conflict, "it was sent to its device already, or has ended")),

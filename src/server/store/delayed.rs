@@ -68,6 +68,8 @@ pub struct Candidate {
 pub enum State {
     /// It is taken back.
     Cancelled,
+    /// It is delayed, and has taken the place of others.
+    Delayed(MessageId),
     /// It waits at this place, and nobody begins to send it.
     Held(Seq, MessageId),
     /// It waits no longer, or was sent and not acknowledged.
@@ -96,6 +98,11 @@ impl Store {
     /// or lets it be sent again.
     pub async fn let_go(&self, seq: Seq, cancelled: bool) -> Result<LetGo, DbError> {
         self.writer.write(move |db| let_go(db, seq, cancelled, world::now())).await
+    }
+
+    /// Takes a delayed message back; returns whether it was still delayed.
+    pub async fn cancel_delayed(&self, id: MessageId) -> Result<bool, DbError> {
+        self.writer.write(move |db| cancel_delayed(db, id, world::now())).await
     }
 
     /// Whether one of these messages was sent by a session that has ended, or reached its device.
@@ -149,10 +156,18 @@ pub(super) fn next(db: &Connection) -> Result<Option<UnixMillis>> {
         .query_row([], |row| Ok(row.get::<_, Option<i64>>(0)?.map(UnixMillis)))
 }
 
-/// Removes what is delayed for a registration of this request id; returns the ids.
-pub(super) fn remove(db: &Connection, device: DeviceId, app: &AppId, request_id: &str) -> Result<Vec<MessageId>> {
-    db.prepare_cached("DELETE FROM delayed WHERE device = ?1 AND app = ?2 AND request_id = ?3 RETURNING id")?
-        .query_map(params![device.as_bytes(), app.as_str(), request_id], |row| history::id_in(row, 0))?
+/// Removes what is delayed for a registration of this request id; returns each id, and the ids of those
+/// whose place it has taken.
+pub(super) fn remove(
+    db: &Connection,
+    device: DeviceId,
+    app: &AppId,
+    request_id: &str,
+) -> Result<Vec<(MessageId, Vec<u8>)>> {
+    db.prepare_cached("DELETE FROM delayed WHERE device = ?1 AND app = ?2 AND request_id = ?3 RETURNING id, replaces")?
+        .query_map(params![device.as_bytes(), app.as_str(), request_id], |row| {
+            Ok((history::id_in(row, 0)?, row.get(1)?))
+        })?
         .collect()
 }
 
@@ -238,13 +253,17 @@ fn state(db: &Connection, found: &Found, now: UnixMillis) -> Result<(State, Vec<
     if !found.waits {
         return Ok(gone);
     }
-    let delayed = db
-        .prepare_cached("DELETE FROM delayed WHERE id = ?1 RETURNING replaces")?
+    let delayed: Option<Vec<u8>> = db
+        .prepare_cached("SELECT replaces FROM delayed WHERE id = ?1")?
         .query_row([found.id.as_bytes()], |row| row.get(0))
         .optional()?;
-    if let Some(replaces) = delayed {
-        history::ended(db, found.id, End::Cancelled, now)?;
-        return Ok((State::Cancelled, replaces));
+    match delayed {
+        Some(replaces) if replaces.is_empty() => {
+            cancel_delayed(db, found.id, now)?;
+            return Ok((State::Cancelled, replaces));
+        }
+        Some(replaces) => return Ok((State::Delayed(found.id), replaces)),
+        None => {}
     }
     let Some(seq) = found.seq else { return Ok(gone) };
     // One that expires while it is held is found to be expired by the next sweep.
@@ -256,6 +275,14 @@ fn state(db: &Connection, found: &Found, now: UnixMillis) -> Result<(State, Vec<
         .query_row(params![seq.0, found.id.as_bytes(), now.0], |row| row.get(0))
         .optional()?;
     Ok(held.map_or(gone, |replaces| (State::Held(seq, found.id), replaces)))
+}
+
+fn cancel_delayed(db: &Connection, id: MessageId, now: UnixMillis) -> Result<bool> {
+    let cancelled = db.prepare_cached("DELETE FROM delayed WHERE id = ?1")?.execute([id.as_bytes()])? > 0;
+    if cancelled {
+        history::ended(db, id, End::Cancelled, now)?;
+    }
+    Ok(cancelled)
 }
 
 fn let_go(db: &Connection, seq: Seq, cancelled: bool, now: UnixMillis) -> Result<LetGo> {

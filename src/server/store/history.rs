@@ -20,12 +20,12 @@ pub const FOUND_MAX: u32 = 1000;
 impl Store {
     /// The app's message of this id.
     pub async fn message(&self, app: AppId, id: MessageId) -> Result<Option<History>, DbError> {
-        self.reader().read(move |db| by_id(db, &app, id)).await
+        self.observer.read(move |db| by_id(db, &app, id)).await
     }
 
     /// The app's messages of this request id, newest first, at most [`FOUND_MAX`].
     pub async fn messages(&self, app: AppId, request_id: String) -> Result<Vec<History>, DbError> {
-        self.reader().read(move |db| by_request(db, &app, &request_id)).await
+        self.observer.read(move |db| by_request(db, &app, &request_id)).await
     }
 }
 
@@ -116,15 +116,20 @@ pub(super) fn is_acked(db: &Connection, id: &[u8]) -> Result<bool> {
 
 /// Whether one of these messages was sent by a session that has ended, or reached its device.
 pub(super) fn were_sent(db: &Connection, ids: &[MessageId]) -> Result<bool> {
-    let mut sent = db.prepare_cached(
-        "SELECT EXISTS (SELECT 1 FROM history WHERE id = ?1 AND (sent_ms IS NOT NULL OR acked_ms IS NOT NULL))",
-    )?;
     for id in ids {
-        if sent.query_row([id.as_bytes()], |row| row.get(0))? {
+        if was_sent(db, id.as_bytes())? {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// Whether this message was sent by a session that has ended, or reached its device.
+pub(super) fn was_sent(db: &Connection, id: &[u8]) -> Result<bool> {
+    db.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM history WHERE id = ?1 AND (sent_ms IS NOT NULL OR acked_ms IS NOT NULL))",
+    )?
+    .query_row([id], |row| row.get(0))
 }
 
 /// The places that these messages had in the queue, of 16 bytes of id each; one that was delayed until it

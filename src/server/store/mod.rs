@@ -25,7 +25,7 @@ use rusqlite::Connection;
 use subtle::ConstantTimeEq;
 
 use crate::db::{self, Commit, DbError, Worker};
-use crate::proto::frame::Outcome;
+use crate::proto::frame::{NotKept, Outcome};
 use crate::proto::gateway::{Done, Queued, Sent, Seq, Settled};
 use crate::proto::{AppId, DeviceId, MessageId, Push, RegId, Region, UnixMillis};
 use crate::world;
@@ -165,7 +165,7 @@ pub struct KeyRow {
 pub struct Store {
     writer: Worker,
     readers: Arc<[Worker]>,
-    /// Reads what operators ask for, which may take long: no device waits for it.
+    /// Reads what operators and senders ask for, which may take long: no device and no post waits for it.
     observer: Worker,
     vitals: Arc<Vitals>,
     receipts: Hint,
@@ -354,7 +354,9 @@ impl Store {
     /// Removes messages that the device has. Not waited for: if it is lost, the device is sent them
     /// again and knows them.
     pub async fn settle(&self, all: Vec<Settled>) -> Result<(), DbError> {
-        self.vitals.acknowledged.add(all.iter().filter(|settled| settled.how == Done::Stored).count());
+        let count = |how| all.iter().filter(|settled| settled.how == how).count();
+        self.vitals.acknowledged.add(count(Done::Stored));
+        self.vitals.count([Ends { expired: count(Done::NotKept(NotKept::Expired)), ..Ends::default() }]);
         self.writer.write_later(move |db| sql::settle(db, &all, world::now())).await
     }
 

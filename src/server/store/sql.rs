@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Params, Row, Transaction, TransactionBehavior, params};
 
-use crate::proto::frame::{NotKept, WINDOW};
+use crate::proto::frame::{LIST_MAX, NotKept};
 use crate::proto::gateway::{Done, Queued, Sent, Seq, Settled};
 use crate::proto::ids::IdError;
 use crate::proto::{AppId, DeviceId, MessageId, Push, UnixMillis};
@@ -31,7 +31,7 @@ pub const SWEEP: u32 = 2000;
 pub const INSERT: &str = "INSERT INTO messages (seq, device, app, expires_ms, body, id, request_id, replaces, dropped)
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
 /// Most messages that one is known to have taken the place of: no more can be on their way.
-const REPLACES_MAX: usize = WINDOW;
+pub const REPLACES_MAX: usize = LIST_MAX;
 
 pub type Result<T, E = rusqlite::Error> = std::result::Result<T, E>;
 
@@ -353,10 +353,40 @@ pub struct Replaced {
     pub count: usize,
 }
 
+impl Replaced {
+    /// Adds those whose place a replaced message had taken.
+    fn take_over(&mut self, db: &Connection, replaces: &[u8]) -> Result<()> {
+        for older in replaces.chunks_exact(16) {
+            // What the device is known to have by now is not on its way any more.
+            if !history::is_acked(db, older)? {
+                self.ids.extend_from_slice(older);
+            }
+        }
+        Ok(())
+    }
+
+    /// At most [`REPLACES_MAX`] ids: those that are known to have been sent, and of the others the oldest
+    /// and the newest, as a session sends the oldest first until its window is full.
+    fn most_likely(&self, db: &Connection) -> Result<Vec<u8>> {
+        let ids: Vec<&[u8]> = self.ids.chunks_exact(16).collect();
+        if ids.len() <= REPLACES_MAX {
+            return Ok(self.ids.clone());
+        }
+        let (mut sent, mut unsent) = (Vec::new(), Vec::new());
+        for id in ids {
+            if history::was_sent(db, id)? { sent.push(id) } else { unsent.push(id) }
+        }
+        sent.drain(..sent.len().saturating_sub(REPLACES_MAX));
+        let room = REPLACES_MAX - sent.len();
+        // As there were too many, the two ends do not meet.
+        let (oldest, newest) = (room / 2, unsent.len() - room.div_ceil(2));
+        Ok([&sent[..], &unsent[..oldest], &unsent[newest..]].concat().concat())
+    }
+}
+
 pub fn insert(db: &Connection, waiting: &Waiting<'_>) -> Result<()> {
     let Waiting { seq, device, push, body, replaced } = waiting;
-    // The oldest: what came after them was hardly sent.
-    let most = replaced.ids.len().min(16 * REPLACES_MAX);
+    let replaces = replaced.most_likely(db)?;
     db.prepare_cached(INSERT)?.execute(params![
         seq.0,
         device.as_bytes(),
@@ -365,7 +395,7 @@ pub fn insert(db: &Connection, waiting: &Waiting<'_>) -> Result<()> {
         body,
         push.id.as_bytes(),
         push.request_id,
-        &replaced.ids[..most],
+        replaces,
         replaced.dropped
     ])?;
     Ok(())
@@ -383,18 +413,14 @@ pub fn replace(db: &Connection, device: DeviceId, push: &Push, now: UnixMillis) 
     let mut rows = statement.query(params![device.as_bytes(), push.app.as_str(), request_id])?;
     while let Some(row) = rows.next()? {
         let id = history::id_in(row, 0)?;
-        // What the device is known to have by now is not on its way any more.
-        for older in row.get_ref(1)?.as_blob()?.chunks_exact(16) {
-            if !history::is_acked(db, older)? {
-                replaced.ids.extend_from_slice(older);
-            }
-        }
+        replaced.take_over(db, row.get_ref(1)?.as_blob()?)?;
         replaced.ids.extend_from_slice(id.as_bytes());
         replaced.dropped += row.get::<_, u32>(2)?;
         replaced.count += 1;
         history::ended(db, id, End::Replaced, now)?;
     }
-    for id in delayed::remove(db, device, &push.app, request_id)? {
+    for (id, replaces) in delayed::remove(db, device, &push.app, request_id)? {
+        replaced.take_over(db, &replaces)?;
         replaced.count += 1;
         history::ended(db, id, End::Replaced, now)?;
     }

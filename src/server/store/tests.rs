@@ -918,14 +918,21 @@ async fn a_message_that_the_device_has_is_replaced_by_nothing_that_comes_later()
 }
 
 #[tokio::test]
-async fn no_more_is_known_to_be_replaced_than_can_be_on_its_way() {
+async fn of_very_many_replaced_messages_those_are_known_that_may_be_on_their_way() {
     let fixture = Fixture::new();
     let chat = fixture.registration(world::device_id(), "chat").await;
     let mut all = Vec::new();
-    for number in 0..50 {
+    for number in 0..100 {
         all.push(chat.requested("score", &number.to_string()).await);
+        if number == 40 {
+            let sent = Sent { seq: Seq(0), id: all[40], at_ms: Some(world::now()) };
+            fixture.store.sent(vec![sent]).await.unwrap();
+        }
     }
-    assert_eq!(chat.rows().await[0].replaces, all[..32]);
+    let replaces = &chat.rows().await[0].replaces;
+    assert_eq!((replaces.len(), &replaces[0]), (64, &all[40]));
+    assert_eq!(replaces[1..32], all[..31]);
+    assert_eq!(replaces.last(), Some(&all[98]));
 }
 
 #[tokio::test]

@@ -8,22 +8,27 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 
 use super::request::{Cancel, Recipient};
-use super::{Answer, Code, PATH, Sender, Verdict, answer, refuse, slow_down};
+use super::{Answer, Code, PATH, Sender, Verdict, answer, is_passing, refuse, slow_down};
 use axum::response::Response;
 
+use crate::db::DbError;
 use crate::proto::Region;
 use crate::server::Server;
 use crate::server::store::delayed::Selection;
-use crate::server::withdraw::{Refused, Withdrawn, withdraw};
+use crate::server::turns::Turn;
+use crate::server::withdraw::{Withdrawn, withdraw};
 
 /// Cancels what the sender names.
 pub async fn cancel(server: &Arc<Server>, sender: &Sender, request: Cancel) -> Response {
-    let (here, there) = tokio::join!(cancel_here(server, sender, &request), cancel_there(server, sender, &request));
-    let here = match here {
-        Ok(here) => here,
-        Err(Refused::TooFast(over)) => return slow_down(refuse(Code::ImpossibleToEnqueue, ""), &over),
-        Err(Refused::Store(_)) => return refuse(Code::Internal, "the store cannot be used"),
+    // Before anybody else is asked: what is refused here is refused as a whole.
+    let turn = async { server.turns.line_up(&sender.app)?.turn().await };
+    let turn = match turn.await {
+        Ok(turn) => turn,
+        Err(over) => return slow_down(refuse(Code::ImpossibleToEnqueue, ""), &over),
     };
+    let (here, there) =
+        tokio::join!(cancel_here(server, sender, &request, turn), cancel_there(server, sender, &request));
+    let Ok(here) = here else { return refuse(Code::Internal, "the store cannot be used") };
     let results = match request.recipients.as_slice() {
         [] => all(&request, &here, there),
         named => named.iter().map(|recipient| verdict(&request, recipient, &here, &there)).collect(),
@@ -34,7 +39,7 @@ pub async fn cancel(server: &Arc<Server>, sender: &Sender, request: Cancel) -> R
 /// What other regions say.
 struct There {
     verdicts: Vec<Verdict>,
-    /// These do not answer.
+    /// These do not answer, or not now.
     silent: Vec<Region>,
 }
 
@@ -70,11 +75,16 @@ fn code(cancelled: bool) -> Code {
     if cancelled { Code::Success } else { Code::NotInQueue }
 }
 
-async fn cancel_here(server: &Arc<Server>, sender: &Sender, request: &Cancel) -> Result<Vec<Withdrawn>, Refused> {
+async fn cancel_here(
+    server: &Arc<Server>,
+    sender: &Sender,
+    request: &Cancel,
+    turn: Turn,
+) -> Result<Vec<Withdrawn>, DbError> {
     let named = request.recipients.iter().filter_map(|recipient| recipient.reg_id.ok()).collect();
     let recipients = (!request.recipients.is_empty()).then_some(named);
     let selection = Selection::Request(request.request_id.clone(), recipients);
-    withdraw(server, sender.app.clone(), selection).await
+    withdraw(server, sender.app.clone(), selection, turn).await
 }
 
 /// What the other regions answer that may have been sent such a notification.
@@ -94,6 +104,10 @@ async fn cancel_there(server: &Server, sender: &Sender, request: &Cancel) -> The
     });
     for (region, body) in join_all(asked).await {
         match body.and_then(|body| serde_json::from_slice::<Answer>(&body).ok()) {
+            // A refusal that passes is one result that names nobody.
+            Some(answer) if answer.results.iter().any(|verdict| verdict.reg_id.is_empty() && is_passing(verdict)) => {
+                there.silent.push(region);
+            }
             Some(answer) => there.verdicts.extend(answer.results),
             None => there.silent.push(region),
         }

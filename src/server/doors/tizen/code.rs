@@ -100,7 +100,7 @@ const fn never(number: u16, text: &'static str, why: &'static str) -> Row {
 #[rustfmt::skip]
 pub const TABLE: [Row; 49] = [
     answered(1000, "Success", "the notification is on disk, or with NoReliable it was handed over if the device is connected"),
-    never(1001, "Failed", "only receipts say so: the notification will not get to the device, as its registration ended or too many waited"),
+    never(1001, "Failed", "only receipts say so: the notification will not get to the device, as its registration ended, the device does not have the app, or too many waited"),
     never(1002, "Expired", "only receipts say so: the notification expired before the device had it"),
     never(3001, "Error of unknown reason", "every refusal has a code of its own, and a fault of the server is 3002"),
     answered(3002, "Internal server error", "something broke in the server; try again later"),

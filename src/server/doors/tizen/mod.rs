@@ -35,6 +35,7 @@ use crate::server::metrics::Verdicts;
 use crate::server::rates::TooFast;
 use crate::server::regid::Opened;
 use crate::server::store::{Accepted, Incoming};
+use crate::server::turns::InLine;
 use crate::world;
 
 pub use code::{Code, Row, TABLE, Use};
@@ -188,6 +189,10 @@ struct Place {
 }
 
 async fn deliver(server: &Arc<Server>, sender: &Sender, entries: Vec<Entry>) -> Response {
+    let in_line = match server.turns.line_up(&sender.app) {
+        Ok(in_line) => in_line,
+        Err(over) => return slow_down(refuse(Code::ImpossibleToEnqueue, ""), &over),
+    };
     if let Err(over) = server.rates.app(&sender.app, entries.iter().map(|entry| entry.recipients.len()).sum()) {
         return slow_down(refuse(Code::ImpossibleToEnqueue, ""), &over);
     }
@@ -226,7 +231,7 @@ async fn deliver(server: &Arc<Server>, sender: &Sender, entries: Vec<Entry>) -> 
         async move { (places, server.regions.post(region, PATH, &sender.headers(), body).await) }
     });
     let (here, there) =
-        tokio::join!(accept(server, sender, &entries, local), futures_util::future::join_all(passed_on));
+        tokio::join!(accept(server, sender, &entries, local, in_line), futures_util::future::join_all(passed_on));
     let here = here.unwrap_or_else(|over| {
         too_fast.extend(std::iter::repeat_n(over, recipients_here));
         Vec::new()
@@ -239,9 +244,7 @@ async fn deliver(server: &Arc<Server>, sender: &Sender, entries: Vec<Entry>) -> 
     }
     // All of it may be tried again when the last of the devices may.
     match too_fast.iter().max_by_key(|over| over.after) {
-        Some(over) if too_fast.len() == verdicts.len() => {
-            slow_down(Json(Answer { results: verdicts }).into_response(), over)
-        }
+        Some(over) if too_fast.len() == verdicts.len() => slow_down(answer(verdicts), over),
         Some(_) | None => answer(verdicts),
     }
 }
@@ -271,11 +274,12 @@ async fn accept(
     sender: &Sender,
     entries: &[Entry],
     local: Vec<(Place, Opened, RegId, &Content)>,
+    in_line: InLine,
 ) -> Result<Vec<(Place, Code)>, TooFast> {
     if local.is_empty() {
         return Ok(Vec::new());
     }
-    let _turn = server.turns.take(&sender.app).await?;
+    let _turn = in_line.turn().await?;
     let (mut codes, mut places, mut incoming) = (Vec::new(), Vec::new(), Vec::new());
     for (place, to, reg_id, content) in local {
         let push = make_push(server, sender, reg_id, &entries[place.entry].request_id, content);
@@ -377,11 +381,15 @@ fn merge(verdicts: &mut [Verdict], places: &[Place], answer: Option<&[u8]>) {
     }
 }
 
+/// Whether the same may be tried again.
+fn is_passing(verdict: &Verdict) -> bool {
+    [Code::Internal, Code::ImpossibleToEnqueue, Code::Io].iter().any(|code| code.number() == verdict.status_code)
+}
+
 /// 200 for a request that was understood, whatever became of its recipients; 503 when nothing of
 /// it could be done now and all of it may be tried again.
 fn answer(results: Vec<Verdict>) -> Response {
-    let passing = [Code::Internal, Code::ImpossibleToEnqueue, Code::Io].map(Code::number);
-    let busy = results.iter().all(|verdict| passing.contains(&verdict.status_code));
+    let busy = results.iter().all(is_passing);
     let codes = results.iter().map(|verdict| verdict.status_code).collect();
     let body = Json(Answer { results });
     let mut response = match busy {
@@ -470,16 +478,14 @@ mod tests {
         server.store.add_app(mail.clone(), SECRET).await.unwrap();
         let body = json!({ "regID": reg_id, "requestID": "1", "message": "m" });
         let post = async |app| push(State(Arc::clone(server)), headers(app), Body::from(body.to_string())).await;
-        let _mail = server.turns.take(&mail).await.unwrap();
+        server.turns.line_up(&mail).unwrap();
         // As many as are let in, and as many as may wait.
-        let mut requests = Vec::new();
+        let mut lines = Vec::new();
         let over = loop {
-            let mut request = Box::pin(server.turns.take(chat));
-            let state = futures_util::poll!(&mut request);
-            if let std::task::Poll::Ready(Err(over)) = state {
-                break over;
+            match server.turns.line_up(chat) {
+                Ok(in_line) => lines.push(in_line),
+                Err(over) => break over,
             }
-            requests.push((request, state));
         };
         let refused = post("chat").await;
         assert_eq!(
@@ -489,7 +495,7 @@ mod tests {
         assert_eq!(refused.headers()[DETAIL].to_str().unwrap(), over.to_string());
         // Its registration is another app's: the store was asked.
         assert_eq!(post("mail").await.status(), StatusCode::OK);
-        drop(requests);
+        drop(lines);
         assert_eq!(post("chat").await.status(), StatusCode::OK);
     }
 }
