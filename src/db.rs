@@ -195,6 +195,8 @@ pub enum Commit<'a> {
         writes: usize,
         /// How long it took.
         took: Duration,
+        /// How long the disk took of it.
+        sync: Duration,
         /// Why nothing of it stands, if so.
         error: Option<&'a DbError>,
     },
@@ -336,8 +338,8 @@ fn work(connection: &Connection, mut queue: mpsc::Receiver<Job>, mut watch: impl
         if !writes.is_empty() {
             let (begun, count) = (Instant::now(), writes.len());
             watch(Commit::Begins);
-            let result = serve(connection, writes);
-            watch(Commit::Ends { writes: count, took: begun.elapsed(), error: result.as_ref().err() });
+            let (result, sync) = serve(connection, writes);
+            watch(Commit::Ends { writes: count, took: begun.elapsed(), sync, error: result.as_ref().err() });
             report(&result, &mut failing);
         }
         looks.into_iter().for_each(|work| answer(work, connection));
@@ -361,13 +363,13 @@ fn report(result: &Result<(), DbError>, failing: &mut bool) {
     *failing = result.is_err();
 }
 
-/// Does the work of a batch in one transaction, and answers.
-fn serve(connection: &Connection, batch: Vec<Work>) -> Result<(), DbError> {
+/// Does the work of a batch in one transaction, and answers. Returns how long the disk took.
+fn serve(connection: &Connection, batch: Vec<Work>) -> (Result<(), DbError>, Duration) {
     if let Err(error) = connection.execute_batch("BEGIN IMMEDIATE") {
         let error = DbError::from(error);
         // Told why not, work has nothing to wait for.
         batch.into_iter().for_each(|work| drop(work(Err(error.clone()))));
-        return Err(error);
+        return (Err(error), Duration::ZERO);
     }
     let (mut answers, mut undone) = (Vec::new(), None);
     for work in batch {
@@ -382,14 +384,16 @@ fn serve(connection: &Connection, batch: Vec<Work>) -> Result<(), DbError> {
             undone = Some(failed.unwrap_or_else(|| DbError::Failed("the transaction was undone".into())));
         }
     }
+    let begun = Instant::now();
     let committed = match undone {
         Some(error) => Err(error),
         None => commit(connection),
     };
+    let sync = begun.elapsed();
     for answer in answers {
         answer(committed.clone());
     }
-    committed
+    (committed, sync)
 }
 
 fn commit(connection: &Connection) -> Result<(), DbError> {

@@ -1,5 +1,7 @@
 //! Turns at the store: while several apps send, each has only a few requests there at a time.
 //!
+//! A turn is for a few messages; a request with more takes several turns, one after the other.
+//!
 //! A commit serves everybody who waits for it. Without turns, one app with many senders makes every
 //! commit long and keeps the cores busy, and all others wait as long as it does. An app that is alone
 //! has no such limit. A turn is for the store only: it must not be held while a peer is waited for
@@ -21,6 +23,12 @@ const WAITING: usize = 512;
 /// How long a request waits for its turn: less than another region that has passed it on waits for the
 /// answer.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// For so many microseconds of the disk's a turn is for one message more.
+const SHARE_US: u128 = 500;
+/// Messages that a turn is for on the fastest disk.
+const SHARE_LEAST: usize = 2;
+/// And on the slowest.
+const SHARE_MOST: usize = 64;
 /// When whoever found no place to wait, or waited too long, may come again.
 const AFTER: Duration = Duration::from_secs(1);
 
@@ -36,7 +44,8 @@ pub struct Turns {
 #[derive(Debug)]
 pub struct InLine {
     line: Option<(Arc<Semaphore>, OwnedSemaphorePermit)>,
-    patience: Duration,
+    /// When the patience ends.
+    until: tokio::time::Instant,
     over: TooFast,
 }
 
@@ -47,10 +56,17 @@ pub struct Turn {
 }
 
 impl InLine {
-    /// Waits for the turn, or says that it does not come soon.
-    pub async fn turn(self) -> Result<Turn, TooFast> {
-        let Some((turns, _place)) = self.line else { return Ok(Turn { _turn: None }) };
-        match tokio::time::timeout(self.patience, turns.acquire_owned()).await {
+    /// For how many messages a turn is at the most, if the disk takes so long for a commit: about as many
+    /// as make it half as long again.
+    pub fn share(&self, sync: Duration) -> usize {
+        let share = usize::try_from(sync.as_micros() / SHARE_US).unwrap_or(SHARE_MOST);
+        self.line.as_ref().map_or(usize::MAX, |_| share.clamp(SHARE_LEAST, SHARE_MOST))
+    }
+
+    /// Waits for a turn, or says that it does not come soon.
+    pub async fn turn(&self) -> Result<Turn, TooFast> {
+        let Some((turns, _place)) = &self.line else { return Ok(Turn { _turn: None }) };
+        match tokio::time::timeout_at(self.until, Arc::clone(turns).acquire_owned()).await {
             // The line was given up: the app is alone.
             Ok(turn) => Ok(Turn { _turn: turn.ok() }),
             Err(_) => Err(self.over),
@@ -85,7 +101,7 @@ impl Turns {
             Some(line) => Some((line.turns, line.places.try_acquire_owned().map_err(|_| over)?)),
             None => None,
         };
-        Ok(InLine { line, patience: self.patience, over })
+        Ok(InLine { line, until: tokio::time::Instant::now() + self.patience, over })
     }
 
     /// Forgets the apps of which no request is here.

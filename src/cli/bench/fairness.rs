@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use super::load::{Senders, settle, single};
+use super::load::{Senders, multicast, settle, single};
 use super::{APP, BenchArgs, Devices, SECRET};
 use crate::cli::lab::{Lab, free_port};
 use crate::daemon::{Exit, Fatal};
@@ -26,9 +26,23 @@ const RATE: f64 = 100.0;
 /// Senders of the app that does not.
 const FLOOD: u32 = 16;
 
-/// Both latencies, and the ratio of their medians.
+/// The floods, by name.
+pub const FLOODS: [&str; 2] = ["single", "multicast"];
+
+/// For each flood both latencies, and the ratio of their medians.
 pub async fn measure(lab: &Lab, args: &BenchArgs) -> Result<Value, Fatal> {
-    let mut server = lab.server("21", free_port()?, free_port()?, None, "")?;
+    let single = flooded(lab, args, "21", single).await?;
+    let multicast = flooded(lab, args, "22", multicast).await?;
+    Ok(json!({ "single": single, "multicast": multicast }))
+}
+
+/// The same with a server of this region, which is flooded with such requests.
+async fn flooded<F, B>(lab: &Lab, args: &BenchArgs, region: &str, flood: F) -> Result<Value, Fatal>
+where
+    F: Fn(&Arc<Vec<String>>) -> B,
+    B: Fn(usize) -> Value,
+{
+    let mut server = lab.server(region, free_port()?, free_port()?, None, "")?;
     server.start().await?;
     server.add_app(APP, SECRET).await?;
     server.add_app(OTHER, OTHER_SECRET).await?;
@@ -43,7 +57,7 @@ pub async fn measure(lab: &Lab, args: &BenchArgs) -> Result<Value, Fatal> {
 
     let well = Senders::new(&server.api, (APP, SECRET), 8)?;
     let ill = Senders::new(&server.api, (OTHER, OTHER_SECRET), FLOOD)?;
-    let (one, flood) = (single(&Arc::new(ready.reg_ids)), single(&Arc::new(victims)));
+    let (one, flood) = (single(&Arc::new(ready.reg_ids)), flood(&Arc::new(victims)));
     let time = Duration::from_secs(args.seconds);
     let calm = well.post_for(time, Some(RATE), &one).await?;
     let calm_devices = settle(&mut devices, Some(calm.requests)).await?;

@@ -98,7 +98,7 @@ pub fn single(reg_ids: &Arc<Vec<String>>) -> impl Fn(usize) -> Value + use<> {
     move |number| body(&reg_ids[number % reg_ids.len()])
 }
 
-fn multicast(reg_ids: &Arc<Vec<String>>) -> impl Fn(usize) -> Value + use<> {
+pub fn multicast(reg_ids: &Arc<Vec<String>>) -> impl Fn(usize) -> Value + use<> {
     let reg_ids = Arc::clone(reg_ids);
     move |number| {
         let recipients: Vec<&String> =

@@ -209,19 +209,20 @@ fn text(table: &Value) -> String {
         "\n{:<46} {:>10} {:>10} {:>8} {:>8}",
         "median while another app misuses the server", "calm, ms", "then, ms", "ratio", "limit"
     ));
-    for (name, at, ratio) in [
-        ("posted -> answered (server's disk)", "answered_us", "answered_ratio"),
-        ("posted -> on the device's disk", "stored_us", "stored_ratio"),
-    ] {
-        let ms = |when: &str| number(&format!("/fairness/{when}/{at}/p50")) / 1000.0;
-        let ratio = number(&format!("/fairness/{ratio}"));
-        let verdict = if ratio <= FAIR { "" } else { "   over" };
-        lines.push(format!(
-            "  {name:<44} {:>10.2} {:>10.2} {ratio:>8.2} {FAIR:>8.2}{verdict}",
-            ms("calm"),
-            ms("disturbed")
-        ));
+    for flood in fairness::FLOODS {
+        let of_flood = |at: &str| number(&format!("/fairness/{flood}/{at}"));
+        for (name, at) in [("posted -> answered", "answered"), ("posted -> on the device's disk", "stored")] {
+            let ms = |when: &str| of_flood(&format!("{when}/{at}_us/p50")) / 1000.0;
+            let ratio = of_flood(&format!("{at}_ratio"));
+            let verdict = if ratio <= FAIR { "" } else { "   over" };
+            lines.push(format!(
+                "  {:<44} {:>10.2} {:>10.2} {ratio:>8.2} {FAIR:>8.2}{verdict}",
+                format!("{name}, {flood} flood"),
+                ms("calm"),
+                ms("disturbed")
+            ));
+        }
+        lines.push(format!("  requests of that flood a second: {:.0}", of_flood("flood_per_s")));
     }
-    lines.push(format!("  the other app's requests a second: {:.0}", number("/fairness/flood_per_s")));
     lines.join("\n")
 }

@@ -36,6 +36,8 @@ pub struct Vitals {
     last: AtomicU8,
     /// When the commit that is under way began, plus one; 0 if none is.
     begun_ms: AtomicU64,
+    /// Microseconds that the disk takes for a commit.
+    sync_us: AtomicU64,
     /// Commits, with their fsync.
     pub commits: Histogram,
     /// Commits of which nothing stands.
@@ -60,6 +62,7 @@ impl Vitals {
             clock: Clock::start(),
             last: AtomicU8::new(0),
             begun_ms: AtomicU64::new(0),
+            sync_us: AtomicU64::new(0),
             commits: Histogram::new(QUICK),
             failed_commits: Counter::default(),
             writes: Counter::default(),
@@ -84,6 +87,20 @@ impl Vitals {
         }
     }
 
+    /// How long the disk takes for a commit, usually.
+    pub fn sync(&self) -> Duration {
+        Duration::from_micros(self.sync_us.load(Ordering::Relaxed))
+    }
+
+    /// Down quickly, up slowly: now and then a commit also copies the log into the database.
+    fn note_sync(&self, sync: Duration) {
+        let sample = u64::try_from(sync.as_micros()).unwrap_or(u64::MAX);
+        let usual = self.sync_us.load(Ordering::Relaxed);
+        let next = if sample < usual { usual.midpoint(sample) } else { usual + (sample - usual) / 32 };
+        // Only the writer writes it.
+        self.sync_us.store(next, Ordering::Relaxed);
+    }
+
     /// As if there had been no write.
     pub(super) fn forget_last(&self) {
         self.last.store(0, Ordering::Relaxed);
@@ -101,7 +118,8 @@ impl Vitals {
     pub(super) fn note(&self, commit: Commit<'_>) {
         match commit {
             Commit::Begins => self.begun_ms.store(self.clock.now().0 + 1, Ordering::Relaxed),
-            Commit::Ends { writes, took, error } => {
+            Commit::Ends { writes, took, sync, error } => {
+                self.note_sync(sync);
                 self.last.store(if error.is_none() { 1 } else { 2 }, Ordering::Relaxed);
                 self.begun_ms.store(0, Ordering::Relaxed);
                 self.commits.observe(took);
@@ -124,14 +142,29 @@ mod tests {
         let vitals = Vitals::new();
         assert_eq!(vitals.last_write(), LastWrite::None);
         let took = Duration::from_millis(1);
-        vitals.note(Commit::Ends { writes: 3, took, error: None });
+        vitals.note(Commit::Ends { writes: 3, took, sync: took, error: None });
         assert_eq!(vitals.last_write(), LastWrite::Good);
-        vitals.note(Commit::Ends { writes: 3, took, error: Some(&DbError::Full) });
+        vitals.note(Commit::Ends { writes: 3, took, sync: took, error: Some(&DbError::Full) });
         assert_eq!(vitals.last_write(), LastWrite::Failed);
         assert_eq!((vitals.writes.get(), vitals.failed_commits.get()), (3, 1));
         vitals.note(Commit::Begins);
         assert_eq!(vitals.last_write(), LastWrite::Failed, "what is under way says nothing yet");
-        vitals.note(Commit::Ends { writes: 1, took, error: None });
+        vitals.note(Commit::Ends { writes: 1, took, sync: took, error: None });
         assert_eq!(vitals.last_write(), LastWrite::Good);
+    }
+
+    #[test]
+    fn what_the_disk_usually_takes_is_not_what_it_takes_now_and_then() {
+        let vitals = Vitals::new();
+        let note = |ms| {
+            let sync = Duration::from_millis(ms);
+            vitals.note(Commit::Ends { writes: 1, took: sync, sync, error: None });
+        };
+        (0..200).for_each(|_| note(10));
+        assert!((9..=10).contains(&vitals.sync().as_millis()));
+        note(50);
+        assert!(vitals.sync() < Duration::from_millis(12));
+        (0..10).for_each(|_| note(1));
+        assert!(vitals.sync() < Duration::from_millis(2));
     }
 }

@@ -232,10 +232,8 @@ async fn deliver(server: &Arc<Server>, sender: &Sender, entries: Vec<Entry>) -> 
     });
     let (here, there) =
         tokio::join!(accept(server, sender, &entries, local, in_line), futures_util::future::join_all(passed_on));
-    let here = here.unwrap_or_else(|over| {
-        too_fast.extend(std::iter::repeat_n(over, recipients_here));
-        Vec::new()
-    });
+    let (here, over) = here;
+    too_fast.extend(over.into_iter().flat_map(|over| std::iter::repeat_n(over, recipients_here - here.len())));
     for (place, code) in here {
         verdicts[place.answer] = Verdict::new(&verdicts[place.answer].reg_id, &verdicts[place.answer].request_id, code);
     }
@@ -268,20 +266,38 @@ fn route(server: &Server, sender: &Sender, reg_id: &RegId) -> Route {
     }
 }
 
-/// Stores what is to be stored, hands over what is not, and wakes the devices, when it is the app's turn.
+/// A recipient of this region, and what it is sent.
+type Local<'a> = (Place, Opened, RegId, &'a Content);
+
+/// Accepts as many recipients at a time as a turn is for. Whoever has no code in the end has had no turn.
 async fn accept(
     server: &Server,
     sender: &Sender,
     entries: &[Entry],
-    local: Vec<(Place, Opened, RegId, &Content)>,
+    mut local: Vec<Local<'_>>,
     in_line: InLine,
-) -> Result<Vec<(Place, Code)>, TooFast> {
-    if local.is_empty() {
-        return Ok(Vec::new());
+) -> (Vec<(Place, Code)>, Option<TooFast>) {
+    let mut codes = Vec::new();
+    while !local.is_empty() {
+        let most = in_line.share(server.store.vitals().sync());
+        let share = local.drain(..local.len().min(most)).collect();
+        match in_line.turn().await {
+            Ok(_turn) => codes.extend(accept_share(server, sender, entries, share).await),
+            Err(over) => return (codes, Some(over)),
+        }
     }
-    let _turn = in_line.turn().await?;
+    (codes, None)
+}
+
+/// Stores what is to be stored, hands over what is not, and wakes the devices.
+async fn accept_share(
+    server: &Server,
+    sender: &Sender,
+    entries: &[Entry],
+    share: Vec<Local<'_>>,
+) -> Vec<(Place, Code)> {
     let (mut codes, mut places, mut incoming) = (Vec::new(), Vec::new(), Vec::new());
-    for (place, to, reg_id, content) in local {
+    for (place, to, reg_id, content) in share {
         let push = make_push(server, sender, reg_id, &entries[place.entry].request_id, content);
         match content.reliability {
             Reliability::Transport => {
@@ -294,7 +310,7 @@ async fn accept(
         }
     }
     if incoming.is_empty() {
-        return Ok(codes);
+        return codes;
     }
     let devices: BTreeSet<_> = incoming.iter().map(|incoming| incoming.to.device).collect();
     match server.store.accept(incoming).await {
@@ -307,7 +323,7 @@ async fn accept(
     }
     devices.into_iter().for_each(|device| server.registry.wake(device));
     server.accepted.notify_one();
-    Ok(codes)
+    codes
 }
 
 async fn hand_over(server: &Server, to: Opened, push: Push) -> Code {
