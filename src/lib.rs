@@ -92,6 +92,7 @@
 //! |---|---|---|
 //! | a frame or its members | [`proto::frame`] | its frozen samples, [`VERSION`](proto::frame::VERSION), `man/bellwire-protocol.7` |
 //! | when a device connects, pings, gives up | [`proto::device`], [`proto::backoff`] | the simulation of both halves in `proto/simulation.rs` |
+//! | how long a connection may be silent | [`proto::keepalive`], [`proto::pulse`] | fourteen days of an idle device in `proto/idle.rs`, beside the study's table |
 //! | what a session sends and when it ends | [`proto::gateway`] | the same |
 //! | a sender API | [`server::doors`]; a new one beside [`tizen`](server::doors::tizen) | it has no queue and no model of its own |
 //! | a path of the HTTP API | [`server::api`] | `#[utoipa::path]` documents it; `make test-api` judges it |

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use crate::config::{self, ConfigError, LogFormat, LogLevel};
 use crate::link::Gateway;
+use crate::proto::keepalive::Profile;
 
 /// Everything an integrator may set. Keys in the file are written with `-` instead of `_`.
 #[derive(Clone, Debug, Deserialize)]
@@ -20,6 +21,8 @@ pub struct AgentConfig {
     pub ca: Option<PathBuf>,
     /// What the server wants to hear from a new device.
     pub enrolment_key: Option<String>,
+    /// What powers the device: how long its connection may be silent.
+    pub profile: Profile,
     /// Which bus the apps are on.
     pub bus: Bus,
     /// The folder of the database.
@@ -76,6 +79,7 @@ impl Default for AgentConfig {
             allow_plain_text: false,
             ca: None,
             enrolment_key: None,
+            profile: Profile::default(),
             bus: Bus::Session,
             state_folder: config::user_state_folder().unwrap_or_else(config::system_state_folder),
             log: LogLevel::default(),

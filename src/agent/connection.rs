@@ -19,6 +19,7 @@ use crate::link::dial::{Dialling, Stream};
 use crate::link::{Gateway, LinkError, Socket, dial};
 use crate::proto::device::{Device, DeviceAction, Identity, LinkState, Online};
 use crate::proto::frame::{Delivery, Outcome, Refusal, ToDevice, WINDOW};
+use crate::proto::keepalive::Profile;
 use crate::proto::wishes::Wish;
 use crate::proto::{AppId, MessageId, Moment, RegId};
 use crate::world::{self, Clock};
@@ -66,6 +67,8 @@ pub struct Status {
 pub struct Parts {
     /// Who the device is.
     pub identity: Identity,
+    /// What powers it.
+    pub profile: Profile,
     /// The gateway of the configuration.
     pub configured: Gateway,
     /// The gateway to dial.
@@ -119,10 +122,11 @@ enum Event {
 
 /// Keeps the device connected until the stop comes. An error is one of the store at the start.
 pub async fn run(parts: Parts, mut stop: Stop) -> Result<(), DbError> {
-    let device = Device::new(parts.identity.clone());
+    let device = Device::new(parts.identity.clone(), parts.profile);
     let mut this =
         Connection { parts, device, link: None, dialled: None, stored: None, waiting: Vec::new(), farewell: None };
     this.load_wishes().await?;
+    this.load_network().await?;
     this.device.start();
     loop {
         this.act().await;
@@ -150,6 +154,14 @@ impl Connection {
         Ok(())
     }
 
+    /// What was learned by an earlier run.
+    async fn load_network(&mut self) -> Result<(), DbError> {
+        let network = self.device.pulse().network();
+        let memory = self.parts.store.memory(network.key).await?;
+        self.device.handle_network(self.parts.clock.now(), Some((network, memory)));
+        Ok(())
+    }
+
     async fn next_event(&mut self, stop: &mut Stop) -> Event {
         // A server that sends more than the window allows is not read until that much is stored.
         let room = self.waiting.len() < WINDOW;
@@ -171,7 +183,11 @@ impl Connection {
                 debug!("the server sent no frame: {error}");
                 self.device.handle_garbage(now, luck);
             }
-            Event::Frame(Err(error)) => {
+            Event::Frame(Err(error @ LinkError::Broken(_))) => {
+                self.link = None;
+                self.device.handle_link_broken(now, &error.to_string(), luck);
+            }
+            Event::Frame(Err(error @ (LinkError::Closed | LinkError::NotAGateway(_)))) => {
                 self.link = None;
                 self.device.handle_link_down(now, &error.to_string(), luck);
             }
@@ -204,8 +220,9 @@ impl Connection {
 
     async fn handle_received(&mut self, received: &Received) {
         fault_point("stored");
-        self.device.handle_stored(&received.ids);
-        self.device.handle_not_kept(&received.not_kept);
+        let now = self.parts.clock.now();
+        self.device.handle_stored(now, &received.ids);
+        self.device.handle_not_kept(now, &received.not_kept);
         for app in &received.apps {
             self.parts.apps.ring(app);
         }
@@ -222,7 +239,8 @@ impl Connection {
     /// report or session.
     async fn report(&mut self) {
         let outcomes = self.parts.store.outcomes().await;
-        self.device.report(&self.or_log(outcomes, Vec::<Outcome>::new()));
+        let outcomes = self.or_log(outcomes, Vec::<Outcome>::new());
+        self.device.report(self.parts.clock.now(), &outcomes);
     }
 
     /// Carries out what the state machine has decided.
@@ -273,6 +291,10 @@ impl Connection {
                 if more {
                     self.report().await;
                 }
+            }
+            DeviceAction::Learned(key, learned) => {
+                let done = self.parts.store.learn(key, learned, self.parts.profile.constants().networks).await;
+                self.or_log(done, ());
             }
         }
     }

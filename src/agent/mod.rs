@@ -128,7 +128,7 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
         agent: concat!("bellwired/", env!("CARGO_PKG_VERSION")).to_owned(),
         enrolment_key: config.enrolment_key.clone(),
     };
-    let configured = config.gateway.clone();
+    let (configured, profile) = (config.gateway.clone(), config.profile);
     let (installed, hints) = (Arc::new(Installed::read(config.bus)), Arc::new(Hints::default()));
     let shared = Arc::new(Shared {
         config,
@@ -147,6 +147,7 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
     info!(device = %shared.device, gateway = %gateway, "ready");
     let parts = Parts {
         identity,
+        profile,
         configured,
         gateway,
         dialling,

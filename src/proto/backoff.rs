@@ -32,15 +32,27 @@ pub const HOPELESS: Duration = Duration::from_secs(600);
 pub const SHORTEST_GAP: Duration = Duration::from_secs(1);
 
 /// The delays of one device, in order.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Backoff {
     failures: u32,
+    longest: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self::up_to(LONGEST)
+    }
 }
 
 impl Backoff {
+    /// Delays up to this one.
+    pub fn up_to(longest: Duration) -> Self {
+        Self { failures: 0, longest }
+    }
+
     /// The delay before the next attempt; each call counts as one more failure.
     pub fn next(&mut self, luck: Luck) -> Duration {
-        let full = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
+        let full = FIRST.saturating_mul(1 << self.failures.min(16)).min(self.longest);
         self.failures = self.failures.saturating_add(1);
         full / 2 + luck.share_of(full / 2)
     }

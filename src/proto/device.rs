@@ -18,6 +18,8 @@ use super::frame::{
     Bye, Delivery, Hello, LIST_MAX, NotKept, Outcome, Reason, Refusal, ToDevice, ToServer, VERSION, WINDOW, Welcome,
 };
 use super::ids::{AppId, DeviceId, MessageId, RegId, Region, Secret};
+use super::keepalive::{Learned, Profile};
+use super::pulse::{Memory, Network, NetworkKey, Pulse};
 use super::timers::{Moment, TimerName, Timers};
 use super::wishes::{Wish, Wishes};
 
@@ -25,12 +27,11 @@ use super::wishes::{Wish, Wishes};
 pub const GREETING: Duration = Duration::from_secs(30);
 /// How long the server may take to answer a registration.
 pub const ANSWER: Duration = Duration::from_secs(30);
-/// How long a pong may take.
-pub const PONG: Duration = Duration::from_secs(20);
-/// The silence after which the device pings, unless the server allows less.
-pub const KEEPALIVE: Duration = Duration::from_secs(240);
-/// The shortest such silence, whatever the server says.
-pub const KEEPALIVE_MIN: Duration = Duration::from_secs(10);
+/// How long a network must have been up before it is tried.
+pub const QUIET: Duration = Duration::from_secs(2);
+/// The least time between two attempts that a network's coming causes.
+pub const CANARY_GAP: Duration = Duration::from_secs(30);
+
 /// Who the device is.
 #[derive(Clone, Debug)]
 pub struct Identity {
@@ -69,6 +70,8 @@ pub enum DeviceAction {
     Unregistered(AppId),
     /// The server has noted the outcomes of these pushes.
     Noted(Vec<MessageId>),
+    /// Remember this of the network.
+    Learned(NetworkKey, Learned),
 }
 
 /// What the server said when it opened the session.
@@ -111,11 +114,16 @@ enum Timer {
     Greeting,
     Answer,
     Keepalive,
+    /// The ping has not been answered: half of the wait is over.
+    Repeat,
     Pong,
+    /// A network that has come is tried.
+    Canary,
 }
 
 impl TimerName for Timer {
-    const ALL: &'static [Self] = &[Timer::Retry, Timer::Greeting, Timer::Answer, Timer::Keepalive, Timer::Pong];
+    const ALL: &'static [Self] =
+        &[Timer::Retry, Timer::Greeting, Timer::Answer, Timer::Keepalive, Timer::Repeat, Timer::Pong, Timer::Canary];
 
     fn slot(self) -> usize {
         self as usize
@@ -126,7 +134,6 @@ impl TimerName for Timer {
 #[derive(Debug)]
 struct Session {
     since: Moment,
-    keepalive: Duration,
     proven: bool,
     last_push: u64,
 }
@@ -137,10 +144,15 @@ pub struct Device {
     identity: Identity,
     state: LinkState,
     session: Option<Session>,
-    timers: Timers<Timer, 5>,
+    timers: Timers<Timer, 7>,
     backoff: Backoff,
     wishes: Wishes,
-    pings: u32,
+    pulse: Pulse,
+    profile: Profile,
+    /// There is no network.
+    away: bool,
+    /// When a network's coming last caused an attempt.
+    canary: Option<Moment>,
     /// What a server or a dying link last said about the end, until the wait begins.
     farewell: Option<Bye>,
     actions: VecDeque<DeviceAction>,
@@ -148,15 +160,18 @@ pub struct Device {
 
 impl Device {
     /// A device that does nothing until `start`.
-    pub fn new(identity: Identity) -> Self {
+    pub fn new(identity: Identity, profile: Profile) -> Self {
         Self {
             identity,
             state: LinkState::Stopped,
             session: None,
             timers: Timers::new(),
-            backoff: Backoff::default(),
+            backoff: Backoff::up_to(profile.constants().backoff_longest),
             wishes: Wishes::default(),
-            pings: 0,
+            pulse: Pulse::new(profile),
+            profile,
+            away: false,
+            canary: None,
             farewell: None,
             actions: VecDeque::new(),
         }
@@ -165,6 +180,11 @@ impl Device {
     /// Where the connection stands.
     pub fn state(&self) -> &LinkState {
         &self.state
+    }
+
+    /// What the connection's silences are like.
+    pub fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     /// Attempts that failed since a session last lasted.
@@ -224,13 +244,41 @@ impl Device {
         self.wish(now, app, Wish::Deregister);
     }
 
+    /// The network is this one now, of which this is remembered; `None` if there is none.
+    pub fn handle_network(&mut self, now: Moment, network: Option<(Network, Option<Memory>)>) {
+        let Some((network, memory)) = network else {
+            self.away = true;
+            return self.pulse.disturb();
+        };
+        let came = std::mem::replace(&mut self.away, false);
+        let other = self.pulse.set_network(now, network, memory);
+        if !came && !other {
+            return;
+        }
+        match self.state {
+            LinkState::Waiting { .. } => self.timers.set(Timer::Canary, now.after(QUIET)),
+            // The link may have been of the other network.
+            LinkState::Online { .. } => self.ping(now),
+            LinkState::Stopped | LinkState::Dialling | LinkState::Greeting => {}
+        }
+    }
+
+    /// The device was asleep: the server is asked whether it still listens, or tried anew.
+    pub fn handle_awake(&mut self, now: Moment) {
+        match self.state {
+            LinkState::Waiting { .. } => self.try_canary(now),
+            LinkState::Online { .. } => self.ping(now),
+            LinkState::Stopped | LinkState::Dialling | LinkState::Greeting => {}
+        }
+    }
+
     /// Reports outcomes if a session is open; otherwise `Online` will ask for them.
-    pub fn report(&mut self, outcomes: &[Outcome]) {
+    pub fn report(&mut self, now: Moment, outcomes: &[Outcome]) {
         if self.session.is_none() {
             return;
         }
         for list in outcomes.chunks(LIST_MAX) {
-            self.send(ToServer::Outcomes { list: list.to_vec() });
+            self.say(now, ToServer::Outcomes { list: list.to_vec() });
         }
     }
 
@@ -244,6 +292,7 @@ impl Device {
         self.state = LinkState::Greeting;
         self.timers.set(Timer::Greeting, now.after(GREETING));
         let identity = self.identity.clone();
+        let next_s = self.next_s(now);
         self.send(ToServer::Hello(Hello {
             version: VERSION,
             device: identity.device,
@@ -251,11 +300,19 @@ impl Device {
             agent: identity.agent,
             enrolment_key: identity.enrolment_key,
             resume,
-            next_s: seconds(KEEPALIVE + PONG),
+            next_s,
         }));
     }
 
-    /// The link could not be opened, or is gone; `why` is for people.
+    /// The link broke without a word from the server; `why` is for people.
+    pub fn handle_link_broken(&mut self, now: Moment, why: &str, luck: Luck) {
+        if self.session.is_some() {
+            self.pulse.lost(now);
+        }
+        self.handle_link_down(now, why, luck);
+    }
+
+    /// The link could not be opened, or was closed; `why` is for people.
     pub fn handle_link_down(&mut self, now: Moment, why: &str, luck: Luck) {
         match self.state {
             LinkState::Stopped | LinkState::Waiting { .. } => {}
@@ -278,24 +335,24 @@ impl Device {
     }
 
     /// These pushes are on disk: now they may be acknowledged.
-    pub fn handle_stored(&mut self, ids: &[MessageId]) {
+    pub fn handle_stored(&mut self, now: Moment, ids: &[MessageId]) {
         if self.session.is_none() {
             return;
         }
         for ids in ids.chunks(LIST_MAX) {
-            self.send(ToServer::Ack { ids: ids.to_vec() });
+            self.say(now, ToServer::Ack { ids: ids.to_vec() });
         }
     }
 
     /// These pushes are not kept, and the device will say the same of them again.
-    pub fn handle_not_kept(&mut self, all: &[(MessageId, NotKept)]) {
+    pub fn handle_not_kept(&mut self, now: Moment, all: &[(MessageId, NotKept)]) {
         if self.session.is_none() {
             return;
         }
         for why in NotKept::ALL {
             let ids: Vec<MessageId> = all.iter().filter(|(_, reason)| *reason == why).map(|(id, _)| *id).collect();
             for ids in ids.chunks(LIST_MAX) {
-                self.send(ToServer::NotKept { ids: ids.to_vec(), why });
+                self.say(now, ToServer::NotKept { ids: ids.to_vec(), why });
             }
         }
     }
@@ -312,8 +369,14 @@ impl Device {
         while let Some(timer) = self.timers.expired(now) {
             match timer {
                 Timer::Retry => self.dial(),
-                Timer::Greeting | Timer::Answer | Timer::Pong => self.fail(now, Bye::because(Reason::Silent), luck),
-                Timer::Keepalive => self.ping(now),
+                Timer::Greeting | Timer::Answer => self.fail(now, Bye::because(Reason::Silent), luck),
+                Timer::Keepalive => {
+                    self.pulse.alarm(now);
+                    self.ping(now);
+                }
+                Timer::Repeat => self.repeat_ping(now),
+                Timer::Pong => self.lose(now, luck),
+                Timer::Canary => self.try_canary(now),
             }
         }
     }
@@ -335,13 +398,8 @@ impl Device {
     }
 
     fn open(&mut self, now: Moment, welcome: &Welcome) {
-        let allowed = Duration::from_secs(welcome.ka_max_s.into());
-        self.session = Some(Session {
-            since: now,
-            keepalive: KEEPALIVE.min(allowed).max(KEEPALIVE_MIN),
-            proven: false,
-            last_push: 0,
-        });
+        self.pulse.open(now, Duration::from_secs(welcome.ka_max_s.into()));
+        self.session = Some(Session { since: now, proven: false, last_push: 0 });
         self.state = LinkState::Online { since: now, region: welcome.region };
         self.timers.clear(Timer::Greeting);
         self.heard(now);
@@ -350,6 +408,9 @@ impl Device {
     }
 
     fn handle_online(&mut self, now: Moment, frame: ToDevice, luck: Luck) {
+        if let ToDevice::Pong { seq } = frame {
+            self.pulse.pong(now, seq);
+        }
         self.heard(now);
         match frame {
             ToDevice::Push(delivery) => self.receive(now, delivery, luck),
@@ -393,7 +454,7 @@ impl Device {
     /// Sends what has not been asked for in this session.
     fn ask(&mut self, now: Moment) {
         for request in self.wishes.requests(now) {
-            self.send(request);
+            self.say(now, request);
         }
         self.watch_answers();
     }
@@ -424,20 +485,67 @@ impl Device {
     }
 
     fn heard(&mut self, now: Moment) {
+        self.pulse.heard(now);
         self.timers.clear(Timer::Pong);
+        self.timers.clear(Timer::Repeat);
         self.credit(now);
-        if let Some(session) = &self.session {
-            self.timers.set(Timer::Keepalive, now.after(session.keepalive));
+        self.remember();
+        if self.session.is_some() {
+            self.timers.set(Timer::Keepalive, self.pulse.due(now));
         }
     }
 
+    /// Asks whether the server still listens, unless it is being asked.
     fn ping(&mut self, now: Moment) {
-        let Some(session) = &self.session else { return };
-        self.pings = self.pings.wrapping_add(1);
-        let next_s = seconds(session.keepalive + PONG);
-        let seq = self.pings;
-        self.timers.set(Timer::Pong, now.after(PONG));
+        if self.session.is_none() || self.timers.is_set(Timer::Pong) {
+            return;
+        }
+        let wait = self.pulse.pong_wait();
+        self.timers.clear(Timer::Keepalive);
+        self.timers.set(Timer::Repeat, now.after(wait / 2));
+        self.timers.set(Timer::Pong, now.after(wait));
+        self.repeat_ping(now);
+    }
+
+    fn repeat_ping(&mut self, now: Moment) {
+        let next_s = self.next_s(now);
+        let seq = self.pulse.ping(now);
         self.send(ToServer::Ping { seq, next_s });
+    }
+
+    /// The seconds within which the server hears of the device again.
+    fn next_s(&mut self, now: Moment) -> u32 {
+        seconds(self.pulse.announce(now))
+    }
+
+    /// The server has not answered a ping.
+    fn lose(&mut self, now: Moment, luck: Luck) {
+        self.pulse.lost(now);
+        self.remember();
+        let healthy = self.credit(now);
+        let failures = self.backoff.clone();
+        self.fail(now, Bye::because(Reason::Silent), luck);
+        // The path was forgotten, which the server cannot know: there is nothing to wait for.
+        if healthy && let LinkState::Waiting { until, .. } = &mut self.state {
+            *until = now.after(backoff::SHORTEST_GAP);
+            self.timers.set(Timer::Retry, now.after(backoff::SHORTEST_GAP));
+            self.backoff = failures;
+        }
+    }
+
+    /// Tries a network that has come, once in a while; the back-off neither waits for it nor ends by it.
+    fn try_canary(&mut self, now: Moment) {
+        let rested = self.canary.is_none_or(|last| now.since(last) >= CANARY_GAP);
+        if matches!(self.state, LinkState::Waiting { .. }) && rested {
+            self.canary = Some(now);
+            self.dial();
+        }
+    }
+
+    fn remember(&mut self) {
+        if let Some((key, learned)) = self.pulse.news() {
+            self.actions.push_back(DeviceAction::Learned(key, learned));
+        }
     }
 
     fn redirect(&mut self, now: Moment, gateway: String, luck: Luck) {
@@ -471,12 +579,15 @@ impl Device {
         }
     }
 
-    /// A session that lasted, with an exchange in it, ends a series of failures.
-    fn credit(&mut self, now: Moment) {
+    /// A session that lasted, with an exchange in it, ends a series of failures. Returns whether it is
+    /// one.
+    fn credit(&mut self, now: Moment) -> bool {
         let lasted = |session: &Session| session.proven && now.since(session.since) >= backoff::PROVEN_AFTER;
-        if self.session.as_ref().is_some_and(lasted) {
+        let lasted = self.session.as_ref().is_some_and(lasted);
+        if lasted {
             self.backoff.reset();
         }
+        lasted
     }
 
     fn forget_session(&mut self) {
@@ -491,6 +602,8 @@ impl Device {
         let own = self.backoff.next(luck);
         let delay = match self.farewell.take() {
             Some(bye) => backoff::after_goodbye(&bye, own, luck),
+            // Nobody says that a network has come? Then it is looked for.
+            None if self.away => own.max(self.profile.constants().offline_poll),
             None => own,
         };
         let until = now.after(delay.max(backoff::SHORTEST_GAP));
@@ -502,6 +615,12 @@ impl Device {
         self.timers.clear_all();
         self.state = LinkState::Dialling;
         self.actions.push_back(DeviceAction::Dial);
+    }
+
+    /// Sends a frame in the middle of a session.
+    fn say(&mut self, now: Moment, frame: ToServer) {
+        self.pulse.said(now);
+        self.send(frame);
     }
 
     fn send(&mut self, frame: ToServer) {

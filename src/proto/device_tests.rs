@@ -5,6 +5,7 @@ use uuid::Uuid;
 use super::*;
 use crate::proto::UnixMillis;
 use crate::proto::frame::Fate;
+use crate::proto::keepalive::NetworkKind;
 use crate::proto::samples::{self, app, message_id as id};
 
 const START: Moment = Moment(1_000);
@@ -26,12 +27,13 @@ fn store(n: u64) -> DeviceAction {
 }
 
 fn device() -> Device {
-    Device::new(Identity {
+    let identity = Identity {
         device: DeviceId::from_uuid(Uuid::from_u128(1)),
         secret: Secret::from_bytes([1; 32]),
         agent: "test".into(),
         enrolment_key: Some("key".into()),
-    })
+    };
+    Device::new(identity, Profile::Battery)
 }
 
 fn actions(device: &mut Device) -> Vec<DeviceAction> {
@@ -126,7 +128,7 @@ fn a_new_link_is_greeted_with_identity_and_resume_point() {
         agent: "test".into(),
         enrolment_key: Some("key".into()),
         resume: (0..WINDOW as u64).map(id).collect(),
-        next_s: 260,
+        next_s: 420,
     };
     assert_eq!(actions(&mut device), [send(ToServer::Hello(hello))]);
     assert_eq!(device.state(), &LinkState::Greeting);
@@ -193,7 +195,7 @@ fn a_push_is_acknowledged_only_when_it_is_stored() {
     device.handle_frame(START, delivery(1), LOW);
     device.handle_frame(START, delivery(2), LOW);
     assert_eq!(actions(&mut device), [store(1), store(2)]);
-    device.handle_stored(&[id(1), id(2)]);
+    device.handle_stored(START, &[id(1), id(2)]);
     assert_eq!(actions(&mut device), [send(ToServer::Ack { ids: vec![id(1), id(2)] })]);
 }
 
@@ -201,7 +203,7 @@ fn a_push_is_acknowledged_only_when_it_is_stored() {
 fn acks_are_cut_to_the_length_of_a_list() {
     let mut device = online();
     let ids: Vec<MessageId> = (0..LIST_MAX as u64 + 1).map(id).collect();
-    device.handle_stored(&ids);
+    device.handle_stored(START, &ids);
     let acks = ids.chunks(LIST_MAX).map(|ids| send(ToServer::Ack { ids: ids.to_vec() }));
     assert_eq!(actions(&mut device), acks.collect::<Vec<_>>());
 }
@@ -211,7 +213,7 @@ fn what_is_not_kept_is_said_to_be_so_and_not_acknowledged() {
     let mut device = online();
     let ids: Vec<MessageId> = (0..LIST_MAX as u64 + 1).map(id).collect();
     let not_kept: Vec<_> = ids.iter().map(|id| (*id, NotKept::Expired)).chain([(id(99), NotKept::Unwanted)]).collect();
-    device.handle_not_kept(&not_kept);
+    device.handle_not_kept(START, &not_kept);
     let said = |ids: &[MessageId], why| send(ToServer::NotKept { ids: ids.to_vec(), why });
     let (first, rest) = ids.split_at(LIST_MAX);
     let expected = [said(first, NotKept::Expired), said(rest, NotKept::Expired), said(&[id(99)], NotKept::Unwanted)];
@@ -221,8 +223,8 @@ fn what_is_not_kept_is_said_to_be_so_and_not_acknowledged() {
 #[test]
 fn nothing_is_acknowledged_without_a_session() {
     let mut device = greeting();
-    device.handle_stored(&[id(1)]);
-    device.handle_not_kept(&[(id(2), NotKept::Unwanted)]);
+    device.handle_stored(START, &[id(1)]);
+    device.handle_not_kept(START, &[(id(2), NotKept::Unwanted)]);
     assert_eq!(actions(&mut device), []);
 }
 
@@ -232,7 +234,7 @@ fn a_repeated_push_is_stored_and_acknowledged_again() {
     for _ in 0..2 {
         device.handle_frame(START, delivery(1), LOW);
         assert_eq!(actions(&mut device), [store(1)]);
-        device.handle_stored(&[id(1)]);
+        device.handle_stored(START, &[id(1)]);
         assert_eq!(actions(&mut device), [send(ToServer::Ack { ids: vec![id(1)] })]);
     }
     device.handle_frame(START, delivery(2), LOW);
@@ -280,43 +282,70 @@ fn outcomes_are_reported_in_lists_and_only_in_a_session() {
     let outcome = |n| Outcome { id: id(n), fate: Fate::Delivered, at_ms: UnixMillis(0) };
     let all: Vec<Outcome> = (0..LIST_MAX as u64 + 1).map(outcome).collect();
     let mut device = online();
-    device.report(&all);
+    device.report(START, &all);
     let lists = all.chunks(LIST_MAX).map(|list| send(ToServer::Outcomes { list: list.to_vec() }));
     assert_eq!(actions(&mut device), lists.collect::<Vec<_>>());
     device.handle_frame(START, ToDevice::Noted { ids: vec![id(0)] }, LOW);
     assert_eq!(actions(&mut device), [DeviceAction::Noted(vec![id(0)])]);
     let mut device = greeting();
-    device.report(&all);
+    device.report(START, &all);
     assert_eq!(actions(&mut device), []);
 }
 
 // Keepalive.
 
+fn ping(seq: u32, next_s: u32) -> DeviceAction {
+    send(ToServer::Ping { seq, next_s })
+}
+
+fn pong(seq: u32) -> ToDevice {
+    ToDevice::Pong { seq }
+}
+
+/// Lets the device reach this time, timer by timer.
+fn pass(device: &mut Device, until: Moment) -> Vec<DeviceAction> {
+    while let Some(at) = device.poll_timeout().filter(|at| *at <= until) {
+        device.handle_timer(at, LOW);
+    }
+    actions(device)
+}
+
 #[test]
 fn silence_is_broken_by_a_ping_and_the_pong_starts_it_again() {
     let mut device = online();
-    device.handle_timer(later(239), LOW);
-    assert_eq!(actions(&mut device), []);
-    device.handle_timer(later(240), LOW);
-    assert_eq!(actions(&mut device), [send(ToServer::Ping { seq: 1, next_s: 260 })]);
-    assert_eq!(device.poll_timeout(), Some(later(260)));
-    device.handle_frame(later(241), ToDevice::Pong { seq: 1 }, LOW);
+    assert_eq!(pass(&mut device, later(239)), []);
+    assert_eq!(pass(&mut device, later(240)), [ping(1, 420)]);
+    device.handle_frame(later(241), pong(1), LOW);
     assert_eq!(device.poll_timeout(), Some(later(241 + 240)));
 }
 
 #[test]
-fn a_missing_pong_ends_the_session() {
+fn a_ping_is_repeated_once_before_the_session_is_given_up() {
     let mut device = online();
-    device.handle_timer(later(240), LOW);
+    device.handle_frame(later(0), delivery(1), LOW);
     actions(&mut device);
-    device.handle_timer(later(260), LOW);
+    assert_eq!(pass(&mut device, later(249)), [ping(1, 420)]);
+    assert_eq!(pass(&mut device, later(259)), [ping(2, 420)]);
+    device.handle_timer(later(260), HIGH);
     assert_eq!(actions(&mut device), farewell(Reason::Silent));
+    // It had lasted, and there is nobody to be spared.
+    assert_eq!(waits(&device, later(260)), Duration::from_secs(1));
+    assert_eq!(device.failures(), 0);
 }
 
 #[test]
-fn any_frame_counts_as_a_pong() {
+fn a_session_that_had_not_lasted_is_followed_by_a_wait() {
     let mut device = online();
-    device.handle_timer(later(240), LOW);
+    device.handle_awake(later(1));
+    device.handle_timer(later(11), HIGH);
+    device.handle_timer(later(21), HIGH);
+    assert_eq!(waits(&device, later(21)), Duration::from_secs(2));
+}
+
+#[test]
+fn any_frame_counts_as_a_sign_of_life() {
+    let mut device = online();
+    pass(&mut device, later(250));
     device.handle_frame(later(259), delivery(1), LOW);
     assert_eq!(device.poll_timeout(), Some(later(259 + 240)));
 }
@@ -324,22 +353,110 @@ fn any_frame_counts_as_a_pong() {
 #[test]
 fn after_a_long_sleep_the_device_asks_before_it_gives_up() {
     let mut device = online();
+    device.handle_awake(later(100_000));
+    assert_eq!(actions(&mut device), [ping(1, 420)]);
     device.handle_timer(later(100_000), LOW);
-    assert_eq!(actions(&mut device), [send(ToServer::Ping { seq: 1, next_s: 260 })]);
-    assert_eq!(device.poll_timeout(), Some(later(100_020)));
+    assert_eq!(actions(&mut device), [], "it is asking");
+    assert_eq!(device.poll_timeout(), Some(later(100_010)));
+    assert_eq!(pass(&mut device, later(100_020))[1..], farewell(Reason::Silent));
+    // The path had forgotten a silence that nobody had asked for.
+    device.try_now();
+    connect(&mut device, later(100_030));
+    assert_eq!(device.poll_timeout(), Some(later(100_030 + 240)));
+}
+
+#[test]
+fn longer_silences_are_found_and_remembered() {
+    let mut device = online();
+    let mut now = START;
+    let mut learned = vec![];
+    for (seq, silence) in (1..).zip([240, 240, 360, 360, 540, 540]) {
+        now = now.after(Duration::from_secs(silence));
+        assert_eq!(device.poll_timeout(), Some(now));
+        assert_eq!(pass(&mut device, now).len(), 1);
+        device.handle_frame(now, pong(seq), LOW);
+        for action in actions(&mut device) {
+            if let DeviceAction::Learned(_, news) = action {
+                learned.extend(news.good_s);
+            }
+        }
+    }
+    assert_eq!(learned, [240, 360, 540]);
+}
+
+#[test]
+fn a_link_that_breaks_at_the_first_word_after_a_silence_counts_and_a_goodbye_does_not() {
+    let end = |end: fn(&mut Device, Moment)| {
+        let mut device = online();
+        let mut now = START;
+        for _ in 0..2 {
+            now = now.after(Duration::from_secs(240));
+            pass(&mut device, now);
+            end(&mut device, now);
+            device.try_now();
+            connect(&mut device, now);
+        }
+        device.poll_timeout().unwrap().since(now)
+    };
+    assert_eq!(end(|device, now| device.handle_link_broken(now, "reset", LOW)), Duration::from_secs(120));
+    assert_eq!(end(|device, now| device.handle_link_down(now, "closed", LOW)), Duration::from_secs(240));
+    let bye = |device: &mut Device, now| device.handle_frame(now, ToDevice::Bye(Bye::because(Reason::Shutdown)), LOW);
+    assert_eq!(end(bye), Duration::from_secs(240));
 }
 
 #[test]
 fn the_server_may_shorten_the_silence_within_reason_but_not_lengthen_it() {
-    for (allowed, silence) in [(60, 60), (1, 10), (0, 10), (240, 240), (u32::MAX, 240)] {
+    for (allowed, silence, growth) in [(60, 60, 60), (1, 10, 10), (0, 10, 10), (240, 240, 240), (u32::MAX, 240, 360)] {
         let mut device = greeting();
         device.handle_frame(START, welcome(allowed), LOW);
         actions(&mut device);
         assert_eq!(device.poll_timeout(), Some(later(silence)));
-        device.handle_timer(later(silence), LOW);
-        let ping = ToServer::Ping { seq: 1, next_s: silence as u32 + 20 };
-        assert_eq!(actions(&mut device), [send(ping)]);
+        assert_eq!(pass(&mut device, later(silence)), [ping(1, growth + 60)]);
     }
+}
+
+// Networks.
+
+/// The network of this number.
+fn network(number: u8) -> Network {
+    Network { key: NetworkKey([number; 16]), kind: NetworkKind::Wifi }
+}
+
+#[test]
+fn a_network_that_comes_is_tried_soon_and_not_too_often() {
+    let mut device = device();
+    device.start();
+    actions(&mut device);
+    for _ in 0..6 {
+        device.handle_link_down(START, "unreachable", HIGH);
+        device.try_now();
+        actions(&mut device);
+    }
+    device.handle_network(START, None);
+    device.handle_link_down(START, "unreachable", HIGH);
+    assert_eq!(waits(&device, START), Duration::from_secs(900), "it is looked for all the same");
+    device.handle_network(later(10), Some((network(1), None)));
+    assert_eq!(pass(&mut device, later(11)), []);
+    assert_eq!(pass(&mut device, later(12)), [DeviceAction::Dial]);
+    // The attempt fails, and the network flickers.
+    device.handle_link_down(later(13), "unreachable", HIGH);
+    assert!(waits(&device, later(13)) > Duration::from_secs(60), "the back-off goes on");
+    device.handle_network(later(20), None);
+    device.handle_network(later(21), Some((network(1), None)));
+    assert_eq!(pass(&mut device, later(30)), []);
+    device.handle_network(later(50), Some((network(2), None)));
+    assert_eq!(pass(&mut device, later(52)), [DeviceAction::Dial]);
+}
+
+#[test]
+fn a_session_over_another_network_is_asked_whether_it_lives() {
+    let mut device = online();
+    device.handle_network(later(100), Some((network(1), None)));
+    assert_eq!(actions(&mut device), [ping(1, 420)]);
+    device.handle_network(later(101), Some((network(1), None)));
+    assert_eq!(actions(&mut device), []);
+    device.handle_frame(later(102), pong(1), LOW);
+    assert_eq!(device.poll_timeout(), Some(later(342)));
 }
 
 // Waiting.
@@ -382,7 +499,7 @@ fn a_session_that_lasted_with_an_exchange_starts_the_waits_over() {
     assert_eq!(wait, Duration::from_secs(2));
     let wait = wait_after_session(|device| {
         device.handle_timer(later(240), LOW);
-        device.handle_frame(later(241), ToDevice::Pong { seq: 1 }, LOW);
+        device.handle_frame(later(241), pong(1), LOW);
         later(242)
     });
     assert_eq!(wait, Duration::from_secs(2));
@@ -465,7 +582,7 @@ fn what_comes_from_a_link_that_was_given_up_does_nothing() {
     device.handle_frame(START, ToDevice::Bye(Bye::because(Reason::BadSecret)), LOW);
     device.handle_frame(START, delivery(1), LOW);
     device.handle_garbage(START, LOW);
-    device.handle_stored(&[id(1)]);
+    device.handle_stored(START, &[id(1)]);
     device.handle_store_failed(START, LOW);
     device.handle_link_up(START, vec![]);
     assert_eq!(actions(&mut device), []);

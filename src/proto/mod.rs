@@ -11,6 +11,7 @@
 //! * [`frame`]: everything that crosses the wire, and nothing else does.
 //! * [`device`], [`gateway`]: the two state machines of a session; [`wishes`]: what a device still
 //!   wants.
+//! * [`keepalive`], [`pulse`]: how long a session may be silent, and how that is found out.
 //! * [`backoff`], [`timers`]: when to try again, and one table of deadlines.
 #![deny(clippy::disallowed_methods)]
 
@@ -20,10 +21,14 @@ pub mod field;
 pub mod frame;
 pub mod gateway;
 pub mod ids;
+pub mod keepalive;
 pub mod message;
+pub mod pulse;
 pub mod timers;
 pub mod wishes;
 
+#[cfg(test)]
+mod idle;
 #[cfg(test)]
 pub(crate) mod samples;
 #[cfg(test)]

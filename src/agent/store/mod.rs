@@ -2,7 +2,7 @@
 //! still to bring about, the ids it has seen, and outcomes that the server has not noted yet.
 //!
 //! * `schema`: tables, facts, columns; [`apps`], [`messages`], [`effects`], [`history`],
-//!   [`outcomes`]: what the store does, each beside its SQL.
+//!   [`outcomes`], [`networks`]: what the store does, each beside its SQL.
 //!
 //! Duplicates end here, by message id. [`Store::receive`] returns when the pushes are on disk; only
 //! then may they be acknowledged. Every queue has a limit; what goes over it is counted.
@@ -11,6 +11,7 @@ pub mod apps;
 pub mod effects;
 pub mod history;
 pub mod messages;
+pub mod networks;
 pub mod outcomes;
 mod schema;
 

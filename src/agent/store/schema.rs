@@ -121,6 +121,14 @@ pub const MIGRATIONS: &[&str] = &[
     -- not_kept: why the push is not on this disk, if it is not.
     ALTER TABLE seen ADD COLUMN not_kept TEXT CHECK (not_kept IN ('expired', 'unwanted'));
 ",
+    "
+    -- learned: how long a connection over the network may be silent, as JSON. key: a salted hash.
+    CREATE TABLE networks (
+        key        BLOB PRIMARY KEY,
+        learned    TEXT NOT NULL,
+        learned_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+",
 ];
 
 pub type Result<T, E = rusqlite::Error> = std::result::Result<T, E>;

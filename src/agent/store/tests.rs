@@ -1,10 +1,13 @@
 //! Tests of the device's store, on real files.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::*;
 use crate::proto::frame::{Delivery, Fate, NotKept, WINDOW};
+use crate::proto::keepalive::Learned;
 use crate::proto::message::Payload;
+use crate::proto::pulse::NetworkKey;
 use crate::proto::samples::{self, app};
 use crate::proto::wishes::Wish;
 use crate::proto::{MessageId, Push, RegId, Region, UnixMillis};
@@ -301,6 +304,25 @@ async fn a_server_that_forgot_the_device_is_asked_for_every_regid_again() {
     fixture.store.registration_refused(app("chat")).await.unwrap();
     let row = fixture.store.app(app("chat")).await.unwrap().unwrap();
     assert_eq!((row.reg_id, row.wish), (None, None));
+}
+
+#[tokio::test]
+async fn what_was_learned_of_a_network_is_kept_and_of_too_many_the_newest() {
+    let fixture = Fixture::new(Limits::default()).await;
+    let learned = |good| Learned { good_s: Some(good), ..Learned::default() };
+    assert_eq!(fixture.store.memory(NetworkKey([0; 16])).await.unwrap(), None);
+    for number in 0..4 {
+        fixture.store.learn(NetworkKey([number; 16]), learned(100), 3).await.unwrap();
+        fixture.store.learn(NetworkKey([number; 16]), learned(u32::from(number)), 3).await.unwrap();
+    }
+    let good = async |number| {
+        fixture.store.memory(NetworkKey([number; 16])).await.unwrap().map(|memory| memory.learned.good_s)
+    };
+    let known = [good(0).await, good(1).await, good(2).await, good(3).await];
+    assert_eq!(known.iter().flatten().count(), 3);
+    assert_eq!(known[3], Some(Some(3)), "the newest is never forgotten");
+    let memory = fixture.store.memory(NetworkKey([3; 16])).await.unwrap().unwrap();
+    assert!(memory.age < Duration::from_secs(60), "{memory:?}");
 }
 
 #[tokio::test]

@@ -20,6 +20,7 @@ use crate::link::dial::{Dialling, Stream};
 use crate::link::{Gateway, LinkError, Socket, dial};
 use crate::proto::device::{Device, DeviceAction, Identity};
 use crate::proto::frame::{Delivery, ToDevice};
+use crate::proto::keepalive::Profile;
 use crate::proto::{AppId, RegId};
 use crate::tls;
 use crate::world::{self, Clock};
@@ -135,7 +136,7 @@ pub async fn run(args: DevicesArgs) -> Result<(), Fatal> {
 async fn live(world: World, number: u32, app: Option<AppId>, ready: mpsc::Sender<Option<RegId>>) {
     let identity =
         Identity { device: world::device_id(), secret: world::secret(), agent: "bench".into(), enrolment_key: None };
-    let mut device = Device::new(identity);
+    let mut device = Device::new(identity, Profile::default());
     if let Some(app) = &app {
         device.register(world.clock.now(), app.clone());
     }
@@ -190,7 +191,8 @@ impl Simulated {
                 | DeviceAction::Refused(..)
                 | DeviceAction::Deregistered(_)
                 | DeviceAction::Unregistered(_)
-                | DeviceAction::Noted(_) => {}
+                | DeviceAction::Noted(_)
+                | DeviceAction::Learned(..) => {}
             }
         }
         if !batch.is_empty() {
@@ -242,7 +244,7 @@ impl Simulated {
                 seen.arrived.extend(stamps.iter().map(|stamp| arrived.saturating_sub(*stamp)));
                 seen.on_disk.extend(stamps.iter().map(|stamp| on_disk.saturating_sub(*stamp)));
                 drop(seen);
-                device.handle_stored(&ids);
+                device.handle_stored(now, &ids);
                 // The acknowledgements that this decided on.
                 while let Some(action) = device.poll_action() {
                     if let (DeviceAction::Send(frame), Some(link)) = (action, &mut self.link) {

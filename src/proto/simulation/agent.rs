@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::super::device::{Device, DeviceAction, Identity};
 use super::super::frame::{Delivery, Fate, Frame, NotKept, Outcome, ToDevice, ToServer, WINDOW};
 use super::super::gateway::HELLO;
+use super::super::keepalive::Profile;
 use super::super::{AppId, DeviceId, MessageId, Push, RegId, Secret};
 use super::{Event, Link, Side, World};
 
@@ -41,7 +42,7 @@ impl World {
             agent: "simulated".into(),
             enrolment_key: None,
         };
-        let machine = self.agent.machine.get_or_insert_with(|| Device::new(identity));
+        let machine = self.agent.machine.get_or_insert_with(|| Device::new(identity, Profile::Battery));
         machine.start();
         for (app, wanted) in self.agent.wishes.clone() {
             self.wish(app, wanted);
@@ -114,11 +115,11 @@ impl World {
     pub(super) fn told(&mut self, boot: u64, ids: &[MessageId]) {
         if self.agent.boot == boot && !ids.is_empty() {
             let (kept, others): (Vec<MessageId>, Vec<MessageId>) = ids.iter().partition(|id| is_kept(**id));
-            let outcomes = self.outcomes(kept.iter().copied());
+            let (now, outcomes) = (self.moment(), self.outcomes(kept.iter().copied()));
             if let Some(machine) = &mut self.agent.machine {
-                machine.handle_stored(&kept);
-                machine.handle_not_kept(&others.iter().map(|id| (*id, NotKept::Unwanted)).collect::<Vec<_>>());
-                machine.report(&outcomes);
+                machine.handle_stored(now, &kept);
+                machine.handle_not_kept(now, &others.iter().map(|id| (*id, NotKept::Unwanted)).collect::<Vec<_>>());
+                machine.report(now, &outcomes);
             }
         }
     }
@@ -161,7 +162,8 @@ impl World {
                 }
                 DeviceAction::Online(_) => {
                     let outcomes = self.outcomes(self.agent.unnoted.iter().copied());
-                    self.agent.machine.iter_mut().for_each(|machine| machine.report(&outcomes));
+                    let now = self.moment();
+                    self.agent.machine.iter_mut().for_each(|machine| machine.report(now, &outcomes));
                 }
                 DeviceAction::Registered(app, reg_id) => {
                     assert_eq!(self.agent.wishes.remove(&app), Some(true));
@@ -179,6 +181,7 @@ impl World {
                 DeviceAction::Unregistered(app) => self.wish(app, false),
                 DeviceAction::Noted(ids) => self.agent.unnoted.retain(|id| !ids.contains(id)),
                 DeviceAction::UseGateway(_) => unreachable!("there is one gateway"),
+                DeviceAction::Learned(..) => {}
             }
         }
     }
