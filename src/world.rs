@@ -3,8 +3,8 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nix::time::{ClockId, clock_gettime};
 use ring::rand::{SecureRandom, SystemRandom};
-use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::proto::{DeviceId, Luck, MessageId, Moment, Secret, UnixMillis};
@@ -15,30 +15,69 @@ pub fn now() -> UnixMillis {
     UnixMillis(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
-/// A clock that only moves forward, read in [`Moment`]s.
+/// The time since the system started, sleep included.
+pub fn boot_time() -> Duration {
+    read(ClockId::CLOCK_BOOTTIME)
+}
+
+/// The time since the system started, without that for which it slept.
+pub fn awake_time() -> Duration {
+    read(ClockId::CLOCK_MONOTONIC)
+}
+
+fn read(clock: ClockId) -> Duration {
+    // Invariant: every kernel that runs this has both clocks.
+    clock_gettime(clock).expect("the system has a clock").into()
+}
+
+/// A clock that only moves forward, also while the system sleeps, read in [`Moment`]s.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
-    start: Instant,
+    start: Duration,
+    /// How many times as fast as the world's it goes.
+    speed: u32,
 }
 
 impl Clock {
     /// A clock that starts at zero now.
     pub fn start() -> Self {
-        Self { start: Instant::now() }
+        Self { start: boot_time(), speed: speed() }
     }
 
     /// The current moment.
     pub fn now(&self) -> Moment {
-        Moment(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX))
+        let passed = boot_time().saturating_sub(self.start).saturating_mul(self.speed);
+        Moment(u64::try_from(passed.as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// Sleeps until `at`; for ever if it is `None`.
+    /// The time since the system started at that moment.
+    pub fn boot_time_of(&self, at: Moment) -> Duration {
+        self.start.saturating_add(Duration::from_millis(at.0) / self.speed)
+    }
+
+    /// Sleeps until `at`; for ever if it is `None`. A system that sleeps meanwhile may make it late.
     pub async fn sleep_until(&self, at: Option<Moment>) {
-        match at {
-            Some(Moment(millis)) => tokio::time::sleep_until(self.start + Duration::from_millis(millis)).await,
-            None => std::future::pending().await,
+        let Some(at) = at else { return std::future::pending().await };
+        let at = self.boot_time_of(at);
+        // tokio rounds up to milliseconds, and its clock stands still while the system sleeps.
+        while let Some(rest) = at.checked_sub(boot_time()).filter(|rest| !rest.is_zero()) {
+            tokio::time::sleep(rest).await;
         }
     }
+}
+
+/// Tests of long times run them faster, by the environment's `BELLWIRE_SPEED`. Compiled only with the feature
+/// `fault-points`.
+#[cfg(feature = "fault-points")]
+fn speed() -> u32 {
+    let speed = std::env::var("BELLWIRE_SPEED").ok().and_then(|speed| speed.parse().ok());
+    speed.filter(|speed| *speed > 0).unwrap_or(1)
+}
+
+/// As fast as the world's: there is no other time in a program for use.
+#[cfg(not(feature = "fault-points"))]
+fn speed() -> u32 {
+    1
 }
 
 /// `N` random bytes from the system's generator.

@@ -24,6 +24,7 @@ use crate::proto::wishes::Wish;
 use crate::proto::{AppId, MessageId, Moment, RegId};
 use crate::world::{self, Clock};
 
+use super::alarm::Alarm;
 use super::apps::Apps;
 use super::effects::Hints;
 use super::store::{AppRow, Received, Store};
@@ -83,6 +84,8 @@ pub struct Parts {
     pub hints: Arc<Hints>,
     /// The clock of the state machine.
     pub clock: Clock,
+    /// Its alarm.
+    pub alarm: Alarm,
     /// What others ask.
     pub commands: mpsc::Receiver<Command>,
     /// Who listens to registrations.
@@ -170,13 +173,17 @@ impl Connection {
             dialled = when_done(&mut self.dialled) => Event::Dialled(dialled),
             stored = when_done(&mut self.stored) => Event::Stored(stored),
             command = self.parts.commands.recv() => Event::Command(command),
-            () = self.parts.clock.sleep_until(self.device.poll_timeout()) => Event::Timer,
+            () = self.parts.alarm.ring(self.device.poll_timeout()) => Event::Timer,
             () = stop.wait() => Event::Stop,
         }
     }
 
     async fn handle(&mut self, event: Event) {
         let (now, luck) = (self.parts.clock.now(), world::luck());
+        if let Some(slept) = self.parts.alarm.slept() {
+            debug!("the device has slept for {} s", slept.as_secs());
+            self.device.handle_awake(now);
+        }
         match event {
             Event::Frame(Ok(frame)) => self.device.handle_frame(now, frame, luck),
             Event::Frame(Err(LinkError::Frame(error))) => {

@@ -1,11 +1,12 @@
 //! The device half: one connection to the server for every app, and D-Bus towards the apps.
 //!
-//! * [`connection`]: the link and its state machine, in one task.
+//! * [`connection`]: the link and its state machine, in one task; [`alarm`]: its clock.
 //! * [`store`]: what is on disk; [`plan`], pure, says what becomes of a message.
 //! * [`bus`]: D-Bus; [`apps`]: who is connected there; [`deliver`]: messages on their way to them.
 //! * [`effects`]: alerts, starts of apps and badges, at the [`pace`] that one app may have.
 //! * [`identity`]: who is calling; [`installed`]: manifests and desktop files; [`uninstall`].
 
+pub mod alarm;
 pub mod apps;
 pub mod bus;
 pub mod config;
@@ -36,6 +37,7 @@ use crate::proto::device::{Identity, LinkState};
 use crate::tls;
 use crate::world::Clock;
 
+use alarm::Alarm;
 use apps::Apps;
 use bus::Shared;
 use config::AgentConfig;
@@ -142,6 +144,7 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
         changes: changes.clone(),
         status,
     });
+    let alarm = Alarm::new(clock).map_err(Fatal::of(Exit::Software))?;
     // The name is on the bus before the network is touched: apps may call while we are offline.
     let bus = bus::serve(Arc::clone(&shared)).await.map_err(no_bus)?;
     info!(device = %shared.device, gateway = %gateway, "ready");
@@ -155,6 +158,7 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
         apps: Arc::clone(&apps),
         hints,
         clock,
+        alarm,
         commands: inbox,
         changes,
         status: status_out,

@@ -1,0 +1,159 @@
+//! The one alarm of the connection, on the clock that goes on while the device sleeps.
+//!
+//! Where the system lets it (`CAP_WAKE_ALARM`), the alarm wakes the device; elsewhere it comes when
+//! something else has woken it, and how long it slept is found out by comparing two clocks.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use tokio::net::unix::pipe::Receiver;
+use tracing::debug;
+
+use crate::proto::Moment;
+use crate::world::{self, Clock};
+
+/// A device that slept longer has to find out whether its connection still lives.
+const ASLEEP: Duration = Duration::from_secs(10);
+
+/// The alarm.
+#[derive(Debug)]
+pub struct Alarm {
+    clock: Clock,
+    timer: TimerFd,
+    /// The same, as it is read from: eight bytes when it has rung.
+    rung: Receiver,
+    wakes: bool,
+    set: Option<Moment>,
+    sleep: SleepWatch,
+}
+
+impl Alarm {
+    /// An alarm that is not set.
+    pub fn new(clock: Clock) -> std::io::Result<Self> {
+        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
+        let (timer, wakes) = match TimerFd::new(ClockId::CLOCK_BOOTTIME_ALARM, flags) {
+            Ok(timer) => (timer, true),
+            Err(error) => {
+                debug!("the alarm does not wake the device: {error}");
+                (TimerFd::new(ClockId::CLOCK_BOOTTIME, flags)?, false)
+            }
+        };
+        let sleep = SleepWatch::new(world::boot_time(), world::awake_time());
+        // For tokio it is like a pipe: unless it has rung, there is nothing in it.
+        let rung = Receiver::from_owned_fd_unchecked(timer.as_fd().try_clone_to_owned()?)?;
+        Ok(Self { clock, timer, rung, wakes, set: None, sleep })
+    }
+
+    /// Whether it wakes a device that sleeps.
+    pub fn wakes(&self) -> bool {
+        self.wakes
+    }
+
+    /// Returns at that moment; never if there is none. Safe to cancel.
+    pub async fn ring(&mut self, at: Option<Moment>) {
+        let Some(at) = at else {
+            // One that was set for nothing costs a wake-up.
+            if self.set.take().is_some() {
+                self.arm(None);
+            }
+            return std::future::pending().await;
+        };
+        while self.clock.now() < at {
+            if self.set != Some(at) {
+                self.set = Some(at);
+                self.arm(Some(at));
+            }
+            if self.rung.readable().await.is_err() {
+                // The runtime is ending.
+                return std::future::pending().await;
+            }
+            // Read, it is quiet until it rings again.
+            if self.rung.try_read(&mut [0; 8]).is_ok() {
+                self.set = None;
+            }
+        }
+    }
+
+    /// How long the device has slept since this was last asked, if that was long.
+    pub fn slept(&mut self) -> Option<Duration> {
+        self.sleep.look(world::boot_time(), world::awake_time()).filter(|slept| *slept > ASLEEP)
+    }
+
+    fn arm(&self, at: Option<Moment>) {
+        let set = match at {
+            Some(at) => {
+                let time = TimeSpec::from_duration(self.clock.boot_time_of(at).max(Duration::from_nanos(1)));
+                self.timer.set(Expiration::OneShot(time), TimerSetTimeFlags::TFD_TIMER_ABSTIME)
+            }
+            None => self.timer.unset(),
+        };
+        // The kernel refuses times that are none; these are.
+        if let Err(error) = set {
+            debug!("the alarm could not be set: {error}");
+        }
+    }
+}
+
+/// Two clocks, of which one stands still while the device sleeps.
+#[derive(Clone, Copy, Debug)]
+struct SleepWatch {
+    boot: Duration,
+    awake: Duration,
+}
+
+impl SleepWatch {
+    fn new(boot: Duration, awake: Duration) -> Self {
+        Self { boot, awake }
+    }
+
+    /// How much further the one has gone than the other since the last look.
+    fn look(&mut self, boot: Duration, awake: Duration) -> Option<Duration> {
+        let slept = (boot - self.boot).checked_sub(awake - self.awake);
+        (self.boot, self.awake) = (boot, awake);
+        slept
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_alarm_rings_at_its_time_and_can_be_moved_and_given_up() {
+        let clock = Clock::start();
+        let mut alarm = Alarm::new(clock).unwrap();
+        let soon = clock.now().after(Duration::from_millis(30));
+        alarm.ring(Some(soon)).await;
+        assert!(clock.now() >= soon);
+        // What has passed already is not waited for.
+        alarm.ring(Some(Moment(0))).await;
+        let far = clock.now().after(Duration::from_secs(3600));
+        let near = clock.now().after(Duration::from_millis(30));
+        tokio::select! {
+            biased;
+            () = alarm.ring(Some(far)) => panic!("an hour has not passed"),
+            () = std::future::ready(()) => {}
+        }
+        alarm.ring(Some(near)).await;
+        assert!(clock.now() >= near && clock.now() < far);
+        tokio::select! {
+            biased;
+            () = alarm.ring(None) => panic!("it is not set"),
+            () = std::future::ready(()) => {}
+        }
+        assert_eq!((alarm.set, alarm.slept()), (None, None));
+    }
+
+    #[test]
+    fn sleep_is_what_one_clock_has_missed() {
+        let s = Duration::from_secs;
+        let mut watch = SleepWatch::new(s(100), s(90));
+        assert_eq!(watch.look(s(160), s(150)), Some(s(0)));
+        assert_eq!(watch.look(s(800), s(190)), Some(s(600)));
+        assert_eq!(watch.look(s(801), s(191)), Some(s(0)));
+        // The two are not read in one moment.
+        assert_eq!(watch.look(s(802), s(192) + Duration::from_nanos(1)), None);
+    }
+}
