@@ -17,11 +17,11 @@ use crate::daemon::{Stop, fault_point};
 use crate::db::DbError;
 use crate::link::dial::{Dialling, Stream};
 use crate::link::{Gateway, LinkError, Socket, dial};
-use crate::proto::device::{Device, DeviceAction, Identity, LinkState, Online};
+use crate::proto::device::{Device, DeviceAction, LinkState, Online};
 use crate::proto::frame::{Delivery, Outcome, Refusal, ToDevice, WINDOW};
-use crate::proto::keepalive::Profile;
+use crate::proto::pulse::Reading;
 use crate::proto::wishes::Wish;
-use crate::proto::{AppId, MessageId, Moment, RegId};
+use crate::proto::{AppId, MessageId, RegId};
 use crate::world::{self, Clock};
 
 use super::alarm::Alarm;
@@ -60,16 +60,57 @@ pub struct Status {
     pub gateway: String,
     /// Attempts that failed since a session last lasted.
     pub failures: u32,
-    /// When this was written, on the clock of the state.
-    pub at: Moment,
+    /// How its silences are.
+    pub pulse: Reading,
+    /// Whether its alarm wakes a device that sleeps.
+    pub wakes: bool,
+    /// What it did today.
+    pub today: Tally,
+}
+
+impl Status {
+    /// That of a connection that has not begun.
+    pub fn of(gateway: &Gateway, device: &Device, wakes: bool) -> Self {
+        Self {
+            state: device.state().clone(),
+            gateway: gateway.to_string(),
+            failures: device.failures(),
+            pulse: device.pulse(),
+            wakes,
+            today: Tally::default(),
+        }
+    }
+}
+
+/// What the connection did within some time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Pings.
+    pub pings: u32,
+    /// Sessions that were lost without a word.
+    pub losses: u32,
+    /// Sessions that were opened.
+    pub connects: u32,
+    /// Bytes of frames to the server.
+    pub sent: u64,
+    /// Bytes of frames from it.
+    pub received: u64,
+}
+
+impl Tally {
+    fn since(self, earlier: Self) -> Self {
+        Self {
+            pings: self.pings.wrapping_sub(earlier.pings),
+            losses: self.losses.saturating_sub(earlier.losses),
+            connects: self.connects.saturating_sub(earlier.connects),
+            sent: self.sent.saturating_sub(earlier.sent),
+            received: self.received.saturating_sub(earlier.received),
+        }
+    }
 }
 
 /// What the task is made of.
 pub struct Parts {
-    /// Who the device is.
-    pub identity: Identity,
-    /// What powers it.
-    pub profile: Profile,
     /// The gateway of the configuration.
     pub configured: Gateway,
     /// The gateway to dial.
@@ -108,8 +149,14 @@ struct Connection {
     waiting: Vec<Delivery>,
     /// The last link, on its way out.
     farewell: Option<JoinHandle<()>>,
+    /// What it did since the start, over the links that are gone.
+    total: Tally,
+    /// The day, in UTC, and what had been done when it began.
+    day: (i64, Tally),
 }
 
+/// Milliseconds of a day.
+const DAY_MS: i64 = 24 * 3600 * 1000;
 /// How long a goodbye may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -124,10 +171,18 @@ enum Event {
 }
 
 /// Keeps the device connected until the stop comes. An error is one of the store at the start.
-pub async fn run(parts: Parts, mut stop: Stop) -> Result<(), DbError> {
-    let device = Device::new(parts.identity.clone(), parts.profile);
-    let mut this =
-        Connection { parts, device, link: None, dialled: None, stored: None, waiting: Vec::new(), farewell: None };
+pub async fn run(device: Device, parts: Parts, mut stop: Stop) -> Result<(), DbError> {
+    let mut this = Connection {
+        parts,
+        device,
+        link: None,
+        dialled: None,
+        stored: None,
+        waiting: Vec::new(),
+        farewell: None,
+        total: Tally::default(),
+        day: (0, Tally::default()),
+    };
     this.load_wishes().await?;
     this.load_network().await?;
     this.device.start();
@@ -159,7 +214,7 @@ impl Connection {
 
     /// What was learned by an earlier run.
     async fn load_network(&mut self) -> Result<(), DbError> {
-        let network = self.device.pulse().network();
+        let network = self.device.pulse().network;
         let memory = self.parts.store.memory(network.key).await?;
         self.device.handle_network(self.parts.clock.now(), Some((network, memory)));
         Ok(())
@@ -191,11 +246,11 @@ impl Connection {
                 self.device.handle_garbage(now, luck);
             }
             Event::Frame(Err(error @ LinkError::Broken(_))) => {
-                self.link = None;
+                drop(self.take_link());
                 self.device.handle_link_broken(now, &error.to_string(), luck);
             }
             Event::Frame(Err(error @ (LinkError::Closed | LinkError::NotAGateway(_)))) => {
-                self.link = None;
+                drop(self.take_link());
                 self.device.handle_link_down(now, &error.to_string(), luck);
             }
             Event::Dialled(Ok((link, resume))) => {
@@ -277,7 +332,10 @@ impl Connection {
             DeviceAction::Store(delivery) => self.waiting.push(*delivery),
             DeviceAction::Hangup => self.hang_up(),
             DeviceAction::UseGateway(gateway) => self.use_gateway(gateway).await,
-            DeviceAction::Online(online) => self.come_online(online).await,
+            DeviceAction::Online(online) => {
+                self.total.connects += 1;
+                self.come_online(online).await;
+            }
             DeviceAction::Registered(app, reg_id) => {
                 let done = self.parts.store.registered(app.clone(), reg_id).await;
                 self.settle(done, Change::Registered(app, reg_id));
@@ -300,14 +358,14 @@ impl Connection {
                 }
             }
             DeviceAction::Learned(key, learned) => {
-                let done = self.parts.store.learn(key, learned, self.parts.profile.constants().networks).await;
+                let done = self.parts.store.learn(key, learned, self.device.profile().constants().networks).await;
                 self.or_log(done, ());
             }
         }
     }
 
     fn dial(&mut self) {
-        self.link = None;
+        drop(self.take_link());
         let (gateway, dialling) = (self.parts.gateway.clone(), self.parts.dialling.clone());
         let store = self.parts.store.clone();
         self.dialled = Some(Box::pin(async move {
@@ -317,9 +375,28 @@ impl Connection {
         }));
     }
 
+    /// Takes the link out of use, and counts what went over it.
+    fn take_link(&mut self) -> Option<Link> {
+        self.total = self.total();
+        self.link.take()
+    }
+
+    /// What it did since the start.
+    fn total(&self) -> Tally {
+        let pulse = self.device.pulse();
+        let traffic = self.link.as_ref().map(|link| link.traffic()).unwrap_or_default();
+        Tally {
+            pings: pulse.pings,
+            losses: pulse.losses,
+            connects: self.total.connects,
+            sent: self.total.sent + traffic.sent,
+            received: self.total.received + traffic.received,
+        }
+    }
+
     fn hang_up(&mut self) {
         self.dialled = None;
-        if let Some(link) = self.link.take() {
+        if let Some(link) = self.take_link() {
             self.farewell = Some(tokio::spawn(async move {
                 // Whether the peer took it or not, the link is done with.
                 let _ = tokio::time::timeout(FAREWELL, link.close()).await;
@@ -398,17 +475,28 @@ impl Connection {
         })
     }
 
-    fn publish(&self) {
-        let (state, gateway) = (self.device.state(), self.parts.gateway.to_string());
-        let at = self.parts.clock.now();
+    fn publish(&mut self) {
+        let today = self.today();
+        let (state, gateway) = (self.device.state(), &self.parts.gateway);
         self.parts.status.send_if_modified(|status| {
-            if status.state == *state && status.gateway == gateway {
-                return false;
+            // Whoever waits for a change waits for these alone.
+            let changed = status.state != *state || status.gateway != gateway.to_string();
+            if changed {
+                log_change(state, &gateway.to_string());
             }
-            log_change(state, &gateway);
-            *status = Status { state: state.clone(), gateway, failures: self.device.failures(), at };
-            true
+            *status = Status { today, ..Status::of(gateway, &self.device, status.wakes) };
+            changed
         });
+    }
+
+    /// What it did on this day.
+    fn today(&mut self) -> Tally {
+        let total = self.total();
+        let today = world::now().0.div_euclid(DAY_MS);
+        if self.day.0 != today {
+            self.day = (today, total);
+        }
+        total.since(self.day.1)
     }
 }
 

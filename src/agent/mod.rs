@@ -32,8 +32,7 @@ use crate::daemon::{self, Exit, Fatal, Stop};
 use crate::db::DbError;
 use crate::link::Gateway;
 use crate::link::dial::Dialling;
-use crate::proto::Moment;
-use crate::proto::device::{Identity, LinkState};
+use crate::proto::device::{Device, Identity};
 use crate::tls;
 use crate::world::Clock;
 
@@ -122,15 +121,15 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
     let (apps, clock) = (Arc::new(Apps::expecting(returning)), Clock::start());
     let (commands, inbox) = mpsc::channel(COMMANDS);
     let (changes, _) = broadcast::channel(CHANGES);
-    let (status_out, status) =
-        watch::channel(Status { state: LinkState::Stopped, gateway: gateway.to_string(), failures: 0, at: Moment(0) });
     let identity = Identity {
         device: credentials.device,
         secret: credentials.secret,
         agent: concat!("bellwired/", env!("CARGO_PKG_VERSION")).to_owned(),
         enrolment_key: config.enrolment_key.clone(),
     };
-    let (configured, profile) = (config.gateway.clone(), config.profile);
+    let (configured, device) = (config.gateway.clone(), Device::new(identity, config.profile));
+    let alarm = Alarm::new(clock).map_err(Fatal::of(Exit::Software))?;
+    let (status_out, status) = watch::channel(Status::of(&gateway, &device, alarm.wakes()));
     let (installed, hints) = (Arc::new(Installed::read(config.bus)), Arc::new(Hints::default()));
     let shared = Arc::new(Shared {
         config,
@@ -144,13 +143,10 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
         changes: changes.clone(),
         status,
     });
-    let alarm = Alarm::new(clock).map_err(Fatal::of(Exit::Software))?;
     // The name is on the bus before the network is touched: apps may call while we are offline.
     let bus = bus::serve(Arc::clone(&shared)).await.map_err(no_bus)?;
     info!(device = %shared.device, gateway = %gateway, "ready");
     let parts = Parts {
-        identity,
-        profile,
         configured,
         gateway,
         dialling,
@@ -163,7 +159,7 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
         changes,
         status: status_out,
     };
-    let mut connection = tokio::spawn(connection::run(parts, stop.clone()));
+    let mut connection = tokio::spawn(connection::run(device, parts, stop.clone()));
     let ended = tokio::select! {
         biased;
         () = stop.wait() => None,

@@ -12,7 +12,8 @@ pub async fn status(bus_name: &BusName, output: Output) -> Result<(), Fatal> {
     let link = to_json(&manager.get_status().await.map_err(fatal)?);
     let apps: Vec<Map<String, Value>> = manager.list_apps().await.map_err(fatal)?.iter().map(to_json).collect();
     output.print(&json!({ "link": link, "apps": apps }), || {
-        format!("{}\n{}\n{}", describe_link(&link), describe_alerts(&link), describe_apps(&apps))
+        let lines = [describe_link(&link), describe_silence(&link), describe_today(&link), describe_alerts(&link)];
+        format!("{}\n{}", lines.join("\n"), describe_apps(&apps))
     });
     Ok(())
 }
@@ -81,6 +82,42 @@ fn describe_link(link: &Map<String, Value>) -> String {
         ),
         state => format!("{state}  {gateway}{how}"),
     }
+}
+
+fn describe_silence(link: &Map<String, Value>) -> String {
+    let known = |name: &str| link.get(name).map(|value| format!("{value} s"));
+    let how = match (text(link, "silence_stage").as_str(), known("silence_proven_s"), known("silence_refuted_s")) {
+        ("steady", Some(proven), _) => format!("{proven} are proven"),
+        ("floor", ..) => "the network loses even shorter ones".to_owned(),
+        (_, Some(proven), Some(refuted)) => format!("searching between {proven} and {refuted}"),
+        (_, Some(proven), None) => format!("searching beyond {proven}"),
+        (_, None, Some(refuted)) => format!("searching below {refuted}"),
+        (_, None, None) => "nothing is known yet".to_owned(),
+    };
+    let next = known("next_ping_in_s").map(|next| format!(", next ping in {next}")).unwrap_or_default();
+    let asleep =
+        if link.get("wakes_device") == Some(&Value::Bool(false)) { "; does not wake a device that sleeps" } else { "" };
+    format!("silence  {} s over {} ({how}){next}{asleep}", text(link, "silence_s"), text(link, "network"))
+}
+
+fn describe_today(link: &Map<String, Value>) -> String {
+    let count = |name: &str| text(link, name);
+    let lost = match link.get("last_loss_s") {
+        Some(ago) => {
+            let counts = link.get("last_loss_counts") == Some(&Value::Bool(true));
+            let why = if counts { "" } else { ", which does not count" };
+            format!("; lost {ago} s ago after {} s of silence{why}", count("last_loss_silence_s"))
+        }
+        None => String::new(),
+    };
+    format!(
+        "today    {} pings, {} losses, {} connects, {} bytes up, {} down{lost}",
+        count("pings_today"),
+        count("losses_today"),
+        count("connects_today"),
+        count("bytes_sent_today"),
+        count("bytes_received_today")
+    )
 }
 
 fn describe_alerts(link: &Map<String, Value>) -> String {

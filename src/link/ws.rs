@@ -69,6 +69,16 @@ impl From<WsError> for LinkError {
 pub struct Socket<S> {
     stream: WebSocketStream<S>,
     unflushed: bool,
+    traffic: Traffic,
+}
+
+/// Bytes of the frames that went over a link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Ours.
+    pub sent: u64,
+    /// The peer's.
+    pub received: u64,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
@@ -76,7 +86,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     pub async fn accept(stream: S, frame_max: usize) -> Result<Self, LinkError> {
         let stream =
             tokio_tungstenite::accept_hdr_async_with_config(stream, check_request, Some(config(frame_max))).await?;
-        Ok(Self { stream, unflushed: false })
+        Ok(Self { stream, unflushed: false, traffic: Traffic::default() })
     }
 
     /// The device's side of the handshake with the gateway at `url`.
@@ -87,20 +97,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         let (stream, response) =
             tokio_tungstenite::client_async_with_config(request, stream, Some(config(frame_max))).await?;
         check_response(&response)?;
-        Ok(Self { stream, unflushed: false })
+        Ok(Self { stream, unflushed: false, traffic: Traffic::default() })
     }
 
     /// Queues a frame; [`Socket::next`] or [`Socket::flush`] sends it.
     pub fn queue(&mut self, frame: &impl Frame) -> Result<(), LinkError> {
         self.unflushed = true;
-        Ok(Pin::new(&mut self.stream).start_send(Message::text(frame.encode()))?)
+        let text = frame.encode();
+        self.traffic.sent += bytes(&text);
+        Ok(Pin::new(&mut self.stream).start_send(Message::text(text))?)
+    }
+
+    /// What went over the link so far.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
     }
 
     /// Sends what is queued and waits for the next frame. Safe to cancel.
     pub async fn next<F: Frame>(&mut self) -> Result<F, LinkError> {
         loop {
             match poll_fn(|context| self.poll_next(context)).await? {
-                Message::Text(text) => return Ok(F::decode(&text)?),
+                Message::Text(text) => {
+                    self.traffic.received += bytes(&text);
+                    return Ok(F::decode(&text)?);
+                }
                 Message::Binary(_) => return Err(LinkError::NotAGateway("a binary frame".into())),
                 Message::Close(_) => return Err(LinkError::Closed),
                 // The library answers pings itself; sending the pong needs a flush.
@@ -139,6 +159,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             None => Poll::Ready(Err(LinkError::Closed)),
         }
     }
+}
+
+fn bytes(text: &str) -> u64 {
+    u64::try_from(text.len()).unwrap_or(u64::MAX)
 }
 
 fn config(frame_max: usize) -> WebSocketConfig {

@@ -19,7 +19,7 @@ use super::frame::{
 };
 use super::ids::{AppId, DeviceId, MessageId, RegId, Region, Secret};
 use super::keepalive::{Learned, Profile};
-use super::pulse::{Memory, Network, NetworkKey, Pulse};
+use super::pulse::{Memory, Network, NetworkKey, Pulse, Reading};
 use super::timers::{Moment, TimerName, Timers};
 use super::wishes::{Wish, Wishes};
 
@@ -182,9 +182,14 @@ impl Device {
         &self.state
     }
 
+    /// What powers the device.
+    pub fn profile(&self) -> Profile {
+        self.profile
+    }
+
     /// What the connection's silences are like.
-    pub fn pulse(&self) -> &Pulse {
-        &self.pulse
+    pub fn pulse(&self) -> Reading {
+        self.pulse.reading()
     }
 
     /// Attempts that failed since a session last lasted.

@@ -243,7 +243,7 @@ impl World {
                 session.handle_timer(now);
             }
         }
-        let interval = self.device.pulse().clone().interval(self.moment()).as_secs_f64();
+        let interval = self.device.pulse().interval.as_secs_f64();
         let days = self.life.days as f64;
         Cost {
             pings: self.pings as f64 / (days / 2.0),

@@ -296,6 +296,11 @@ impl Search {
         if self.again.is_some_and(|at| at <= now) {
             self.try_again();
         }
+        self.silence()
+    }
+
+    /// The same, without a look at the time.
+    pub fn silence(&self) -> Duration {
         match (self.stage, self.good) {
             (Stage::Up | Stage::Bisect | Stage::Probe, _) => self.trial,
             (Stage::Steady, Some(good)) => self.with_margin(good),

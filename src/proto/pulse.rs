@@ -49,6 +49,25 @@ pub struct Loss {
     pub counts: bool,
 }
 
+/// How the pulse is, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// The network.
+    pub network: Network,
+    /// What is known of it.
+    pub learned: Learned,
+    /// The silence that is used now.
+    pub interval: Duration,
+    /// When the next ping is due, if a session is open.
+    pub due: Moment,
+    /// The last loss.
+    pub last_loss: Option<Loss>,
+    /// Pings since the start.
+    pub pings: u32,
+    /// Losses since the start.
+    pub losses: u32,
+}
+
 /// The pulse of one device, through all its sessions.
 #[derive(Clone, Debug)]
 pub struct Pulse {
@@ -70,6 +89,7 @@ pub struct Pulse {
     /// The smoothed round trip.
     round_trip: Option<Duration>,
     last_loss: Option<Loss>,
+    losses: u32,
     /// The longest silence that the server knows of.
     announced: Duration,
     /// When the next ping is due.
@@ -95,6 +115,7 @@ impl Pulse {
             pinged: Moment(0),
             round_trip: None,
             last_loss: None,
+            losses: 0,
             announced: Duration::ZERO,
             due: Moment(0),
             lateness: Duration::ZERO,
@@ -207,6 +228,7 @@ impl Pulse {
         let Some(silence) = self.tested.take() else { return };
         let counts = !self.disturbed && self.search.lost(now, silence);
         self.last_loss = Some(Loss { at: now, silence, counts });
+        self.losses = self.losses.saturating_add(1);
     }
 
     /// What is to be remembered of the network, if that has changed.
@@ -217,19 +239,17 @@ impl Pulse {
         changed.then_some((self.network.key, learned))
     }
 
-    /// The network.
-    pub fn network(&self) -> Network {
-        self.network
-    }
-
-    /// What is known of it.
-    pub fn learned(&self) -> Learned {
-        self.remembered
-    }
-
-    /// The last loss.
-    pub fn last_loss(&self) -> Option<Loss> {
-        self.last_loss
+    /// How it is.
+    pub fn reading(&self) -> Reading {
+        Reading {
+            network: self.network,
+            learned: self.search.learned(),
+            interval: self.search.silence(),
+            due: self.due,
+            last_loss: self.last_loss,
+            pings: self.pings,
+            losses: self.losses,
+        }
     }
 }
 
@@ -257,7 +277,6 @@ mod tests {
             pulse.pong(at(240 * round), seq);
         }
         assert_eq!(pulse.interval(at(480)), Duration::from_secs(360));
-        assert_eq!(pulse.learned().good_s, None, "nobody has asked for the news");
         let (_, learned) = pulse.news().unwrap();
         assert_eq!((learned.good_s, learned.bad_s), (Some(240), None));
         assert_eq!(pulse.news(), None);
@@ -284,12 +303,12 @@ mod tests {
                 pulse.ping(at(1000 * round + 240));
                 pulse.lost(at(1000 * round + 260));
             }
-            (pulse.last_loss().unwrap().counts, pulse.interval(at(3000)))
+            (pulse.reading().last_loss.unwrap().counts, pulse.interval(at(3000)))
         };
         assert_eq!(lose(|_| {}), (true, Duration::from_secs(120)));
         assert_eq!(lose(Pulse::disturb), (false, Duration::from_secs(240)));
         let other = |pulse: &mut Pulse| {
-            let key = NetworkKey([pulse.network().key.0[0] + 1; 16]);
+            let key = NetworkKey([pulse.reading().network.key.0[0] + 1; 16]);
             assert!(pulse.set_network(at(1000), Network { key, kind: NetworkKind::Wifi }, None));
         };
         assert_eq!(lose(other), (false, Duration::from_secs(240)));

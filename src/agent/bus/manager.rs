@@ -15,8 +15,9 @@ use crate::agent::connection::{Change, Command};
 use crate::agent::effects::screen;
 use crate::agent::store::{AppRow, Life, SwitchTo, Switches};
 use crate::proto::device::LinkState;
+use crate::proto::pulse::Reading;
 use crate::proto::wishes::Wish;
-use crate::proto::{AppId, MessageId};
+use crate::proto::{AppId, MessageId, Moment};
 
 type Dictionary = HashMap<&'static str, Variant<'static>>;
 
@@ -88,6 +89,12 @@ impl Manager {
             ("device", Variant::from(self.shared.device.to_string())),
             ("version", Variant::from(env!("CARGO_PKG_VERSION"))),
             ("failures", Variant::from(status.failures)),
+            ("wakes_device", Variant::from(status.wakes)),
+            ("pings_today", Variant::from(status.today.pings)),
+            ("losses_today", Variant::from(status.today.losses)),
+            ("connects_today", Variant::from(status.today.connects)),
+            ("bytes_sent_today", Variant::from(status.today.sent)),
+            ("bytes_received_today", Variant::from(status.today.received)),
             ("do_not_disturb", Variant::from(self.shared.store.do_not_disturb().await?)),
             ("alerts", Variant::from(screen::describe(bus).await)),
         ]);
@@ -97,11 +104,13 @@ impl Manager {
                 members.insert("retry_in_s", Variant::from(until.since(now).as_secs()));
             }
             LinkState::Online { since, region } => {
+                members.insert("next_ping_in_s", Variant::from(status.pulse.due.since(now).as_secs()));
                 members.insert("region", Variant::from(region.to_string()));
                 members.insert("online_s", Variant::from(now.since(since).as_secs()));
             }
             LinkState::Stopped | LinkState::Dialling | LinkState::Greeting => {}
         }
+        describe_pulse(&mut members, &status.pulse, now);
         Ok(members)
     }
 
@@ -218,6 +227,23 @@ impl Manager {
         // A full queue of commands keeps the connection busy anyway.
         let _ = self.shared.commands.try_send(Command::TryNow);
         Ok(())
+    }
+}
+
+/// How long the connection may be silent, and how that is known.
+fn describe_pulse(members: &mut Dictionary, pulse: &Reading, now: Moment) {
+    members.insert("network", Variant::from(pulse.network.kind.name()));
+    members.insert("silence_s", Variant::from(pulse.interval.as_secs()));
+    members.insert("silence_stage", Variant::from(pulse.learned.stage.name()));
+    for (name, seconds) in [("silence_proven_s", pulse.learned.good_s), ("silence_refuted_s", pulse.learned.bad_s)] {
+        if let Some(seconds) = seconds {
+            members.insert(name, Variant::from(u64::from(seconds)));
+        }
+    }
+    if let Some(loss) = pulse.last_loss {
+        members.insert("last_loss_s", Variant::from(now.since(loss.at).as_secs()));
+        members.insert("last_loss_silence_s", Variant::from(loss.silence.as_secs()));
+        members.insert("last_loss_counts", Variant::from(loss.counts));
     }
 }
 
