@@ -76,7 +76,11 @@ pub fn spread(asked: Duration, luck: Luck) -> Duration {
 
 /// The wait after a goodbye: what the server asked for, and never less than its reason deserves.
 pub fn after_goodbye(bye: &Bye, own: Duration, luck: Luck) -> Duration {
-    let asked = bye.retry_after().map(|asked| spread(asked, luck));
+    let asked = match (bye.retry_after(), bye.window()) {
+        (asked, Some(window)) => Some(asked.unwrap_or_default() + luck.share_of(window)),
+        (Some(asked), None) => Some(spread(asked, luck)),
+        (None, None) => None,
+    };
     let deserved = match bye.reason {
         Reason::Shutdown | Reason::Silent | Reason::Unacknowledged | Reason::Busy | Reason::Protocol => Duration::ZERO,
         // Two agents with one identity would otherwise throw each other out for ever.
@@ -99,6 +103,15 @@ mod tests {
         }
         low.reset();
         assert_eq!(low.next(Luck(0)), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_window_is_drawn_from_evenly() {
+        let bye = Bye { window_s: Some(60), ..Bye::until(Reason::Shutdown, 5) };
+        let wait = |luck| after_goodbye(&bye, Duration::from_secs(1), Luck(luck)).as_secs();
+        assert_eq!([0, u32::MAX / 2, u32::MAX].map(wait), [5, 34, 65]);
+        let bye = Bye { window_s: Some(60), ..Bye::because(Reason::Shutdown) };
+        assert_eq!(after_goodbye(&bye, Duration::from_secs(1), Luck(0)), Duration::ZERO);
     }
 
     #[test]

@@ -526,10 +526,10 @@ fn a_session_without_an_exchange_does_not_start_the_waits_over() {
 
 #[test]
 fn a_wait_that_the_server_asked_for_is_obeyed_and_spread_upwards() {
-    let bye = Bye { reason: Reason::Busy, retry_after_s: Some(100) };
+    let bye = Bye::until(Reason::Busy, 100);
     assert_eq!(wait_after(bye.clone(), LOW), Duration::from_secs(100));
     assert_eq!(wait_after(bye, HIGH), Duration::from_secs(130));
-    let at_once = Bye { reason: Reason::Shutdown, retry_after_s: Some(0) };
+    let at_once = Bye::until(Reason::Shutdown, 0);
     assert_eq!(wait_after(at_once, LOW), Duration::from_secs(1));
 }
 
@@ -537,8 +537,8 @@ fn a_wait_that_the_server_asked_for_is_obeyed_and_spread_upwards() {
 fn what_only_an_operator_can_mend_waits_long() {
     for reason in [Reason::BadSecret, Reason::EnrolmentRefused, Reason::Version] {
         assert_eq!(wait_after(Bye::because(reason), LOW), backoff::HOPELESS);
-        assert_eq!(wait_after(Bye { reason, retry_after_s: Some(5) }, LOW), backoff::HOPELESS);
-        assert_eq!(wait_after(Bye { reason, retry_after_s: Some(1000) }, LOW), Duration::from_secs(1000));
+        assert_eq!(wait_after(Bye::until(reason, 5), LOW), backoff::HOPELESS);
+        assert_eq!(wait_after(Bye::until(reason, 1000), LOW), Duration::from_secs(1000));
     }
 }
 
@@ -550,7 +550,7 @@ fn a_replaced_device_waits_at_least_a_minute() {
 #[test]
 fn a_wish_of_the_server_holds_for_one_wait_only() {
     let mut device = online();
-    let bye = Bye { reason: Reason::Busy, retry_after_s: Some(5000) };
+    let bye = Bye::until(Reason::Busy, 5000);
     device.handle_frame(START, ToDevice::Bye(bye), LOW);
     device.try_now();
     device.handle_link_down(START, "unreachable", LOW);

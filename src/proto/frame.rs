@@ -295,17 +295,30 @@ pub struct Bye {
     /// Do not come back for this many seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_s: Option<u32>,
+    /// Then come back at a moment drawn from so many seconds, so that not all devices come at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_s: Option<u32>,
 }
 
 impl Bye {
     /// An end with no wish about the next attempt.
     pub fn because(reason: Reason) -> Self {
-        Self { reason, retry_after_s: None }
+        Self { reason, retry_after_s: None, window_s: None }
+    }
+
+    /// An end after which the device is to come back in this many seconds.
+    pub fn until(reason: Reason, retry_after_s: u32) -> Self {
+        Self { retry_after_s: Some(retry_after_s), ..Self::because(reason) }
     }
 
     /// The wish about the next attempt, if there is one.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after_s.map(|seconds| Duration::from_secs(seconds.into()))
+    }
+
+    /// Over what time devices are to spread.
+    pub fn window(&self) -> Option<Duration> {
+        self.window_s.map(|seconds| Duration::from_secs(seconds.into()))
     }
 }
 

@@ -38,7 +38,11 @@ fn bye() -> impl Strategy<Value = Bye> {
         Reason::Unacknowledged,
         Reason::Busy,
     ]);
-    (reason, option::of(any::<u32>())).prop_map(|(reason, retry_after_s)| Bye { reason, retry_after_s })
+    (reason, option::of(any::<u32>()), option::of(any::<u32>())).prop_map(|(reason, retry_after_s, window_s)| Bye {
+        reason,
+        retry_after_s,
+        window_s,
+    })
 }
 
 fn hello() -> impl Strategy<Value = Hello> {
@@ -327,9 +331,10 @@ fn the_text_of_frames_to_the_device_is_frozen() {
             ToDevice::Redirect { gateway: "wss://eu.example.org:5223".into() },
             r#"{"redirect":{"gateway":"wss://eu.example.org:5223"}}"#.into(),
         ),
+        (ToDevice::Bye(Bye::until(Reason::Busy, 30)), r#"{"bye":{"reason":"busy","retry_after_s":30}}"#.into()),
         (
-            ToDevice::Bye(Bye { reason: Reason::Busy, retry_after_s: Some(30) }),
-            r#"{"bye":{"reason":"busy","retry_after_s":30}}"#.into(),
+            ToDevice::Bye(Bye { window_s: Some(60), ..Bye::until(Reason::Shutdown, 1) }),
+            r#"{"bye":{"reason":"shutdown","retry_after_s":1,"window_s":60}}"#.into(),
         ),
     ]);
 }

@@ -528,7 +528,7 @@ fn a_device_that_says_goodbye_is_not_answered() {
 #[test]
 fn a_goodbye_carries_the_wish_about_the_next_attempt() {
     let mut session = idle();
-    let bye = Bye { reason: Reason::Busy, retry_after_s: Some(30) };
+    let bye = Bye::until(Reason::Busy, 30);
     session.close(bye.clone());
     session.close(Bye::because(Reason::Shutdown));
     assert_eq!(actions(&mut session), [GatewayAction::Send(ToDevice::Bye(bye)), GatewayAction::Close]);

@@ -223,7 +223,7 @@ impl World {
                 self.agent.machine.iter_mut().for_each(|machine| machine.handle_store_failed(now, luck));
             }
             Act::Goodbye { reason, retry_after_s } => {
-                let bye = Bye { reason, retry_after_s };
+                let bye = Bye { retry_after_s, ..Bye::because(reason) };
                 self.server.session.iter_mut().for_each(|open| open.machine.close(bye.clone()));
             }
             Act::TryNow => {

@@ -75,6 +75,21 @@ pub struct Gateway {
     pub move_to: Option<String>,
     /// Most connections that may be in their handshake at a time.
     pub handshakes: usize,
+    /// Handshakes that begin in a second; 0 for no limit.
+    pub handshakes_per_second: u32,
+    /// Seconds over which devices are to spread when they come back after this server has ended.
+    pub reconnect_window_s: u32,
+}
+
+impl Gateway {
+    /// Seconds over which so many devices are to spread: what is set, and no less than their handshakes
+    /// take.
+    pub fn reconnect_window(&self, devices: usize) -> u32 {
+        let devices = u32::try_from(devices).unwrap_or(u32::MAX);
+        let least = devices.checked_div(self.handshakes_per_second).unwrap_or(0);
+        // A little more, as they do not come evenly.
+        self.reconnect_window_s.max(least.saturating_add(least / 4))
+    }
 }
 
 /// Metrics and the admin API.
@@ -174,6 +189,8 @@ impl Default for Gateway {
             ka_max_s: 1650,
             move_to: None,
             handshakes: 256,
+            handshakes_per_second: 1000,
+            reconnect_window_s: 30,
         }
     }
 }

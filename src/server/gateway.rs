@@ -4,9 +4,15 @@
 //! The handshake runs in a task of its own, so that the one which lives as long as the connection
 //! holds little memory. Nothing a device does is logged above debug.
 
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use governor::clock::{Clock, MonotonicClock};
+use governor::middleware::NoOpMiddleware;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota, RateLimiter};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
@@ -31,6 +37,8 @@ use super::store::{DeviceCheck, Registered};
 
 /// How long a goodbye may take to be sent.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// What devices are asked to wait when the server ends, before they come back one after the other.
+const RESTART_S: u32 = 1;
 /// What a device is asked to wait when the server cannot serve it.
 const BUSY_RETRY_S: u32 = 30;
 /// A session that lasts longer is noted again, so that its device is not forgotten.
@@ -40,7 +48,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Accepts devices until the stop comes.
 pub async fn serve(server: Arc<Server>, listener: TcpListener, tls: Option<TlsAcceptor>, mut stop: Stop) {
-    let door = Arc::new(Mutex::new(listener));
+    let door = Arc::new(Mutex::new(Door { listener, pace: pace(server.config.gateway.handshakes_per_second) }));
     let mut greeters = JoinSet::new();
     for _ in 0..server.config.gateway.handshakes {
         greeters.spawn(greeter(Arc::clone(&server), Arc::clone(&door), tls.clone()));
@@ -52,9 +60,9 @@ pub async fn serve(server: Arc<Server>, listener: TcpListener, tls: Option<TlsAc
 /// Takes one connection after the other through its handshake. While all greeters are at work,
 /// further connections wait in the kernel's queue. A handshake needs much memory for a moment: as
 /// greeters live on, it is not taken from between the memory of sessions, which would leave holes.
-async fn greeter(server: Arc<Server>, door: Arc<Mutex<TcpListener>>, tls: Option<TlsAcceptor>) {
+async fn greeter(server: Arc<Server>, door: Arc<Mutex<Door>>, tls: Option<TlsAcceptor>) {
     loop {
-        let accepted = door.lock().await.accept().await;
+        let accepted = door.lock().await.next().await;
         match accepted {
             Ok((stream, _)) => {
                 let handshake = welcome(Arc::clone(&server), stream, tls.clone());
@@ -70,6 +78,33 @@ async fn greeter(server: Arc<Server>, door: Arc<Mutex<TcpListener>>, tls: Option
             }
         }
     }
+}
+
+type Pace = RateLimiter<NotKeyed, InMemoryState, MonotonicClock, NoOpMiddleware<Instant>>;
+
+/// Where connections come in, one after the other.
+struct Door {
+    listener: TcpListener,
+    pace: Option<Pace>,
+}
+
+impl Door {
+    /// The next connection, when it is time for one.
+    async fn next(&self) -> std::io::Result<(TcpStream, SocketAddr)> {
+        let accepted = self.listener.accept().await?;
+        while let Some(Err(until)) = self.pace.as_ref().map(|pace| pace.check()) {
+            tokio::time::sleep(until.wait_time_from(MonotonicClock.now())).await;
+        }
+        Ok(accepted)
+    }
+}
+
+/// So many handshakes a second, a tenth of them at once.
+fn pace(per_second: u32) -> Option<Pace> {
+    let per_second = NonZeroU32::new(per_second)?;
+    let burst = NonZeroU32::new(per_second.get() / 10).unwrap_or(NonZeroU32::MIN);
+    let quota = Quota::per_second(per_second).allow_burst(burst);
+    Some(RateLimiter::direct_with_clock(quota, MonotonicClock))
 }
 
 async fn welcome(server: Arc<Server>, stream: TcpStream, tls: Option<TlsAcceptor>) -> Handshake {
@@ -157,7 +192,7 @@ async fn prove(server: &Server, claim: Claim) -> Result<(Claim, bool), Bye> {
 
 fn busy(error: &DbError) -> Bye {
     debug!("a device is asked to come back later: {error}");
-    Bye { reason: Reason::Busy, retry_after_s: Some(BUSY_RETRY_S) }
+    Bye::until(Reason::Busy, BUSY_RETRY_S)
 }
 
 /// Starts the task that lives as long as the connection.
@@ -271,8 +306,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
         if signals.replaced {
             return self.session.close(Bye::because(Reason::Replaced));
         }
-        if signals.drain {
-            return self.session.close(Bye::because(Reason::Shutdown));
+        if let Some(window_s) = signals.drain {
+            return self.session.close(Bye { window_s: Some(window_s), ..Bye::until(Reason::Shutdown, RESTART_S) });
         }
         for push in signals.offers {
             if !push.expired(world::now()) {

@@ -256,7 +256,7 @@ async fn drain(server: &Server, api: Web) -> bool {
     let connected = server.registry.count();
     api.handle.graceful_shutdown(Some(DRAIN));
     let requests = tokio::time::timeout(DRAIN + Duration::from_secs(1), api.task).await.is_ok();
-    server.registry.drain();
+    server.registry.drain(server.config.gateway.reconnect_window(connected));
     let sessions = tokio::time::timeout(DRAIN, async {
         while server.registry.count() > 0 {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -7,8 +7,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::sync::{Notify, oneshot};
 
@@ -30,8 +29,8 @@ pub struct Signals {
     pub wake: bool,
     /// A newer session has taken its place.
     pub replaced: bool,
-    /// The server is shutting down.
-    pub drain: bool,
+    /// The server is shutting down; devices are to spread over so many seconds when they come back.
+    pub drain: Option<u32>,
     /// A registration of the device was ended here.
     pub revoked: bool,
     /// Pushes that are delivered now or never.
@@ -67,13 +66,13 @@ impl Line {
 pub struct Registry {
     parts: [Mutex<HashMap<DeviceId, Arc<Line>>>; PARTS],
     hasher: RandomState,
-    draining: AtomicBool,
+    draining: OnceLock<u32>,
 }
 
 impl Registry {
     /// A registry in which nobody is connected.
     pub fn new() -> Self {
-        Self { parts: Default::default(), hasher: RandomState::new(), draining: AtomicBool::new(false) }
+        Self { parts: Default::default(), hasher: RandomState::new(), draining: OnceLock::new() }
     }
 
     /// Enters a new session of the device, and tells the one it replaces.
@@ -84,8 +83,8 @@ impl Registry {
             older.signal(|signals| signals.replaced = true);
         }
         // Whoever enters behind the back of `drain` has taken the lock after it, and sees this.
-        if self.draining.load(Ordering::Acquire) {
-            line.signal(|signals| signals.drain = true);
+        if let Some(window_s) = self.draining.get() {
+            line.signal(|signals| signals.drain = Some(*window_s));
         }
         line
     }
@@ -143,12 +142,13 @@ impl Registry {
         }
     }
 
-    /// Tells every session to end, those that have yet to begin as well.
-    pub fn drain(&self) {
-        self.draining.store(true, Ordering::Release);
+    /// Tells every session to end, those that have yet to begin as well; its device is to come back at
+    /// some moment of so many seconds.
+    pub fn drain(&self, window_s: u32) {
+        let window_s = *self.draining.get_or_init(|| window_s);
         for part in &self.parts {
             for line in lock(part).values() {
-                line.signal(|signals| signals.drain = true);
+                line.signal(|signals| signals.drain = Some(window_s));
             }
         }
     }
@@ -206,11 +206,11 @@ mod tests {
     async fn a_session_that_begins_during_the_drain_is_told_to_end() {
         let registry = Registry::new();
         let early = registry.enter(world::device_id());
-        registry.drain();
+        registry.drain(60);
         let late = registry.enter(world::device_id());
         for line in [early, late] {
             let signals = tokio::time::timeout(std::time::Duration::from_secs(10), line.signals()).await;
-            assert!(signals.unwrap().drain);
+            assert_eq!(signals.unwrap().drain, Some(60));
         }
     }
 }

@@ -17,7 +17,7 @@ const REST: Duration = Duration::from_secs(3);
 pub async fn idle(lab: &Lab, connections: u32, tls: Option<&Certificate>) -> Result<Value, Fatal> {
     let region = if tls.is_some() { "11" } else { "10" };
     let files = tls.map(|files| (files.certificate.as_path(), files.key.as_path()));
-    let mut server = lab.server(region, free_port()?, free_port()?, files, "")?;
+    let mut server = lab.server(region, free_port()?, free_port()?, files, "handshakes-per-second = 0\n")?;
     server.start().await?;
     let pid = server.pid().ok_or_else(|| Fatal::new(Exit::Software, "the server has ended"))?;
     let ca = tls.map(|files| files.certificate.as_path());
