@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use rustls::crypto::ring::Ticketer;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -51,7 +52,7 @@ pub enum TlsError {
 pub fn server(files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
     let chain = certificates(&files.certificate)?;
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(in_file(&files.key))?;
-    let config = ServerConfig::builder_with_provider(provider())
+    let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(chain, key)
@@ -60,6 +61,8 @@ pub fn server(files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
             key: files.key.display().to_string(),
             error,
         })?;
+    // A device that comes back then needs no signature: what it was told is in its ticket.
+    config.ticketer = Ticketer::new()?;
     Ok(Arc::new(config))
 }
 
@@ -84,6 +87,36 @@ pub fn client(authorities: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError>
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(Arc::new(config))
+}
+
+/// Why a server was not believed, or could not be spoken to, for whoever looks after the device.
+// The enums are another crate's: what has no sentence of its own here has one there.
+#[allow(clippy::wildcard_enum_match_arm)]
+pub fn explain(error: &std::io::Error) -> String {
+    use rustls::{AlertDescription, CertificateError as Invalid, Error};
+    let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else { return error.to_string() };
+    let sentence = match tls {
+        // Authorities of one name differ in their keys alone.
+        Error::InvalidCertificate(
+            Invalid::UnknownIssuer
+            | Invalid::BadSignature
+            | Invalid::UnsupportedSignatureAlgorithmContext { .. }
+            | Invalid::UnsupportedSignatureAlgorithmForPublicKeyContext { .. },
+        ) => "its certificate is not signed by an authority that this device trusts; see `ca`",
+        Error::InvalidCertificate(Invalid::Expired | Invalid::ExpiredContext { .. }) => {
+            "its certificate has expired, or the clock of this device is wrong"
+        }
+        Error::InvalidCertificate(Invalid::NotValidYet | Invalid::NotValidYetContext { .. }) => {
+            "its certificate is not valid yet, or the clock of this device is wrong"
+        }
+        Error::InvalidCertificate(Invalid::NotValidForName | Invalid::NotValidForNameContext { .. }) => {
+            "its certificate is for another name"
+        }
+        Error::AlertReceived(AlertDescription::ProtocolVersion) => "it speaks no version of TLS from 1.2 on",
+        Error::PeerIncompatible(_) => "it speaks no version of TLS from 1.2 on, or nothing else that this device does",
+        other => return other.to_string(),
+    };
+    format!("{sentence} ({tls})")
 }
 
 /// When the first certificate of a listener's chain expires.

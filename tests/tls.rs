@@ -25,13 +25,21 @@ struct Certificate {
 
 impl Certificate {
     fn make() -> Self {
+        Self::make_for("DNS:localhost,IP:127.0.0.1", &["openssl"])
+    }
+
+    /// One for these names, made by openssl as this command starts it.
+    fn make_for(names: &str, openssl: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (chain, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
-        let mut openssl = Command::new("openssl");
+        let (program, arguments) = openssl.split_first().expect("a command has a program");
+        let mut openssl = Command::new(program);
+        openssl.args(arguments);
         openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]);
-        openssl.args(["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]);
+        openssl.args(["-days", "2", "-subj", "/CN=localhost", "-addext", &format!("subjectAltName={names}")]);
         openssl.args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"]).arg(&key).arg("-out").arg(&chain);
-        let made = openssl.output().expect("openssl runs; `apt-get install openssl` provides it");
+        let made =
+            openssl.output().expect("openssl and faketime run; `apt-get install openssl faketime` provides them");
         assert!(made.status.success(), "{made:?}");
         Self { _folder: folder, chain, key }
     }
@@ -131,4 +139,77 @@ async fn an_encrypted_gateway_cannot_send_a_device_to_an_unencrypted_one() {
     let device = Device::start(&server.gateway, &trusting(&certificate.chain));
     let link = until_status(&device, |link| link["failures"].as_u64() > Some(1)).await;
     assert_eq!(link["gateway"], server.gateway.as_str());
+}
+
+/// Why the device is not online at this gateway.
+async fn refused(gateway: &str, settings: &str) -> String {
+    let device = Device::start(gateway, settings);
+    let link = until_status(&device, |link| link["state"] == "waiting").await;
+    link["why"].as_str().expect("a sentence").to_owned()
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_not_whom_it_should_be_is_refused_and_status_says_why() {
+    let good = Certificate::make();
+    let other = Certificate::make();
+    let foreign = Certificate::make_for("DNS:elsewhere.example.org", &["openssl"]);
+    let expired = Certificate::make_for("DNS:localhost,IP:127.0.0.1", &["faketime", "-f", "-10d", "openssl"]);
+    let wrong = [
+        ("of another name", &foreign, trusting(&foreign.chain), "is for another name"),
+        ("expired", &expired, trusting(&expired.chain), "has expired"),
+        (
+            "of an authority that the device does not trust",
+            &good,
+            trusting(&other.chain),
+            "is not signed by an authority",
+        ),
+        ("that it has signed itself", &good, String::new(), "is not signed by an authority"),
+    ];
+    for (what, certificate, settings, why) in wrong {
+        let server = Server::start("00", &certificate.settings());
+        let told = refused(&server.gateway, &settings).await;
+        assert!(told.contains(why) && told.contains(&server.gateway), "a certificate {what}: {told}");
+    }
+    let server = Server::start("00", &good.settings());
+    Device::start(&server.gateway, &trusting(&good.chain)).until_online().await;
+}
+
+/// openssl as a server of one version of TLS.
+struct OldServer {
+    child: std::process::Child,
+    port: u16,
+}
+
+impl OldServer {
+    fn start(certificate: &Certificate, version: &str) -> Self {
+        // Taken and given back: openssl takes no port of the kernel's choice.
+        let port =
+            std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
+        let mut openssl = Command::new("openssl");
+        openssl.args(["s_server", "-quiet", "-accept", &format!("127.0.0.1:{port}"), version]);
+        openssl.args(["-cipher", "ALL:@SECLEVEL=0", "-cert"]).arg(&certificate.chain).arg("-key").arg(&certificate.key);
+        let child = openssl.stdin(std::process::Stdio::piped()).spawn().expect("openssl runs");
+        Self { child, port }
+    }
+}
+
+impl Drop for OldServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_that_speaks_tls_1_1_is_refused() {
+    let certificate = Certificate::make();
+    let old = OldServer::start(&certificate, "-tls1_1");
+    let device = Device::start(&format!("wss://127.0.0.1:{}", old.port), &trusting(&certificate.chain));
+    // It may have listened too late for the first attempt.
+    let why = "it speaks no version of TLS from 1.2 on";
+    until_status(&device, |link| link["why"].as_str().is_some_and(|told| told.contains(why))).await;
+    // The same program with a version of today is at least spoken to.
+    let new = OldServer::start(&certificate, "-tls1_3");
+    let device = Device::start(&format!("wss://127.0.0.1:{}", new.port), &trusting(&certificate.chain));
+    until_status(&device, |link| link["state"] == "connecting").await;
 }

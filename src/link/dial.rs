@@ -6,6 +6,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::TcpUserTimeout;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -14,9 +16,14 @@ use tokio_rustls::TlsConnector;
 
 use super::ws::{LinkError, Socket};
 use crate::proto::frame::TO_DEVICE_MAX;
+use crate::tls;
 
 /// How long opening a link may take altogether.
 const DIAL: Duration = Duration::from_secs(20);
+
+/// How long the peer's system may leave unacknowledged what was sent to it; the kernel's own limit is a
+/// quarter of an hour.
+const UNANSWERED_MS: u32 = 30_000;
 
 /// The port of a gateway whose URL names none.
 pub const DEFAULT_PORT: u16 = 5223;
@@ -132,6 +139,7 @@ async fn connect_to(address: std::net::SocketAddr, from: Option<IpAddr>) -> std:
     }
     let stream = socket.connect(address).await?;
     stream.set_nodelay(true)?;
+    setsockopt(&stream, TcpUserTimeout, &UNANSWERED_MS)?;
     Ok(stream)
 }
 
@@ -143,7 +151,8 @@ async fn encrypt(
     let name = ServerName::try_from(gateway.host.clone())
         .map_err(|_| LinkError::NotAGateway(format!("{} is no name that a certificate can hold", gateway.host)))?;
     let connector = TlsConnector::from(Arc::clone(&how.tls));
-    connector.connect(name, stream).await.map_err(|error| LinkError::Broken(format!("{gateway}: {error}")))
+    let broken = |error: std::io::Error| LinkError::Broken(format!("{gateway}: {}", tls::explain(&error)));
+    connector.connect(name, stream).await.map_err(broken)
 }
 
 #[cfg(test)]
