@@ -174,6 +174,55 @@ async fn a_gateway_that_is_not_whom_it_should_be_is_refused_and_status_says_why(
     Device::start(&server.gateway, &trusting(&good.chain)).until_online().await;
 }
 
+#[tokio::test]
+async fn plain_text_to_another_machine_is_refused_unless_it_is_allowed() {
+    // An address for documentation: nobody has it.
+    let gateway = "ws://192.0.2.1:5223";
+    let told = refused(gateway, "").await;
+    assert!(told.contains("is unencrypted and not on this machine"), "{told}");
+    let device = Device::start(gateway, "allow-plain-text = true");
+    until_status(&device, |link| link["state"] == "connecting").await;
+}
+
+/// The pin of a certificate's key, as the manual says to make it.
+fn pin(certificate: &Path) -> String {
+    let script = r#"openssl x509 -in "$1" -pubkey -noout | openssl pkey -pubin -outform DER |
+                    openssl dgst -sha256 -binary | base64"#;
+    let made = Command::new("sh").args(["-c", script, "sh"]).arg(certificate).output().expect("sh runs");
+    format!("sha256//{}", String::from_utf8(made.stdout).expect("base64").trim())
+}
+
+#[tokio::test]
+async fn a_pinned_key_is_asked_for_beside_the_authority() {
+    let (good, other) = (Certificate::make(), Certificate::make());
+    let server = Server::start("00", &good.settings());
+    let pinned = |keys: &[&Certificate]| {
+        let pins: Vec<String> = keys.iter().map(|key| pin(&key.chain)).collect();
+        format!("{}pins = {pins:?}\n", trusting(&good.chain))
+    };
+    Device::start(&server.gateway, &pinned(&[&other, &good])).until_online().await;
+    let told = refused(&server.gateway, &pinned(&[&other])).await;
+    assert!(told.contains("none of its keys is among `pins`"), "{told}");
+    // A pin alone makes nobody trusted.
+    let told = refused(&server.gateway, &format!("pins = [{:?}]\n", pin(&good.chain))).await;
+    assert!(told.contains("is not signed by an authority"), "{told}");
+}
+
+#[tokio::test]
+async fn a_gateway_may_ask_devices_for_a_certificate() {
+    let (gateway, device, stranger) = (Certificate::make(), Certificate::make(), Certificate::make());
+    let server = Server::start("00", &format!("{}client-ca = {:?}\n", gateway.settings(), device.chain));
+    let showing = |shown: &Certificate| {
+        let files = format!("{{ certificate = {:?}, key = {:?} }}", shown.chain, shown.key);
+        format!("{}client-certificate = {files}\n", trusting(&gateway.chain))
+    };
+    Device::start(&server.gateway, &showing(&device)).until_online().await;
+    let told = refused(&server.gateway, &trusting(&gateway.chain)).await;
+    assert!(told.contains("it wants a certificate of this device"), "{told}");
+    let told = refused(&server.gateway, &showing(&stranger)).await;
+    assert!(told.contains("received fatal alert"), "{told}");
+}
+
 /// openssl as a server of one version of TLS.
 struct OldServer {
     child: std::process::Child,

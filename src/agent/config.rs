@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::config::{self, ConfigError, LogFormat, LogLevel};
+use crate::config::{self, ConfigError, LogFormat, LogLevel, TlsFiles};
 use crate::link::Gateway;
 use crate::proto::keepalive::Profile;
+use crate::tls::Pin;
 
 /// Everything an integrator may set. Keys in the file are written with `-` instead of `_`.
 #[derive(Clone, Debug, Deserialize)]
@@ -19,6 +20,10 @@ pub struct AgentConfig {
     pub allow_plain_text: bool,
     /// Certificates that authenticate the gateway; the system's if absent.
     pub ca: Option<PathBuf>,
+    /// Keys of which the gateway's chain must hold one; none if there are none.
+    pub pins: Vec<Pin>,
+    /// What the device shows to a gateway that asks for a certificate.
+    pub client_certificate: Option<TlsFiles>,
     /// What the server wants to hear from a new device.
     pub enrolment_key: Option<String>,
     /// What powers the device: how long its connection may be silent.
@@ -78,6 +83,8 @@ impl Default for AgentConfig {
             gateway: "ws://127.0.0.1:5223".parse().expect("the default gateway is one"),
             allow_plain_text: false,
             ca: None,
+            pins: Vec::new(),
+            client_certificate: None,
             enrolment_key: None,
             profile: Profile::default(),
             bus: Bus::Session,

@@ -95,7 +95,8 @@ fn start(args: Args) -> Result<(), Fatal> {
         return daemon::write_manual::<Args>(&folder);
     }
     let config = AgentConfig::load(args.config.as_deref()).map_err(Fatal::of(Exit::Config))?;
-    let tls = tls::client(config.ca.as_deref()).map_err(Fatal::of(Exit::Config))?;
+    let tls = tls::device(config.ca.as_deref(), &config.pins, config.client_certificate.as_ref())
+        .map_err(Fatal::of(Exit::Config))?;
     if args.check {
         println!("the configuration is good: gateway {}, state in {}", config.gateway, config.state_folder.display());
         return Ok(());

@@ -20,6 +20,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use crate::proto::frame::{Frame, FrameError, SUBPROTOCOL};
+use crate::tls;
 
 /// Bytes of the read buffer that each socket holds from the start; it grows for a larger frame.
 const READ_BUFFER: usize = 512;
@@ -51,8 +52,9 @@ impl From<WsError> for LinkError {
             WsError::Capacity(CapacityError::MessageTooLong { size, max_size }) => {
                 Self::Frame(FrameError::TooLong { length: size, limit: max_size })
             }
-            broken @ (WsError::Io(_)
-            | WsError::Tls(_)
+            // What TLS has to say may come with the first answer.
+            WsError::Io(error) => Self::Broken(tls::explain(&error)),
+            broken @ (WsError::Tls(_)
             | WsError::Capacity(CapacityError::TooManyHeaders)
             | WsError::Protocol(_)
             | WsError::WriteBufferFull(_)

@@ -245,8 +245,10 @@ fn database(error: DbError) -> Fatal {
 
 fn check(config: &ServerConfig, json: bool) -> Result<(), Fatal> {
     let mut certificates = Vec::new();
-    for files in [&config.api.tls, &config.gateway.tls, &config.admin.tls].into_iter().flatten() {
-        crate::tls::server(files).map_err(Fatal::of(Exit::Config))?;
+    let clients = config.gateway.client_ca.as_deref();
+    for (files, clients) in [(&config.api.tls, None), (&config.gateway.tls, clients), (&config.admin.tls, None)] {
+        let Some(files) = files else { continue };
+        crate::tls::server(files, clients).map_err(Fatal::of(Exit::Config))?;
         certificates.push((&files.certificate, check_expiry(files)?));
     }
     for authorities in [&config.regions_ca, &config.callbacks_ca] {

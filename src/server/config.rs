@@ -65,6 +65,8 @@ pub struct Gateway {
     pub listen: SocketAddr,
     /// Certificate and key; plain WebSocket if absent.
     pub tls: Option<TlsFiles>,
+    /// Authorities of which one must have signed the certificate of every device; none is asked for if absent.
+    pub client_ca: Option<PathBuf>,
     /// Allows plain WebSocket on an address that others can reach.
     pub allow_plain_text: bool,
     /// What a new device must know to enrol; anybody may enrol if absent.
@@ -184,6 +186,7 @@ impl Default for Gateway {
         Self {
             listen: loopback(5223),
             tls: None,
+            client_ca: None,
             allow_plain_text: false,
             enrolment_key: None,
             ka_max_s: 1650,
@@ -282,6 +285,9 @@ impl ServerConfig {
         // When a device was seen is known to two days.
         if (1..3).contains(&self.limits.device_days) {
             return Err(ConfigError::Unwise("`[limits] device-days` is at least 3, or 0 for never".into()));
+        }
+        if self.gateway.client_ca.is_some() && self.gateway.tls.is_none() {
+            return Err(ConfigError::Unwise("`[gateway] client-ca` needs `tls`".into()));
         }
         if self.gateway.enrolment_key.as_ref().is_some_and(String::is_empty) {
             return Err(ConfigError::Unwise(

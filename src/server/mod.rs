@@ -37,7 +37,7 @@ pub mod upkeep;
 pub mod withdraw;
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -52,6 +52,7 @@ use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use tracing::{error, info};
 
+use crate::config::TlsFiles;
 use crate::daemon::{Exit, Fatal, Stop};
 use crate::db::DbError;
 use crate::http::HttpClient;
@@ -177,9 +178,11 @@ fn bind(what: &str, address: SocketAddr) -> Result<TcpListener, Fatal> {
 /// Serves until the stop comes, then ends requests and sessions in order.
 pub async fn run(config: ServerConfig, listeners: Listeners, mut stop: Stop) -> Result<(), Fatal> {
     let io = |error: std::io::Error| Fatal::new(Exit::IoErr, error);
-    let gateway_tls = config.gateway.tls.as_ref().map(tls::server).transpose().map_err(Fatal::of(Exit::Config))?;
-    let api_tls = config.api.tls.as_ref().map(tls::server).transpose().map_err(Fatal::of(Exit::Config))?;
-    let admin_tls = config.admin.tls.as_ref().map(tls::server).transpose().map_err(Fatal::of(Exit::Config))?;
+    let tls = |files: &Option<TlsFiles>, clients: Option<&Path>| {
+        files.as_ref().map(|files| tls::server(files, clients)).transpose().map_err(Fatal::of(Exit::Config))
+    };
+    let gateway_tls = tls(&config.gateway.tls, config.gateway.client_ca.as_deref())?;
+    let (api_tls, admin_tls) = (tls(&config.api.tls, None)?, tls(&config.admin.tls, None)?);
     let server = Arc::new(Server::open(config).await?);
     info!(
         region = %server.config.region,
