@@ -3,11 +3,12 @@
 //! Where the system lets it (`CAP_WAKE_ALARM`), the alarm wakes the device; elsewhere it comes when
 //! something else has woken it, and how long it slept is found out by comparing two clocks.
 
-use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use nix::sys::time::TimeSpec;
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 use tokio::net::unix::pipe::Receiver;
 use tracing::debug;
 
@@ -21,7 +22,7 @@ const ASLEEP: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Alarm {
     clock: Clock,
-    timer: TimerFd,
+    timer: OwnedFd,
     /// The same, as it is read from: eight bytes when it has rung.
     rung: Receiver,
     wakes: bool,
@@ -32,17 +33,17 @@ pub struct Alarm {
 impl Alarm {
     /// An alarm that is not set.
     pub fn new(clock: Clock) -> std::io::Result<Self> {
-        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
-        let (timer, wakes) = match TimerFd::new(ClockId::CLOCK_BOOTTIME_ALARM, flags) {
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let (timer, wakes) = match timerfd_create(TimerfdClockId::BoottimeAlarm, flags) {
             Ok(timer) => (timer, true),
             Err(error) => {
                 debug!("the alarm does not wake the device: {error}");
-                (TimerFd::new(ClockId::CLOCK_BOOTTIME, flags)?, false)
+                (timerfd_create(TimerfdClockId::Boottime, flags)?, false)
             }
         };
         let sleep = SleepWatch::new(world::boot_time(), world::awake_time());
         // For tokio it is like a pipe: unless it has rung, there is nothing in it.
-        let rung = Receiver::from_owned_fd_unchecked(timer.as_fd().try_clone_to_owned()?)?;
+        let rung = Receiver::from_owned_fd_unchecked(timer.try_clone()?)?;
         Ok(Self { clock, timer, rung, wakes, set: None, sleep })
     }
 
@@ -81,14 +82,12 @@ impl Alarm {
         self.sleep.look(world::boot_time(), world::awake_time()).filter(|slept| *slept > ASLEEP)
     }
 
+    /// Sets the alarm, or unsets it: a time of zero is none.
     fn arm(&self, at: Option<Moment>) {
-        let set = match at {
-            Some(at) => {
-                let time = TimeSpec::from_duration(self.clock.boot_time_of(at).max(Duration::from_nanos(1)));
-                self.timer.set(Expiration::OneShot(time), TimerSetTimeFlags::TFD_TIMER_ABSTIME)
-            }
-            None => self.timer.unset(),
-        };
+        let none = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let time = at.map(|at| self.clock.boot_time_of(at).max(Duration::from_nanos(1)));
+        let it_value = time.and_then(|time| time.try_into().ok()).unwrap_or(none);
+        let set = timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &Itimerspec { it_interval: none, it_value });
         // The kernel refuses times that are none; these are.
         if let Err(error) = set {
             debug!("the alarm could not be set: {error}");

@@ -79,7 +79,7 @@ pub struct Gateway {
     pub handshakes: usize,
     /// Handshakes that begin in a second; 0 for no limit.
     pub handshakes_per_second: u32,
-    /// Seconds over which devices are to spread when they come back after this server has ended.
+    /// The least seconds over which devices are to spread when they come back after this server has ended.
     pub reconnect_window_s: u32,
 }
 
@@ -193,7 +193,7 @@ impl Default for Gateway {
             move_to: None,
             handshakes: 256,
             handshakes_per_second: 1000,
-            reconnect_window_s: 30,
+            reconnect_window_s: 0,
         }
     }
 }
