@@ -1,6 +1,6 @@
 //! The device half: one connection to the server for every app, and D-Bus towards the apps.
 //!
-//! * [`connection`]: the link and its state machine, in one task; [`alarm`]: its clock.
+//! * [`connection`]: the link and its state machine, in one task; [`alarm`]: its clock; [`status`].
 //! * [`store`]: what is on disk; [`plan`], pure, says what becomes of a message.
 //! * [`bus`]: D-Bus; [`apps`]: who is connected there; [`deliver`]: messages on their way to them.
 //! * [`effects`]: alerts, starts of apps and badges, at the [`pace`] that one app may have.
@@ -17,6 +17,7 @@ pub mod identity;
 pub mod installed;
 pub mod pace;
 pub mod plan;
+pub mod status;
 pub mod store;
 pub mod uninstall;
 
@@ -40,9 +41,10 @@ use alarm::Alarm;
 use apps::Apps;
 use bus::Shared;
 use config::AgentConfig;
-use connection::{Parts, Status};
+use connection::Parts;
 use effects::Hints;
 use installed::Installed;
+use status::Status;
 use store::Store;
 
 /// Commands that may wait for the connection.

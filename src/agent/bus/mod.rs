@@ -24,11 +24,12 @@ use zbus::names::{BusName, OwnedUniqueName, UniqueName};
 
 use super::apps::Apps;
 use super::config::{AgentConfig, Bus};
-use super::connection::{Change, Command, Status};
+use super::connection::{Change, Command};
 use super::deliver::Courier;
 use super::effects::{self, Hints, Performer, badges};
 use super::identity::{self, Identity};
 use super::installed::{Installed, Profile};
+use super::status::Status;
 use super::store::{AppRow, Changes, Store};
 use super::uninstall;
 use crate::db::DbError;

@@ -210,19 +210,26 @@ fn text(table: &Value) -> String {
         "median while another app misuses the server", "calm, ms", "then, ms", "ratio", "limit"
     ));
     for flood in fairness::FLOODS {
-        let of_flood = |at: &str| number(&format!("/fairness/{flood}/{at}"));
-        for (name, at) in [("posted -> answered", "answered"), ("posted -> on the device's disk", "stored")] {
-            let ms = |when: &str| of_flood(&format!("{when}/{at}_us/p50")) / 1000.0;
-            let ratio = of_flood(&format!("{at}_ratio"));
-            let verdict = if ratio <= FAIR { "" } else { "   over" };
-            lines.push(format!(
-                "  {:<44} {:>10.2} {:>10.2} {ratio:>8.2} {FAIR:>8.2}{verdict}",
-                format!("{name}, {flood} flood"),
-                ms("calm"),
-                ms("disturbed")
-            ));
-        }
-        lines.push(format!("  requests of that flood a second: {:.0}", of_flood("flood_per_s")));
+        lines.extend(flood_lines(flood, &number));
     }
     lines.join("\n")
+}
+
+/// The lines of one flood; `number` finds a figure of the table.
+fn flood_lines(flood: &str, number: &impl Fn(&str) -> f64) -> Vec<String> {
+    let mut lines = Vec::new();
+    let of_flood = |at: &str| number(&format!("/fairness/{flood}/{at}"));
+    for (name, at) in [("posted -> answered", "answered"), ("posted -> on the device's disk", "stored")] {
+        let ms = |when: &str| of_flood(&format!("{when}/{at}_us/p50")) / 1000.0;
+        let ratio = of_flood(&format!("{at}_ratio"));
+        let verdict = if ratio <= FAIR { "" } else { "   over" };
+        lines.push(format!(
+            "  {:<44} {:>10.2} {:>10.2} {ratio:>8.2} {FAIR:>8.2}{verdict}",
+            format!("{name}, {flood} flood"),
+            ms("calm"),
+            ms("disturbed")
+        ));
+    }
+    lines.push(format!("  requests of that flood a second: {:.0}", of_flood("flood_per_s")));
+    lines
 }
