@@ -419,14 +419,15 @@ impl Connection {
 
     fn publish(&mut self) {
         let today = self.today();
-        let (state, gateway) = (self.device.state(), &self.parts.gateway);
+        let (state, gateway) = (self.device.state(), self.parts.gateway.to_string());
         self.parts.status.send_if_modified(|status| {
+            (status.failures, status.pulse, status.today) = (self.device.failures(), self.device.pulse(), today);
             // Whoever waits for a change waits for these alone.
-            let changed = status.state != *state || status.gateway != gateway.to_string();
+            let changed = status.state != *state || status.gateway != gateway;
             if changed {
-                log_change(state, &gateway.to_string());
+                log_change(state, &gateway);
+                (status.state, status.gateway) = (state.clone(), gateway);
             }
-            *status = Status { today, ..Status::of(gateway, &self.device, status.wakes) };
             changed
         });
     }

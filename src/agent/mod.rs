@@ -45,7 +45,7 @@ use connection::Parts;
 use effects::Hints;
 use installed::Installed;
 use status::Status;
-use store::Store;
+use store::{Credentials, Store};
 
 /// Commands that may wait for the connection.
 const COMMANDS: usize = 64;
@@ -124,19 +124,14 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
     let (apps, clock) = (Arc::new(Apps::expecting(returning)), Clock::start());
     let (commands, inbox) = mpsc::channel(COMMANDS);
     let (changes, _) = broadcast::channel(CHANGES);
-    let identity = Identity {
-        device: credentials.device,
-        secret: credentials.secret,
-        agent: concat!("bellwired/", env!("CARGO_PKG_VERSION")).to_owned(),
-        enrolment_key: config.enrolment_key.clone(),
-    };
-    let (configured, device) = (config.gateway.clone(), Device::new(identity, config.profile));
+    let device_id = credentials.device;
+    let (configured, device) = (config.gateway.clone(), device(credentials, &config));
     let alarm = Alarm::new(clock).map_err(Fatal::of(Exit::Software))?;
     let (status_out, status) = watch::channel(Status::of(&gateway, &device, alarm.wakes()));
     let (installed, hints) = (Arc::new(Installed::read(config.bus)), Arc::new(Hints::default()));
     let shared = Arc::new(Shared {
         config,
-        device: credentials.device,
+        device: device_id,
         store: store.clone(),
         apps: Arc::clone(&apps),
         installed,
@@ -183,6 +178,17 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
     let _quiet = tokio::time::timeout(LAST_ANSWERS, apps.quiet()).await;
     info!("stopped");
     Ok(())
+}
+
+/// The state machine of this device.
+fn device(credentials: Credentials, config: &AgentConfig) -> Device {
+    let identity = Identity {
+        device: credentials.device,
+        secret: credentials.secret,
+        agent: concat!("bellwired/", env!("CARGO_PKG_VERSION")).to_owned(),
+        enrolment_key: config.enrolment_key.clone(),
+    };
+    Device::new(identity, config.profile)
 }
 
 // The enum is another crate's: all but one of its variants are one case to us.

@@ -527,15 +527,13 @@ impl Device {
     fn lose(&mut self, now: Moment, luck: Luck) {
         self.pulse.lost(now);
         self.remember();
-        let healthy = self.credit(now);
-        let failures = self.backoff.clone();
-        self.fail(now, Bye::because(Reason::Silent), luck);
-        // The path was forgotten, which the server cannot know: there is nothing to wait for.
-        if healthy && let LinkState::Waiting { until, .. } = &mut self.state {
-            *until = now.after(backoff::SHORTEST_GAP);
-            self.timers.set(Timer::Retry, now.after(backoff::SHORTEST_GAP));
-            self.backoff = failures;
+        let bye = Bye::because(Reason::Silent);
+        if !self.credit(now) {
+            return self.fail(now, bye, luck);
         }
+        // The path has forgotten the session, which the server cannot know: there is nothing to wait for.
+        let why = self.leave(bye);
+        self.rest(now, &why, Duration::ZERO);
     }
 
     /// Tries a network that has come, once in a while; the back-off neither waits for it nor ends by it.
@@ -570,11 +568,17 @@ impl Device {
     /// The device ends the session, with a reason for the server.
     fn fail(&mut self, now: Moment, bye: Bye, luck: Luck) {
         if matches!(self.state, LinkState::Greeting | LinkState::Online { .. }) {
-            let why = format!("the device ended the session: {}", bye.reason);
-            self.send(ToServer::Bye(bye));
-            self.hangup();
+            let why = self.leave(bye);
             self.wait(now, &why, luck);
         }
+    }
+
+    /// Says goodbye; returns what people are told of it.
+    fn leave(&mut self, bye: Bye) -> String {
+        let why = format!("the device ended the session: {}", bye.reason);
+        self.send(ToServer::Bye(bye));
+        self.hangup();
+        why
     }
 
     fn hangup(&mut self) {
@@ -602,8 +606,6 @@ impl Device {
 
     fn wait(&mut self, now: Moment, why: &str, luck: Luck) {
         self.credit(now);
-        self.forget_session();
-        self.timers.clear_all();
         let own = self.backoff.next(luck);
         let delay = match self.farewell.take() {
             Some(bye) => backoff::after_goodbye(&bye, own, luck),
@@ -611,6 +613,13 @@ impl Device {
             None if self.away => own.max(self.profile.constants().offline_poll),
             None => own,
         };
+        self.rest(now, why, delay);
+    }
+
+    /// Makes the next attempt so much later, and not at once.
+    fn rest(&mut self, now: Moment, why: &str, delay: Duration) {
+        self.forget_session();
+        self.timers.clear_all();
         let until = now.after(delay.max(backoff::SHORTEST_GAP));
         self.timers.set(Timer::Retry, until);
         self.state = LinkState::Waiting { until, why: why.to_owned() };

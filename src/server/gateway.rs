@@ -448,9 +448,7 @@ mod tests {
     async fn what_a_device_has_from_an_earlier_session_is_not_taken_back() {
         let stage = Stage::new().await;
         let Stage { server, device, app, .. } = &stage;
-        let push = stage.push("1");
-        let id = push.id;
-        stage.accept(push, None).await;
+        let id = stage.accept(stage.push("1"), None).await;
 
         // Its sender takes it back in the moment in which the device comes, which has it already.
         let held = server.store.hold(app.clone(), Selection::Message(id), None).await.unwrap();

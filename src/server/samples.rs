@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::Server;
 use super::config::ServerConfig;
 use super::store::{Accepted, Incoming, Registered};
-use crate::proto::{AppId, DeviceId, Push, RegId, UnixMillis, samples};
+use crate::proto::{AppId, DeviceId, MessageId, Push, RegId, UnixMillis, samples};
 use crate::world;
 
 /// The secret of every app.
@@ -55,9 +55,11 @@ impl Stage {
         }
     }
 
-    /// Has the store take it, to be released at that time.
-    pub async fn accept(&self, push: Push, release_ms: Option<UnixMillis>) {
+    /// Has the store take it, to be released at that time; returns its id.
+    pub async fn accept(&self, push: Push, release_ms: Option<UnixMillis>) -> MessageId {
+        let id = push.id;
         let incoming = Incoming { to: self.server.keys().open(&self.reg_id).unwrap(), release_ms, push };
         assert_eq!(self.server.store.accept(vec![incoming]).await.unwrap(), [Accepted::Stored]);
+        id
     }
 }

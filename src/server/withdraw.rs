@@ -164,9 +164,7 @@ mod tests {
     async fn what_cannot_be_removed_does_not_stay_held() {
         let stage = Stage::new().await;
         let Stage { server, device, app, .. } = &stage;
-        let push = stage.push("1");
-        let id = push.id;
-        stage.accept(push, None).await;
+        let id = stage.accept(stage.push("1"), None).await;
         server.store.end().await.unwrap();
         let line = server.registry.enter(*device);
 
@@ -199,9 +197,8 @@ mod tests {
     /// Has the store take two messages of the request, the second one delayed or not; returns the first's
     /// place and id.
     async fn replaced(stage: &Stage, delayed: bool) -> Sent {
-        let (first, now) = (stage.push("offer"), world::now());
-        let id = first.id;
-        stage.accept(first, None).await;
+        let now = world::now();
+        let id = stage.accept(stage.push("offer"), None).await;
         let seq = stage.server.store.last_seq();
         stage.accept(stage.push("offer"), delayed.then_some(UnixMillis(now.0 + 30_000))).await;
         Sent { seq, id, at_ms: Some(now) }

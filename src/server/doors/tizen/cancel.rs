@@ -8,7 +8,7 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 
 use super::request::{Cancel, Recipient};
-use super::{Answer, Code, PATH, Sender, Verdict, answer, is_passing, refuse, slow_down};
+use super::{Answer, Code, PATH, Sender, Verdict, answer, is_passing, over_limit, refuse};
 use axum::response::Response;
 
 use crate::db::DbError;
@@ -24,7 +24,7 @@ pub async fn cancel(server: &Arc<Server>, sender: &Sender, request: Cancel) -> R
     let turn = async { server.turns.line_up(&sender.app)?.turn().await };
     let turn = match turn.await {
         Ok(turn) => turn,
-        Err(over) => return slow_down(refuse(Code::ImpossibleToEnqueue, ""), &over),
+        Err(over) => return over_limit(&over),
     };
     let (here, there) =
         tokio::join!(cancel_here(server, sender, &request, turn), cancel_there(server, sender, &request));

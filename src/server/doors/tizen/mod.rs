@@ -148,7 +148,7 @@ async fn push(State(server): State<Arc<Server>>, headers: HeaderMap, body: Body)
             Request::Send(entries) => deliver(&server, &sender, entries).await,
             Request::Cancel(request) => match server.rates.app(&sender.app, request.recipients.len().max(1)) {
                 Ok(()) => cancel::cancel(&server, &sender, request).await,
-                Err(over) => slow_down(refuse(Code::ImpossibleToEnqueue, ""), &over),
+                Err(over) => over_limit(&over),
             },
         }
     });
@@ -191,10 +191,10 @@ struct Place {
 async fn deliver(server: &Arc<Server>, sender: &Sender, entries: Vec<Entry>) -> Response {
     let in_line = match server.turns.line_up(&sender.app) {
         Ok(in_line) => in_line,
-        Err(over) => return slow_down(refuse(Code::ImpossibleToEnqueue, ""), &over),
+        Err(over) => return over_limit(&over),
     };
     if let Err(over) = server.rates.app(&sender.app, entries.iter().map(|entry| entry.recipients.len()).sum()) {
-        return slow_down(refuse(Code::ImpossibleToEnqueue, ""), &over);
+        return over_limit(&over);
     }
     let named: usize = entries.iter().map(|entry| entry.recipients.len()).sum();
     let too_many = named > 1 && !server.config.api.multiple;
@@ -414,6 +414,11 @@ fn answer(results: Vec<Verdict>) -> Response {
     };
     response.extensions_mut().insert(Verdicts { door: Door::Tizen, codes });
     response
+}
+
+/// The refusal of a whole request that is over a limit.
+fn over_limit(over: &TooFast) -> Response {
+    slow_down(refuse(Code::ImpossibleToEnqueue, ""), over)
 }
 
 /// Makes an answer one that says which limit was reached and when to try again.
