@@ -91,9 +91,12 @@ fn health_and_readiness_are_told_to_everybody() {
 #[tokio::test]
 async fn a_store_that_does_not_write_is_not_ready_and_recovers() {
     let server = Server::start("00", "");
+    let operator = Operator::new(&server);
     // Somebody else writes, and does not come to an end.
     let disk = rusqlite::Connection::open(server.folder.path().join("state/server.db")).expect("it is there");
-    disk.execute_batch("BEGIN IMMEDIATE").expect("nobody else writes");
+    disk.execute_batch("BEGIN IMMEDIATE").expect("nobody else writes for long");
+    let refused = operator.call("POST", "/v1/admin/apps", Some(&json!({ "appID": "x" })));
+    assert!(refused.status >= 500, "a write that failed: {refused:?}");
     let ready = get(&server.api, "/readyz");
     assert_eq!((ready.status, &ready.json()["ready"]), (503, &json!(false)), "{ready:?}");
     assert!(ready.json()["reason"].as_str().is_some_and(|reason| reason.contains("the store")), "{ready:?}");
