@@ -20,6 +20,7 @@ use super::frame::{
 use super::ids::{AppId, DeviceId, MessageId, RegId, Region, Secret};
 use super::keepalive::{Learned, Profile};
 use super::pulse::{Memory, Network, NetworkKey, Pulse, Reading};
+use super::surroundings::Surroundings;
 use super::timers::{Moment, TimerName, Timers};
 use super::wishes::{Wish, Wishes};
 
@@ -149,6 +150,7 @@ pub struct Device {
     wishes: Wishes,
     pulse: Pulse,
     profile: Profile,
+    surroundings: Surroundings,
     /// There is no network.
     away: bool,
     /// When a network's coming last caused an attempt.
@@ -170,6 +172,7 @@ impl Device {
             wishes: Wishes::default(),
             pulse: Pulse::new(profile),
             profile,
+            surroundings: Surroundings::default(),
             away: false,
             canary: None,
             farewell: None,
@@ -266,6 +269,16 @@ impl Device {
             LinkState::Online { .. } => self.ping(now),
             LinkState::Stopped | LinkState::Dialling | LinkState::Greeting => {}
         }
+    }
+
+    /// The device's power or the price of its network is this now.
+    pub fn handle_surroundings(&mut self, _now: Moment, surroundings: Surroundings) {
+        self.surroundings = surroundings;
+    }
+
+    /// What is known of power and price.
+    pub fn surroundings(&self) -> Surroundings {
+        self.surroundings
     }
 
     /// The device was asleep: the server is asked whether it still listens, or tried anew.

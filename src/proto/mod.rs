@@ -12,6 +12,7 @@
 //! * [`device`], [`gateway`]: the two state machines of a session; [`wishes`]: what a device still
 //!   wants.
 //! * [`keepalive`], [`pulse`]: how long a session may be silent, and how that is found out.
+//! * [`surroundings`]: power and price, which decide what may wake the device.
 //! * [`backoff`], [`timers`]: when to try again, and one table of deadlines.
 #![deny(clippy::disallowed_methods)]
 
@@ -24,6 +25,7 @@ pub mod ids;
 pub mod keepalive;
 pub mod message;
 pub mod pulse;
+pub mod surroundings;
 pub mod timers;
 pub mod wishes;
 
