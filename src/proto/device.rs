@@ -10,19 +10,25 @@
 //! Spurious calls do nothing. It must never acknowledge a push before
 //! [`Device::handle_stored`] has said that the push is on disk.
 
+mod ends;
+mod terms;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::backoff::{self, Backoff, Luck};
+use super::backoff::{Backoff, Luck};
 use super::frame::{
-    Bye, Delivery, Hello, LIST_MAX, NotKept, Outcome, Reason, Refusal, ToDevice, ToServer, VERSION, WINDOW, Welcome,
+    Bye, Delivery, Hello, LIST_MAX, NotKept, Outcome, Reason, ToDevice, ToServer, VERSION, WINDOW, Welcome,
 };
-use super::ids::{AppId, DeviceId, MessageId, RegId, Region, Secret};
-use super::keepalive::{Learned, Profile};
-use super::pulse::{Memory, Network, NetworkKey, Pulse, Reading};
+use super::ids::{AppId, MessageId};
+use super::keepalive::Profile;
+use super::pulse::{Memory, Network, Pulse, Reading};
 use super::surroundings::Surroundings;
 use super::timers::{Moment, TimerName, Timers};
+use super::urgency::Taking;
 use super::wishes::{Wish, Wishes};
+
+pub use terms::{DeviceAction, Identity, LinkState, Online};
 
 /// How long the server may take to answer the greeting.
 pub const GREETING: Duration = Duration::from_secs(30);
@@ -32,82 +38,6 @@ pub const ANSWER: Duration = Duration::from_secs(30);
 pub const QUIET: Duration = Duration::from_secs(2);
 /// The least time between two attempts that a network's coming causes.
 pub const CANARY_GAP: Duration = Duration::from_secs(30);
-
-/// Who the device is.
-#[derive(Clone, Debug)]
-pub struct Identity {
-    /// Its id.
-    pub device: DeviceId,
-    /// Its proof.
-    pub secret: Secret,
-    /// Program and version.
-    pub agent: String,
-    /// The operator's enrolment key, if one was configured.
-    pub enrolment_key: Option<String>,
-}
-
-/// What the caller is to do, in order.
-#[derive(Clone, Debug, PartialEq)]
-pub enum DeviceAction {
-    /// Open a link. Answer with `handle_link_up` or `handle_link_down`.
-    Dial,
-    /// Send this frame on the link.
-    Send(ToServer),
-    /// Put this push on disk, then call `handle_stored` with its id. Keep the order.
-    Store(Box<Delivery>),
-    /// Close the link. Nothing further is expected from it.
-    Hangup,
-    /// Remember the gateway to dial from now on.
-    UseGateway(String),
-    /// The session is open. Report the outcomes that the server has not noted yet.
-    Online(Online),
-    /// The app has this regId; its wish is fulfilled.
-    Registered(AppId, RegId),
-    /// The app was refused; its wish is dropped.
-    Refused(AppId, Refusal),
-    /// The app's registration has ended; its wish is fulfilled.
-    Deregistered(AppId),
-    /// The server ended the app's registration; confirm with `deregister`.
-    Unregistered(AppId),
-    /// The server has noted the outcomes of these pushes.
-    Noted(Vec<MessageId>),
-    /// Remember this of the network.
-    Learned(NetworkKey, Learned),
-}
-
-/// What the server said when it opened the session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Online {
-    /// The region of the regIds it issues.
-    pub region: Region,
-    /// It knows none of this device's registrations: ask for each of them again.
-    pub enrolled: bool,
-}
-
-/// Where the connection stands, for people.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum LinkState {
-    /// Not started, or stopped.
-    Stopped,
-    /// Waiting to try again.
-    Waiting {
-        /// When.
-        until: Moment,
-        /// What ended the last attempt or session.
-        why: String,
-    },
-    /// Opening a link.
-    Dialling,
-    /// Waiting for the server's answer to the greeting.
-    Greeting,
-    /// Open.
-    Online {
-        /// Since when.
-        since: Moment,
-        /// The server's region.
-        region: Region,
-    },
-}
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Timer {
@@ -151,6 +81,8 @@ pub struct Device {
     pulse: Pulse,
     profile: Profile,
     surroundings: Surroundings,
+    /// What the server was last told that the device takes.
+    told: Taking,
     /// There is no network.
     away: bool,
     /// When a network's coming last caused an attempt.
@@ -173,6 +105,7 @@ impl Device {
             pulse: Pulse::new(profile),
             profile,
             surroundings: Surroundings::default(),
+            told: Taking::default(),
             away: false,
             canary: None,
             farewell: None,
@@ -271,9 +204,11 @@ impl Device {
         }
     }
 
-    /// The device's power or the price of its network is this now.
-    pub fn handle_surroundings(&mut self, _now: Moment, surroundings: Surroundings) {
+    /// The device's power or the price of its network is this now. The server is told at once if that
+    /// changes what the device takes.
+    pub fn handle_surroundings(&mut self, now: Moment, surroundings: Surroundings) {
         self.surroundings = surroundings;
+        self.tell_taking(now);
     }
 
     /// What is known of power and price.
@@ -311,6 +246,7 @@ impl Device {
         self.timers.set(Timer::Greeting, now.after(GREETING));
         let identity = self.identity.clone();
         let next_s = self.next_s(now);
+        self.told = self.taking();
         self.send(ToServer::Hello(Hello {
             version: VERSION,
             device: identity.device,
@@ -319,6 +255,7 @@ impl Device {
             enrolment_key: identity.enrolment_key,
             resume,
             next_s,
+            taking: self.told,
         }));
     }
 
@@ -422,6 +359,7 @@ impl Device {
         self.timers.clear(Timer::Greeting);
         self.heard(now);
         self.actions.push_back(DeviceAction::Online(Online { region: welcome.region, enrolled: welcome.enrolled }));
+        self.tell_taking(now);
         self.ask(now);
     }
 
@@ -528,7 +466,25 @@ impl Device {
     fn repeat_ping(&mut self, now: Moment) {
         let next_s = self.next_s(now);
         let seq = self.pulse.ping(now);
-        self.send(ToServer::Ping { seq, next_s });
+        self.told = self.taking();
+        self.send(ToServer::Ping { seq, next_s, taking: self.told });
+    }
+
+    /// What the device takes.
+    fn taking(&self) -> Taking {
+        Taking::of(self.profile, self.surroundings)
+    }
+
+    /// Pings if the server knows what the device takes from another time.
+    fn tell_taking(&mut self, now: Moment) {
+        if self.session.is_none() || self.taking() == self.told {
+            return;
+        }
+        if self.timers.is_set(Timer::Pong) {
+            // It is being asked whether it listens: what answers one ping answers both.
+            return self.repeat_ping(now);
+        }
+        self.ping(now);
     }
 
     /// The seconds within which the server hears of the device again.
@@ -536,112 +492,10 @@ impl Device {
         seconds(self.pulse.announce(now))
     }
 
-    /// The server has not answered a ping.
-    fn lose(&mut self, now: Moment, luck: Luck) {
-        self.pulse.lost(now);
-        self.remember();
-        let bye = Bye::because(Reason::Silent);
-        if !self.credit(now) {
-            return self.fail(now, bye, luck);
-        }
-        // The path has forgotten the session, which the server cannot know: there is nothing to wait for.
-        let why = self.leave(bye);
-        self.rest(now, &why, Duration::ZERO);
-    }
-
-    /// Tries a network that has come, once in a while; the back-off neither waits for it nor ends by it.
-    fn try_canary(&mut self, now: Moment) {
-        let rested = self.canary.is_none_or(|last| now.since(last) >= CANARY_GAP);
-        if matches!(self.state, LinkState::Waiting { .. }) && rested {
-            self.canary = Some(now);
-            self.dial();
-        }
-    }
-
     fn remember(&mut self) {
         if let Some((key, learned)) = self.pulse.news() {
             self.actions.push_back(DeviceAction::Learned(key, learned));
         }
-    }
-
-    fn redirect(&mut self, now: Moment, gateway: String, luck: Luck) {
-        self.actions.push_back(DeviceAction::UseGateway(gateway));
-        self.hangup();
-        self.wait(now, "the server named another gateway", luck);
-    }
-
-    /// The server said goodbye.
-    fn end(&mut self, now: Moment, bye: Bye, luck: Luck) {
-        let why = format!("the server ended the session: {}", bye.reason);
-        self.farewell = Some(bye);
-        self.hangup();
-        self.wait(now, &why, luck);
-    }
-
-    /// The device ends the session, with a reason for the server.
-    fn fail(&mut self, now: Moment, bye: Bye, luck: Luck) {
-        if matches!(self.state, LinkState::Greeting | LinkState::Online { .. }) {
-            let why = self.leave(bye);
-            self.wait(now, &why, luck);
-        }
-    }
-
-    /// Says goodbye; returns what people are told of it.
-    fn leave(&mut self, bye: Bye) -> String {
-        let why = format!("the device ended the session: {}", bye.reason);
-        self.send(ToServer::Bye(bye));
-        self.hangup();
-        why
-    }
-
-    fn hangup(&mut self) {
-        self.timers.clear_all();
-        if matches!(self.state, LinkState::Dialling | LinkState::Greeting | LinkState::Online { .. }) {
-            self.actions.push_back(DeviceAction::Hangup);
-        }
-    }
-
-    /// A session that lasted, with an exchange in it, ends a series of failures. Returns whether it is
-    /// one.
-    fn credit(&mut self, now: Moment) -> bool {
-        let lasted = |session: &Session| session.proven && now.since(session.since) >= backoff::PROVEN_AFTER;
-        let lasted = self.session.as_ref().is_some_and(lasted);
-        if lasted {
-            self.backoff.reset();
-        }
-        lasted
-    }
-
-    fn forget_session(&mut self) {
-        self.session = None;
-        self.wishes.forget_requests();
-    }
-
-    fn wait(&mut self, now: Moment, why: &str, luck: Luck) {
-        self.credit(now);
-        let own = self.backoff.next(luck);
-        let delay = match self.farewell.take() {
-            Some(bye) => backoff::after_goodbye(&bye, own, luck),
-            // Nobody says that a network has come? Then it is looked for.
-            None if self.away => own.max(self.profile.constants().offline_poll),
-            None => own,
-        };
-        self.rest(now, why, delay);
-    }
-
-    /// Makes the next attempt so much later, and not at once.
-    fn rest(&mut self, now: Moment, why: &str, delay: Duration) {
-        self.forget_session();
-        self.timers.clear_all();
-        let until = now.after(delay.max(backoff::SHORTEST_GAP));
-        self.timers.set(Timer::Retry, until);
-        self.state = LinkState::Waiting { until, why: why.to_owned() };
-    }
-
-    fn dial(&mut self) {
-        self.timers.clear_all();
-        self.state = LinkState::Dialling;
-        self.actions.push_back(DeviceAction::Dial);
     }
 
     /// Sends a frame in the middle of a session.

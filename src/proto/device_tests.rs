@@ -3,12 +3,19 @@
 use uuid::Uuid;
 
 use super::*;
-use crate::proto::UnixMillis;
+use crate::proto::backoff;
 use crate::proto::frame::Fate;
+use crate::proto::frame::Refusal;
 use crate::proto::keepalive::NetworkKind;
+use crate::proto::pulse::NetworkKey;
 use crate::proto::samples::{self, app, message_id as id};
+use crate::proto::surroundings::Power;
+use crate::proto::urgency::Urgency;
+use crate::proto::{DeviceId, RegId, Region, Secret, UnixMillis};
 
 const START: Moment = Moment(1_000);
+/// What a device takes that knows nothing of its surroundings.
+const IDLE: Taking = Taking { least: Urgency::VeryLow, idle: true };
 const LOW: Luck = Luck(0);
 const HIGH: Luck = Luck(u32::MAX);
 
@@ -129,6 +136,7 @@ fn a_new_link_is_greeted_with_identity_and_resume_point() {
         enrolment_key: Some("key".into()),
         resume: (0..WINDOW as u64).map(id).collect(),
         next_s: 420,
+        taking: IDLE,
     };
     assert_eq!(actions(&mut device), [send(ToServer::Hello(hello))]);
     assert_eq!(device.state(), &LinkState::Greeting);
@@ -295,7 +303,7 @@ fn outcomes_are_reported_in_lists_and_only_in_a_session() {
 // Keepalive.
 
 fn ping(seq: u32, next_s: u32) -> DeviceAction {
-    send(ToServer::Ping { seq, next_s })
+    send(ToServer::Ping { seq, next_s, taking: IDLE })
 }
 
 fn pong(seq: u32) -> ToDevice {
@@ -762,4 +770,47 @@ fn a_stopped_device_can_start_again_with_its_wishes() {
     greet(&mut device, START);
     device.handle_frame(START, welcome(3600), LOW);
     assert_eq!(actions(&mut device).last(), Some(&send(ToServer::Register { req: 2, app: app("a") })));
+}
+
+// What the device takes.
+
+/// What the device says that it takes, in its pings and greetings.
+fn told(device: &mut Device) -> Vec<Urgency> {
+    let taking = |action| match action {
+        DeviceAction::Send(ToServer::Ping { taking, .. }) => Some(taking.least),
+        DeviceAction::Send(ToServer::Hello(hello)) => Some(hello.taking.least),
+        _ => None,
+    };
+    actions(device).into_iter().filter_map(taking).collect()
+}
+
+#[test]
+fn the_server_is_told_at_once_what_the_device_takes_and_only_if_that_changes() {
+    let mut device = online();
+    let power = |power| Surroundings { power, metered: false };
+    device.handle_surroundings(START, power(Power::External));
+    assert_eq!(told(&mut device), []);
+    device.handle_surroundings(START, power(Power::LowBattery));
+    assert_eq!(told(&mut device), [Urgency::High]);
+    // The pong is still to come.
+    device.handle_surroundings(later(1), power(Power::Battery));
+    assert_eq!(told(&mut device), [Urgency::Low]);
+    device.handle_frame(later(2), pong(2), LOW);
+    device.handle_surroundings(later(3), power(Power::Battery));
+    assert_eq!(told(&mut device), []);
+}
+
+#[test]
+fn a_change_during_the_greeting_is_told_after_it() {
+    let mut device = greeting();
+    device.handle_surroundings(START, Surroundings { power: Power::Battery, metered: true });
+    assert_eq!(told(&mut device), []);
+    device.handle_frame(START, welcome(3600), LOW);
+    assert_eq!(told(&mut device), [Urgency::Normal]);
+    device.handle_link_down(later(1), "gone", LOW);
+    device.try_now();
+    device.handle_link_up(later(2), vec![]);
+    assert_eq!(told(&mut device), [Urgency::Normal]);
+    device.handle_frame(later(2), welcome(3600), LOW);
+    assert_eq!(told(&mut device), []);
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::{AppId, DeviceId, MessageId, RegId, Region, Secret, UnixMillis};
 use super::message::Push;
+use super::urgency::Taking;
 
 /// The version of the protocol that this code speaks.
 pub const VERSION: u16 = 1;
@@ -69,6 +70,9 @@ pub enum ToServer {
         seq: u32,
         /// Seconds.
         next_s: u32,
+        /// What it takes from now on.
+        #[serde(flatten)]
+        taking: Taking,
     },
     /// The session ends.
     Bye(Bye),
@@ -151,6 +155,9 @@ pub struct Hello {
     pub resume: Vec<MessageId>,
     /// The server hears from the device at least this often, in seconds.
     pub next_s: u32,
+    /// What it takes.
+    #[serde(flatten)]
+    pub taking: Taking,
 }
 
 /// The server's side of the greeting.

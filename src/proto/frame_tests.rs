@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::*;
-use crate::proto::message::{Bytes, CollapseKey, Door, MessageField, Payload, Reliability, Urgency};
+use crate::proto::message::{Bytes, CollapseKey, Door, MessageField, Payload, Reliability};
 use crate::proto::samples;
+use crate::proto::urgency::{Taking, Urgency};
 
 // Strategies: any value that the types can hold.
 
@@ -47,8 +48,8 @@ fn bye() -> impl Strategy<Value = Bye> {
 
 fn hello() -> impl Strategy<Value = Hello> {
     let who = (any::<u16>(), any::<u128>(), any::<[u8; 32]>());
-    let rest = (any::<String>(), option::of(any::<String>()), vec(message_id(), 0..4), any::<u32>());
-    (who, rest).prop_map(|((version, device, secret), (agent, enrolment_key, resume, next_s))| Hello {
+    let rest = (any::<String>(), option::of(any::<String>()), vec(message_id(), 0..4), any::<u32>(), taking());
+    (who, rest).prop_map(|((version, device, secret), (agent, enrolment_key, resume, next_s, taking))| Hello {
         version,
         device: DeviceId::from_uuid(Uuid::from_u128(device)),
         secret: Secret::from_bytes(secret),
@@ -56,7 +57,12 @@ fn hello() -> impl Strategy<Value = Hello> {
         enrolment_key,
         resume,
         next_s,
+        taking,
     })
+}
+
+fn taking() -> impl Strategy<Value = Taking> {
+    (prop::sample::select(Urgency::ALL.to_vec()), any::<bool>()).prop_map(|(least, idle)| Taking { least, idle })
 }
 
 fn outcome() -> impl Strategy<Value = Outcome> {
@@ -120,7 +126,7 @@ fn to_server() -> impl Strategy<Value = ToServer> {
         (any::<u32>(), app()).prop_map(|(req, app)| ToServer::Register { req, app }),
         (any::<u32>(), app()).prop_map(|(req, app)| ToServer::Deregister { req, app }),
         vec(outcome(), 0..4).prop_map(|list| ToServer::Outcomes { list }),
-        any::<(u32, u32)>().prop_map(|(seq, next_s)| ToServer::Ping { seq, next_s }),
+        (any::<u32>(), any::<u32>(), taking()).prop_map(|(seq, next_s, taking)| ToServer::Ping { seq, next_s, taking }),
         bye().prop_map(ToServer::Bye),
     ]
 }
@@ -243,9 +249,11 @@ fn the_text_of_frames_to_the_server_is_frozen() {
         enrolment_key: None,
         resume: vec![],
         next_s: 260,
+        taking: Taking::default(),
     };
     let secret = "7f".repeat(32);
-    let longer = Hello { enrolment_key: Some("key".into()), resume: vec![id(ID), id(ID_2)], ..hello.clone() };
+    let taking = Taking { least: Urgency::Low, idle: true };
+    let longer = Hello { enrolment_key: Some("key".into()), resume: vec![id(ID), id(ID_2)], taking, ..hello.clone() };
     let outcomes =
         [(Fate::Delivered, 1), (Fate::Expired, 2), (Fate::Dropped, 3), (Fate::Discarded, 4), (Fate::Unwanted, 5)]
             .map(|(fate, at)| Outcome { id: id(ID), fate, at_ms: UnixMillis(at) });
@@ -259,7 +267,7 @@ fn the_text_of_frames_to_the_server_is_frozen() {
         (
             ToServer::Hello(longer),
             format!(
-                r#"{{"hello":{{"version":1,"device":"{DEVICE}","secret":"{secret}","agent":"bellwired 0.1.0","enrolment_key":"key","resume":["{ID}","{ID_2}"],"next_s":260}}}}"#
+                r#"{{"hello":{{"version":1,"device":"{DEVICE}","secret":"{secret}","agent":"bellwired 0.1.0","enrolment_key":"key","resume":["{ID}","{ID_2}"],"next_s":260,"least":"low","idle":true}}}}"#
             ),
         ),
         (ToServer::Ack { ids: vec![id(ID), id(ID_2)] }, format!(r#"{{"ack":{{"ids":["{ID}","{ID_2}"]}}}}"#)),
@@ -279,7 +287,14 @@ fn the_text_of_frames_to_the_server_is_frozen() {
                 r#"{{"outcomes":{{"list":[{{"id":"{ID}","fate":"delivered","at_ms":1}},{{"id":"{ID}","fate":"expired","at_ms":2}},{{"id":"{ID}","fate":"dropped","at_ms":3}},{{"id":"{ID}","fate":"discarded","at_ms":4}},{{"id":"{ID}","fate":"unwanted","at_ms":5}}]}}}}"#
             ),
         ),
-        (ToServer::Ping { seq: 3, next_s: 260 }, r#"{"ping":{"seq":3,"next_s":260}}"#.into()),
+        (
+            ToServer::Ping { seq: 3, next_s: 260, taking: Taking::default() },
+            r#"{"ping":{"seq":3,"next_s":260}}"#.into(),
+        ),
+        (
+            ToServer::Ping { seq: 3, next_s: 260, taking: Taking { least: Urgency::High, idle: true } },
+            r#"{"ping":{"seq":3,"next_s":260,"least":"high","idle":true}}"#.into(),
+        ),
         (ToServer::Bye(Bye::because(Reason::Shutdown)), r#"{"bye":{"reason":"shutdown"}}"#.into()),
     ]);
 }
@@ -402,7 +417,7 @@ fn a_text_holds_one_frame_of_one_name_and_nothing_behind_it() {
 #[test]
 fn the_directions_do_not_mix() {
     assert!(ToServer::decode(&ToDevice::Pong { seq: 1 }.encode()).is_err());
-    assert!(ToDevice::decode(&ToServer::Ping { seq: 1, next_s: 1 }.encode()).is_err());
+    assert!(ToDevice::decode(&ToServer::Ping { seq: 1, next_s: 1, taking: Taking::default() }.encode()).is_err());
 }
 
 #[test]
@@ -428,7 +443,7 @@ fn assert_limited<F: Frame + Debug>(frame: &F) {
 
 #[test]
 fn a_text_over_the_limit_of_its_direction_is_refused() {
-    assert_limited(&ToServer::Ping { seq: 1, next_s: 1 });
+    assert_limited(&ToServer::Ping { seq: 1, next_s: 1, taking: Taking::default() });
     assert_limited(&ToDevice::Pong { seq: 1 });
 }
 
@@ -502,6 +517,7 @@ fn the_fullest_lists_fit_their_frames() {
         enrolment_key: Some("\u{1}".repeat(1024)),
         resume: vec![id(ID); WINDOW],
         next_s: u32::MAX,
+        taking: Taking { least: Urgency::VeryLow, idle: true },
     };
     let largest = [
         ToServer::Hello(hello),

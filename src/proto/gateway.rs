@@ -6,17 +6,24 @@
 //!
 //! The store is the queue. A session holds no more than [`WINDOW`] numbers of pushes that are on
 //! their way and asks the store for the next ones when there is room; a wake-up only says that
-//! asking is worth while. It must never send a push after its expiry, nor more than the window.
+//! asking is worth while. It must never send a push after its expiry, nor more than the window, nor one
+//! for which the device does not want to be woken.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::backlog::{Gate, HeldBack, hold_back};
+use super::flight::Flight;
 use super::frame::{
-    Bye, Delivery, Hello, LIST_MAX, NotKept, Outcome, Reason, Refusal, ToDevice, ToServer, VERSION, WINDOW, Welcome,
+    Bye, Delivery, Hello, LIST_MAX, Outcome, Reason, Refusal, ToDevice, ToServer, VERSION, WINDOW, Welcome,
 };
 use super::ids::{AppId, MessageId, RegId, Region, UnixMillis};
 use super::message::Push;
 use super::timers::{Moment, TimerName, Timers};
+use super::urgency::Taking;
+
+pub use super::backlog::{Backlog, Queued, Seq, Wanted};
+pub use super::flight::{Done, Sent, Settled};
 
 /// How long a device may take to say hello.
 pub const HELLO: Duration = Duration::from_secs(10);
@@ -27,52 +34,6 @@ pub const ACK: Duration = Duration::from_secs(20);
 pub const GRACE: Duration = Duration::from_secs(60);
 /// The longest silence a device may announce, in seconds.
 pub const SILENCE_MAX_S: u32 = 7200;
-
-/// The place of a waiting push in the store's order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Seq(pub i64);
-
-/// A push as the store hands it to a session.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Queued {
-    /// Its place.
-    pub seq: Seq,
-    /// Older messages of the same registration that were dropped before it.
-    pub dropped: u32,
-    /// Pushes whose place it takes.
-    pub replaces: Vec<MessageId>,
-    /// The notification.
-    pub push: Push,
-}
-
-/// A push that was sent to the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sent {
-    /// Its place.
-    pub seq: Seq,
-    /// Its id.
-    pub id: MessageId,
-    /// When; unknown if an earlier session sent it.
-    pub at_ms: Option<UnixMillis>,
-}
-
-/// A push with which its device is done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settled {
-    /// The push.
-    pub sent: Sent,
-    /// What the device has done with it.
-    pub how: Done,
-}
-
-/// How a device is done with a push.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Done {
-    /// It is on the device's disk.
-    Stored,
-    /// It is not, and need not be sent again.
-    NotKept(NotKept),
-}
 
 /// A connection on which nothing has been said yet.
 #[derive(Debug)]
@@ -115,13 +76,8 @@ pub struct Terms {
 pub enum GatewayAction {
     /// Send this frame.
     Send(ToDevice),
-    /// Read at most `limit` waiting pushes after `after`, answer with `handle_backlog`.
-    Fetch {
-        /// The last push that was sent.
-        after: Seq,
-        /// How many fit into the window.
-        limit: usize,
-    },
+    /// Read this of the waiting pushes, answer with `handle_backlog`.
+    Fetch(Wanted),
     /// The device is done with these: delete them.
     Settled(Vec<Settled>),
     /// So long the device took to acknowledge each of some pushes: count it.
@@ -152,46 +108,35 @@ pub enum GatewayAction {
 enum Timer {
     Silence,
     Ack,
+    /// A push has waited long enough for a frame of the device.
+    Patience,
 }
 
 impl TimerName for Timer {
-    const ALL: &'static [Self] = &[Timer::Silence, Timer::Ack];
+    const ALL: &'static [Self] = &[Timer::Silence, Timer::Ack, Timer::Patience];
 
     fn slot(self) -> usize {
         self as usize
     }
 }
 
-/// A push that was sent, or that the device had at the beginning; they are in the store's order.
-#[derive(Debug)]
-struct Unacked {
-    /// `None` for a push that is not in the store.
-    seq: Option<Seq>,
-    id: MessageId,
-    sent: Moment,
-    /// Unknown if an earlier session sent it.
-    sent_ms: Option<UnixMillis>,
-    /// The device is done with it; what was sent before has still to be acknowledged.
-    done: Option<Done>,
-}
-
-impl Unacked {
-    /// The push, if it is one of the store's.
-    fn in_store(&self) -> Option<Sent> {
-        Some(Sent { seq: self.seq?, id: self.id, at_ms: self.sent_ms })
-    }
-}
-
 /// A proven device's session.
 #[derive(Debug)]
 pub struct Session {
-    unacked: VecDeque<Unacked>,
+    flight: Flight,
     /// What the device said it stored before; emptied once a backlog holds none of it.
     resume: Vec<MessageId>,
     actions: VecDeque<GatewayAction>,
-    timers: Timers<Timer, 2>,
+    timers: Timers<Timer, 3>,
     silence: Duration,
+    taking: Taking,
+    /// The device is awake: what waited for that goes, until no more of it does.
+    awake: bool,
     cursor: Seq,
+    /// What the cursor has passed without sending it.
+    held: HeldBack,
+    /// The cursor goes back to before this place.
+    again: Option<Seq>,
     sent: u64,
     /// The store may hold more than the cursor has passed.
     more: bool,
@@ -204,12 +149,16 @@ impl Session {
     /// until now.
     pub fn open(claim: Claim, terms: Terms, enrolled: bool, now: Moment) -> Self {
         let mut session = Self {
-            unacked: VecDeque::new(),
+            flight: Flight::default(),
             resume: claim.hello.resume,
             actions: VecDeque::new(),
             timers: Timers::new(),
             silence: Duration::ZERO,
+            taking: claim.hello.taking,
+            awake: true,
             cursor: Seq(0),
+            held: HeldBack::new(),
+            again: None,
             sent: 0,
             more: true,
             fetching: false,
@@ -252,6 +201,9 @@ impl Session {
             return;
         }
         self.timers.set(Timer::Silence, now.after(self.silence));
+        if self.timers.is_set(Timer::Patience) {
+            (self.awake, self.more) = (true, true);
+        }
         match frame {
             ToServer::Ack { ids } if ids.len() <= LIST_MAX => self.done(now, &ids, Done::Stored),
             ToServer::NotKept { ids, why } if ids.len() <= LIST_MAX => self.done(now, &ids, Done::NotKept(why)),
@@ -260,9 +212,10 @@ impl Session {
             ToServer::Outcomes { list } if list.len() <= LIST_MAX => {
                 self.actions.push_back(GatewayAction::Outcomes(list))
             }
-            ToServer::Ping { seq, next_s } => {
+            ToServer::Ping { seq, next_s, taking } => {
                 self.expect_within(now, next_s);
                 self.send(ToDevice::Pong { seq });
+                self.take(taking);
             }
             ToServer::Bye(_) => self.close_quietly(),
             // A repeated hello is harmless: a link may deliver a frame twice.
@@ -271,6 +224,20 @@ impl Session {
                 self.close(Bye::because(Reason::Protocol))
             }
         }
+        self.fetch();
+    }
+
+    /// What the device takes from now on.
+    fn take(&mut self, taking: Taking) {
+        let more = taking.is_more_than(std::mem::replace(&mut self.taking, taking));
+        if more {
+            self.handle_wake();
+        }
+    }
+
+    /// What the device takes.
+    pub fn taking(&self) -> Taking {
+        self.taking
     }
 
     /// The store may hold something for this device.
@@ -279,35 +246,44 @@ impl Session {
         self.fetch();
     }
 
-    /// The answer to `Fetch`: pushes in order. `complete` says that nothing waits behind them. What
-    /// does not fit, because an offer took the room meanwhile, is asked for again later.
-    pub fn handle_backlog(&mut self, now: Moment, wall: UnixMillis, rows: Vec<Queued>, complete: bool) {
+    /// The answer to `Fetch`. What does not fit, because an offer took the room meanwhile, is asked for
+    /// again later.
+    pub fn handle_backlog(&mut self, now: Moment, wall: UnixMillis, backlog: Backlog) {
         self.fetching = false;
         if self.closed {
             return;
         }
+        let Backlog { rows, complete, mut held, until } = backlog;
         self.more |= !complete;
         let (mut had, mut left_over, mut expired) = (false, false, Vec::new());
         let resume = std::mem::take(&mut self.resume);
         for row in rows {
-            let seq = row.seq;
-            if resume.contains(&row.push.id) {
+            let (seq, id) = (row.seq, row.push.id);
+            if left_over {
+                hold_back(&mut held, &row.push.app, seq);
+                continue;
+            }
+            if resume.contains(&id) {
                 had = true;
-                let (id, sent) = (row.push.id, now);
-                self.unacked.push_back(Unacked { seq: Some(seq), id, sent, sent_ms: None, done: Some(Done::Stored) });
-            } else if self.is_on_its_way(seq) {
+                self.flight.had(now, seq, id);
+            } else if self.flight.holds(seq) {
                 // Seen again after `look_again`.
             } else if row.push.expired(wall) {
                 expired.push(seq);
-            } else if self.in_flight() < WINDOW {
+            } else if self.flight.count() < WINDOW {
                 self.push(now, wall, row);
             } else {
+                hold_back(&mut held, &row.push.app, seq);
                 left_over = true;
-                break;
+                continue;
             }
             self.cursor = self.cursor.max(seq);
         }
         self.more |= left_over;
+        // What is after the cursor is asked for anyway.
+        held.retain(|(_, seq)| *seq <= self.cursor);
+        self.held = held;
+        self.watch_patience(now, wall, until);
         // Rows the device had take no room in the window: those after them may be on its list too.
         if had || left_over {
             self.resume = resume;
@@ -319,31 +295,45 @@ impl Session {
         self.fetch();
     }
 
-    /// Sends a push that is not in the store, if there is room for it in the window.
+    /// What waits for a frame of the device waits so long at the most.
+    fn watch_patience(&mut self, now: Moment, wall: UnixMillis, until: Option<UnixMillis>) {
+        // Whoever is awake has been sent all of it, or is asked for the rest.
+        self.awake &= self.more;
+        let wait = |until: UnixMillis| u64::try_from(until.0.saturating_sub(wall.0)).unwrap_or(0);
+        match until {
+            Some(until) => self.timers.set(Timer::Patience, now.after(Duration::from_millis(wait(until)))),
+            None => self.timers.clear(Timer::Patience),
+        }
+    }
+
+    /// Sends a push that is not in the store, if the device takes it and there is room for it in the
+    /// window: it is now or never.
     pub fn offer(&mut self, now: Moment, wall: UnixMillis, push: Push) -> bool {
-        let room = !self.closed && self.in_flight() < WINDOW;
+        let room = !self.closed && self.flight.count() < WINDOW && push.urgency >= self.taking.least;
         if room {
             self.send_push(now, wall, None, Delivery { n: 0, dropped: 0, replaces: Vec::new(), push });
         }
         room
     }
 
-    /// Whether the push at this place may be on its way or with the device: the session has passed
-    /// it, or the device said at its beginning that it has it.
+    /// Whether the push at this place may be on its way or with the device: the session has sent
+    /// it, or the device said at its beginning that it has it. Of what the device is done with, the store
+    /// has been told.
     pub fn may_have_sent(&self, seq: Seq, id: MessageId) -> bool {
-        // What is on its way may be behind the cursor, which `look_again` sets back.
-        seq <= self.cursor || self.is_on_its_way(seq) || self.resume.contains(&id)
+        // What was held back of one app may be before what was sent of another.
+        let passed = seq <= self.passed() && self.held.iter().all(|(_, first)| seq < *first);
+        passed || self.flight.holds(seq) || self.resume.contains(&id)
     }
 
     /// The store holds something at this place that it has not shown before.
     pub fn look_again(&mut self, seq: Seq) {
-        self.cursor = self.cursor.min(Seq(seq.0 - 1));
+        self.again = Some(self.again.map_or(seq, |other| other.min(seq)));
         self.handle_wake();
     }
 
     /// What was sent and has not been acknowledged, of what is in the store.
     pub fn on_their_way(&self) -> Vec<Sent> {
-        self.unacked.iter().filter_map(Unacked::in_store).collect()
+        self.flight.in_store()
     }
 
     /// The answer to `Register`.
@@ -372,10 +362,11 @@ impl Session {
     /// Time has passed.
     pub fn handle_timer(&mut self, now: Moment) {
         while let Some(timer) = self.timers.expired(now) {
-            self.close(Bye::because(match timer {
-                Timer::Silence => Reason::Silent,
-                Timer::Ack => Reason::Unacknowledged,
-            }));
+            match timer {
+                Timer::Silence => self.close(Bye::because(Reason::Silent)),
+                Timer::Ack => self.close(Bye::because(Reason::Unacknowledged)),
+                Timer::Patience => self.handle_wake(),
+            }
         }
     }
 
@@ -396,50 +387,23 @@ impl Session {
     }
 
     fn done(&mut self, now: Moment, ids: &[MessageId], how: Done) {
-        let mut waits = Vec::new();
-        let oldest = self.oldest_in_flight();
-        for unacked in self.unacked.iter_mut().filter(|unacked| unacked.done.is_none() && ids.contains(&unacked.id)) {
-            unacked.done = Some(how);
-            // What was not kept took no fsync.
-            waits.extend((how == Done::Stored).then(|| now.since(unacked.sent)));
-        }
+        let oldest = self.flight.oldest();
+        let waits = self.flight.done(now, ids, how);
         self.settle();
         if !waits.is_empty() {
             self.actions.push_back(GatewayAction::Answered(waits));
         }
-        if self.oldest_in_flight() != oldest {
+        if self.flight.oldest() != oldest {
             self.watch_acks(now);
         }
         self.fetch();
     }
 
-    /// Lets go of what the device is done with, in the order in which it was sent: senders are told of their
-    /// messages in that order.
     fn settle(&mut self) {
-        let mut settled = Vec::new();
-        while let Some(how) = self.unacked.front().and_then(|first| first.done) {
-            let first = self.unacked.pop_front();
-            settled.extend(first.and_then(|first| first.in_store()).map(|sent| Settled { sent, how }));
-        }
-        if self.unacked.is_empty() {
-            self.unacked = VecDeque::new();
-        }
+        let settled = self.flight.settle();
         if !settled.is_empty() {
             self.actions.push_back(GatewayAction::Settled(settled));
         }
-    }
-
-    /// How many pushes the device has not acknowledged.
-    fn in_flight(&self) -> usize {
-        self.unacked.iter().filter(|unacked| unacked.done.is_none()).count()
-    }
-
-    fn oldest_in_flight(&self) -> Option<MessageId> {
-        self.unacked.iter().find(|unacked| unacked.done.is_none()).map(|unacked| unacked.id)
-    }
-
-    fn is_on_its_way(&self, seq: Seq) -> bool {
-        self.unacked.iter().any(|unacked| unacked.seq == Some(seq))
     }
 
     fn push(&mut self, now: Moment, wall: UnixMillis, row: Queued) {
@@ -450,29 +414,38 @@ impl Session {
     /// Sends a push as the next of this session.
     fn send_push(&mut self, now: Moment, wall: UnixMillis, seq: Option<Seq>, delivery: Delivery) {
         self.sent += 1;
-        self.unacked.push_back(Unacked { seq, id: delivery.push.id, sent: now, sent_ms: Some(wall), done: None });
+        self.flight.send(now, wall, seq, delivery.push.id);
         self.send(ToDevice::Push(Box::new(Delivery { n: self.sent, ..delivery })));
-        if self.in_flight() == 1 {
+        if self.flight.count() == 1 {
             self.watch_acks(now);
         }
     }
 
     /// Gives the push that is now the oldest its time.
     fn watch_acks(&mut self, now: Moment) {
-        match self.oldest_in_flight() {
+        match self.flight.oldest() {
             Some(_) => self.timers.set(Timer::Ack, now.after(ACK)),
             None => self.timers.clear(Timer::Ack),
         }
     }
 
     fn fetch(&mut self) {
-        let room = WINDOW.saturating_sub(self.in_flight());
-        if self.more && !self.fetching && !self.closed && room > 0 {
+        let limit = WINDOW.saturating_sub(self.flight.count());
+        if self.more && !self.fetching && !self.closed && limit > 0 {
             self.fetching = true;
             // A wake-up that comes while the store is reading sets it again.
             self.more = false;
-            self.actions.push_back(GatewayAction::Fetch { after: self.cursor, limit: room });
+            self.cursor = self.passed();
+            self.again = None;
+            let gate = Gate { least: self.taking.least, quiet: self.taking.idle && !self.awake };
+            let wanted = Wanted { after: self.cursor, held: self.held.clone(), gate, limit };
+            self.actions.push_back(GatewayAction::Fetch(wanted));
         }
+    }
+
+    /// The last place that need not be looked at again, but for what was held back.
+    fn passed(&self) -> Seq {
+        self.again.map_or(self.cursor, |again| self.cursor.min(Seq(again.0 - 1)))
     }
 
     fn expect_within(&mut self, now: Moment, next_s: u32) {

@@ -3,9 +3,10 @@
 use uuid::Uuid;
 
 use super::*;
-use crate::proto::frame::Fate;
+use crate::proto::frame::{Fate, NotKept};
 use crate::proto::ids::{DeviceId, Secret};
 use crate::proto::samples::{self, WALL, message_id as id};
+use crate::proto::urgency::Urgency;
 
 const START: Moment = Moment(1_000);
 
@@ -41,6 +42,18 @@ fn rows(numbers: std::ops::RangeInclusive<u64>) -> Vec<Queued> {
     numbers.map(row).collect()
 }
 
+fn backlog(rows: Vec<Queued>, complete: bool) -> Backlog {
+    Backlog { rows, complete, held: HeldBack::new(), until: None }
+}
+
+fn fetch(after: i64, limit: usize) -> GatewayAction {
+    GatewayAction::Fetch(Wanted::all(Seq(after), limit))
+}
+
+fn ping(seq: u32, next_s: u32) -> ToServer {
+    ToServer::Ping { seq, next_s, taking: Taking::default() }
+}
+
 fn hello(resume: Vec<MessageId>) -> Hello {
     Hello {
         version: VERSION,
@@ -50,6 +63,7 @@ fn hello(resume: Vec<MessageId>) -> Hello {
         enrolment_key: None,
         resume,
         next_s: 260,
+        taking: Taking::default(),
     }
 }
 
@@ -74,7 +88,7 @@ fn session() -> Session {
 /// A session whose store is empty.
 fn idle() -> Session {
     let mut session = session();
-    session.handle_backlog(START, WALL, vec![], true);
+    session.handle_backlog(START, WALL, backlog(vec![], true));
     assert_eq!(actions(&mut session), []);
     session
 }
@@ -115,7 +129,7 @@ fn later(seconds: u64) -> Moment {
 
 #[test]
 fn the_first_frame_must_be_a_hello() {
-    let refused = Greeting.handle_frame(ToServer::Ping { seq: 1, next_s: 1 }).map(|_| ());
+    let refused = Greeting.handle_frame(ping(1, 1)).map(|_| ());
     assert_eq!(refused, Err(Bye::because(Reason::Protocol)));
 }
 
@@ -139,8 +153,7 @@ fn a_session_opens_with_the_welcome_and_asks_for_what_waits() {
     let terms = Terms { region: Region(3), ka_max_s: 300 };
     let mut session = Session::open(Claim { hello: hello(vec![]) }, terms, true, START);
     let welcome = Welcome { version: VERSION, region: Region(3), enrolled: true, ka_max_s: 300 };
-    let expected =
-        [GatewayAction::Send(ToDevice::Welcome(welcome)), GatewayAction::Fetch { after: Seq(0), limit: WINDOW }];
+    let expected = [GatewayAction::Send(ToDevice::Welcome(welcome)), fetch(0, WINDOW)];
     assert_eq!(actions(&mut session), expected);
 }
 
@@ -157,10 +170,10 @@ fn a_repeated_hello_changes_nothing() {
 #[test]
 fn pushes_are_counted_from_one_without_a_gap_across_backlogs_and_offers() {
     let mut session = session();
-    session.handle_backlog(START, WALL, rows(1..=2), true);
+    session.handle_backlog(START, WALL, backlog(rows(1..=2), true));
     assert!(session.offer(START, WALL, push(100)));
     session.handle_wake();
-    session.handle_backlog(START, WALL, rows(3..=3), true);
+    session.handle_backlog(START, WALL, backlog(rows(3..=3), true));
     let then = actions(&mut session);
     let counts: Vec<u64> = deliveries(&then).iter().map(|delivery| delivery.n).collect();
     assert_eq!(counts, [1, 2, 3, 4]);
@@ -169,7 +182,7 @@ fn pushes_are_counted_from_one_without_a_gap_across_backlogs_and_offers() {
 #[test]
 fn the_number_of_dropped_messages_travels_with_the_next_push() {
     let mut session = session();
-    session.handle_backlog(START, WALL, vec![Queued { dropped: 5, ..row(1) }], true);
+    session.handle_backlog(START, WALL, backlog(vec![Queued { dropped: 5, ..row(1) }], true));
     let delivery = Delivery { n: 1, dropped: 5, replaces: vec![], push: push(1) };
     assert_eq!(actions(&mut session), [GatewayAction::Send(ToDevice::Push(Box::new(delivery)))]);
 }
@@ -177,34 +190,34 @@ fn the_number_of_dropped_messages_travels_with_the_next_push() {
 #[test]
 fn nothing_is_asked_for_while_the_window_is_full_and_acks_make_room() {
     let mut session = session();
-    session.handle_backlog(START, WALL, rows(1..=32), false);
+    session.handle_backlog(START, WALL, backlog(rows(1..=32), false));
     let sent = actions(&mut session);
     assert_eq!(pushed(&sent), ids(1..=32));
     assert_eq!(sent.len(), WINDOW, "no fetch");
     session.handle_frame(START, ack(1..=3));
-    let expected = [acked([1, 2, 3]), GatewayAction::Fetch { after: Seq(32), limit: 3 }];
+    let expected = [acked([1, 2, 3]), fetch(32, 3)];
     assert_eq!(actions(&mut session), expected);
 }
 
 #[test]
 fn a_store_that_answers_with_too_much_does_not_overrun_the_window() {
     let mut session = session();
-    session.handle_backlog(START, WALL, rows(1..=40), true);
+    session.handle_backlog(START, WALL, backlog(rows(1..=40), true));
     assert_eq!(pushed(&actions(&mut session)), ids(1..=32));
     session.handle_frame(START, ack(1..=32));
     let after_acks = actions(&mut session);
-    assert_eq!(after_acks.last(), Some(&GatewayAction::Fetch { after: Seq(32), limit: WINDOW }));
+    assert_eq!(after_acks.last(), Some(&fetch(32, WINDOW)));
 }
 
 #[test]
 fn an_offer_during_a_fetch_takes_its_room_from_the_backlog() {
     let mut session = session();
     assert!(session.offer(START, WALL, push(100)));
-    session.handle_backlog(START, WALL, rows(1..=32), true);
+    session.handle_backlog(START, WALL, backlog(rows(1..=32), true));
     let expected: Vec<MessageId> = [100].into_iter().chain(1..=31).map(id).collect();
     assert_eq!(pushed(&actions(&mut session)), expected);
     session.handle_frame(START, ack(100..=100));
-    assert_eq!(actions(&mut session), [GatewayAction::Fetch { after: Seq(31), limit: 1 }]);
+    assert_eq!(actions(&mut session), [fetch(31, 1)]);
 }
 
 #[test]
@@ -227,7 +240,7 @@ fn an_acknowledged_offer_leaves_nothing_to_delete() {
 #[test]
 fn it_is_told_how_long_each_push_went_without_an_ack() {
     let mut session = session();
-    session.handle_backlog(START, WALL, rows(1..=1), true);
+    session.handle_backlog(START, WALL, backlog(rows(1..=1), true));
     assert!(session.offer(later(2), WALL, push(9)));
     actions(&mut session);
     session.handle_frame(later(5), ack(1..=9));
@@ -241,7 +254,7 @@ fn it_is_told_how_long_each_push_went_without_an_ack() {
 #[test]
 fn acks_of_pushes_that_are_not_on_their_way_do_nothing() {
     let mut session = session();
-    session.handle_backlog(START, WALL, rows(1..=1), true);
+    session.handle_backlog(START, WALL, backlog(rows(1..=1), true));
     actions(&mut session);
     session.handle_frame(START, ack(7..=9));
     assert_eq!(actions(&mut session), []);
@@ -256,34 +269,34 @@ fn a_wake_up_during_a_fetch_is_not_lost() {
     session.handle_wake();
     session.handle_wake();
     assert_eq!(actions(&mut session), [], "one fetch at a time");
-    session.handle_backlog(START, WALL, rows(1..=1), true);
+    session.handle_backlog(START, WALL, backlog(rows(1..=1), true));
     let then = actions(&mut session);
-    assert_eq!(then.last(), Some(&GatewayAction::Fetch { after: Seq(1), limit: WINDOW - 1 }));
+    assert_eq!(then.last(), Some(&fetch(1, WINDOW - 1)));
 }
 
 #[test]
 fn a_wake_up_while_the_window_is_full_is_remembered() {
     let mut session = session();
-    session.handle_backlog(START, WALL, rows(1..=32), true);
+    session.handle_backlog(START, WALL, backlog(rows(1..=32), true));
     session.handle_wake();
     assert_eq!(actions(&mut session).len(), WINDOW);
     session.handle_frame(START, ack(1..=1));
-    assert_eq!(actions(&mut session).last(), Some(&GatewayAction::Fetch { after: Seq(32), limit: 1 }));
+    assert_eq!(actions(&mut session).last(), Some(&fetch(32, 1)));
 }
 
 #[test]
 fn an_empty_store_is_asked_once_and_then_only_after_a_wake_up() {
     let mut session = idle();
-    session.handle_frame(START, ToServer::Ping { seq: 1, next_s: 260 });
+    session.handle_frame(START, ping(1, 260));
     assert_eq!(actions(&mut session), [GatewayAction::Send(ToDevice::Pong { seq: 1 })]);
     session.handle_wake();
-    assert_eq!(actions(&mut session), [GatewayAction::Fetch { after: Seq(0), limit: WINDOW }]);
+    assert_eq!(actions(&mut session), [fetch(0, WINDOW)]);
 }
 
 #[test]
 fn what_the_device_has_already_is_deleted_and_not_sent_again() {
     let mut session = resumed(ids(1..=2));
-    session.handle_backlog(START, WALL, rows(1..=3), true);
+    session.handle_backlog(START, WALL, backlog(rows(1..=3), true));
     let then = actions(&mut session);
     assert_eq!(pushed(&then), [id(3)]);
     assert_eq!(then.last(), Some(&had([1, 2])));
@@ -292,7 +305,7 @@ fn what_the_device_has_already_is_deleted_and_not_sent_again() {
 #[test]
 fn acks_count_in_the_order_in_which_the_pushes_were_sent() {
     let mut session = resumed(ids(3..=4));
-    session.handle_backlog(START, WALL, rows(1..=5), true);
+    session.handle_backlog(START, WALL, backlog(rows(1..=5), true));
     let then = actions(&mut session);
     assert_eq!(pushed(&then), [id(1), id(2), id(5)]);
     assert!(!then.iter().any(|action| matches!(action, GatewayAction::Settled(_))), "what is older is on its way");
@@ -309,7 +322,7 @@ fn acks_count_in_the_order_in_which_the_pushes_were_sent() {
 #[test]
 fn what_the_device_does_not_keep_is_settled_in_its_place_with_the_reason() {
     let mut session = session();
-    session.handle_backlog(START, WALL, rows(1..=4), true);
+    session.handle_backlog(START, WALL, backlog(rows(1..=4), true));
     actions(&mut session);
     session.handle_frame(START, ToServer::NotKept { ids: ids(2..=2), why: NotKept::Expired });
     session.handle_frame(START, ToServer::NotKept { ids: ids(3..=3), why: NotKept::Unwanted });
@@ -325,14 +338,14 @@ fn what_the_device_does_not_keep_is_settled_in_its_place_with_the_reason() {
 #[test]
 fn what_is_shown_again_is_sent_unless_it_is_on_its_way() {
     let mut session = session();
-    session.handle_backlog(START, WALL, vec![row(1), row(3)], true);
+    session.handle_backlog(START, WALL, backlog(vec![row(1), row(3)], true));
     assert_eq!(pushed(&actions(&mut session)), [id(1), id(3)]);
     session.look_again(Seq(2));
-    assert_eq!(actions(&mut session), [GatewayAction::Fetch { after: Seq(1), limit: WINDOW - 2 }]);
-    session.handle_backlog(START, WALL, vec![row(2), row(3)], true);
+    assert_eq!(actions(&mut session), [fetch(1, WINDOW - 2)]);
+    session.handle_backlog(START, WALL, backlog(vec![row(2), row(3)], true));
     assert_eq!(pushed(&actions(&mut session)), [id(2)]);
     session.handle_wake();
-    assert_eq!(actions(&mut session), [GatewayAction::Fetch { after: Seq(3), limit: WINDOW - 3 }]);
+    assert_eq!(actions(&mut session), [fetch(3, WINDOW - 3)]);
 }
 
 #[test]
@@ -340,7 +353,7 @@ fn a_session_knows_what_may_have_been_sent() {
     let mut session = resumed(ids(7..=7));
     assert!(session.may_have_sent(Seq(9), id(7)), "an earlier session has");
     assert!(!session.may_have_sent(Seq(1), id(1)));
-    session.handle_backlog(START, WALL, rows(1..=2), true);
+    session.handle_backlog(START, WALL, backlog(rows(1..=2), true));
     assert!(session.may_have_sent(Seq(2), id(2)) && !session.may_have_sent(Seq(3), id(3)));
     let sent = |number| Sent { seq: Seq(number), id: id(number as u64), at_ms: Some(WALL) };
     assert_eq!(session.on_their_way(), [sent(1), sent(2)]);
@@ -351,7 +364,7 @@ fn a_session_knows_what_may_have_been_sent() {
 #[test]
 fn what_is_on_its_way_may_have_been_sent_although_the_session_looks_again() {
     let mut session = session();
-    session.handle_backlog(START, WALL, rows(2..=WINDOW as u64 + 1), false);
+    session.handle_backlog(START, WALL, backlog(rows(2..=WINDOW as u64 + 1), false));
     // The window is full: it looks again when there is room.
     session.look_again(Seq(1));
     let pushed = pushed(&actions(&mut session));
@@ -363,10 +376,10 @@ fn what_is_on_its_way_may_have_been_sent_although_the_session_looks_again() {
 #[test]
 fn the_resume_point_holds_for_later_backlogs_as_long_as_it_is_met() {
     let mut session = resumed(ids(1..=3));
-    session.handle_backlog(START, WALL, rows(1..=2), false);
+    session.handle_backlog(START, WALL, backlog(rows(1..=2), false));
     let then = actions(&mut session);
-    assert_eq!(then, [had([1, 2]), GatewayAction::Fetch { after: Seq(2), limit: WINDOW }]);
-    session.handle_backlog(START, WALL, rows(3..=4), true);
+    assert_eq!(then, [had([1, 2]), fetch(2, WINDOW)]);
+    session.handle_backlog(START, WALL, backlog(rows(3..=4), true));
     let then = actions(&mut session);
     assert_eq!(pushed(&then), [id(4)]);
     assert!(then.contains(&had([3])));
@@ -378,11 +391,11 @@ fn the_resume_point_outlasts_a_window_that_was_full() {
     for number in 1..=32 {
         assert!(session.offer(START, WALL, push(1_000 + number)));
     }
-    session.handle_backlog(START, WALL, rows(32..=33), true);
+    session.handle_backlog(START, WALL, backlog(rows(32..=33), true));
     actions(&mut session);
     session.handle_frame(START, ack(1_001..=1_032));
-    assert_eq!(actions(&mut session), [GatewayAction::Fetch { after: Seq(0), limit: WINDOW }]);
-    session.handle_backlog(START, WALL, rows(32..=33), true);
+    assert_eq!(actions(&mut session), [fetch(0, WINDOW)]);
+    session.handle_backlog(START, WALL, backlog(rows(32..=33), true));
     assert_eq!(pushed(&actions(&mut session)), [id(32)]);
 }
 
@@ -392,7 +405,7 @@ fn an_expired_push_is_deleted_and_never_sent() {
     let wall = push(1).expires_ms;
     let mut fresh = row(2);
     fresh.push.expires_ms = UnixMillis(wall.0 + 1);
-    session.handle_backlog(START, wall, vec![row(1), fresh], true);
+    session.handle_backlog(START, wall, backlog(vec![row(1), fresh], true));
     let then = actions(&mut session);
     assert_eq!(pushed(&then), [id(2)]);
     assert!(then.contains(&GatewayAction::Expired(vec![Seq(1)])));
@@ -403,7 +416,7 @@ fn an_expired_push_is_deleted_and_never_sent() {
 #[test]
 fn a_push_without_ack_closes_the_session() {
     let mut session = session();
-    session.handle_backlog(START, WALL, rows(1..=2), true);
+    session.handle_backlog(START, WALL, backlog(rows(1..=2), true));
     actions(&mut session);
     assert_eq!(session.poll_timeout(), Some(START.after(ACK)));
     session.handle_timer(Moment(START.after(ACK).0 - 1));
@@ -415,7 +428,7 @@ fn a_push_without_ack_closes_the_session() {
 #[test]
 fn a_later_ack_does_not_excuse_the_oldest_push() {
     let mut session = session();
-    session.handle_backlog(START, WALL, rows(1..=2), true);
+    session.handle_backlog(START, WALL, backlog(rows(1..=2), true));
     session.handle_frame(later(19), ack(2..=2));
     assert_eq!(session.poll_timeout(), Some(START.after(ACK)));
 }
@@ -423,7 +436,7 @@ fn a_later_ack_does_not_excuse_the_oldest_push() {
 #[test]
 fn a_slow_device_that_works_its_way_through_the_window_is_not_cut_off() {
     let mut session = session();
-    session.handle_backlog(START, WALL, rows(1..=32), true);
+    session.handle_backlog(START, WALL, backlog(rows(1..=32), true));
     for number in 1..=32 {
         let now = later(number * 15);
         session.handle_timer(now);
@@ -435,7 +448,7 @@ fn a_slow_device_that_works_its_way_through_the_window_is_not_cut_off() {
 #[test]
 fn with_everything_acknowledged_only_silence_is_timed() {
     let mut session = session();
-    session.handle_backlog(START, WALL, rows(1..=2), true);
+    session.handle_backlog(START, WALL, backlog(rows(1..=2), true));
     session.handle_frame(later(1), ack(1..=2));
     assert_eq!(session.poll_timeout(), Some(later(1 + 260 + 60)));
 }
@@ -459,7 +472,7 @@ fn any_frame_puts_the_silence_off() {
 #[test]
 fn a_ping_is_answered_and_announces_the_next_silence() {
     let mut session = idle();
-    session.handle_frame(later(5), ToServer::Ping { seq: 9, next_s: 30 });
+    session.handle_frame(later(5), ping(9, 30));
     assert_eq!(actions(&mut session), [GatewayAction::Send(ToDevice::Pong { seq: 9 })]);
     assert_eq!(session.poll_timeout(), Some(later(5 + 30 + 60)));
     session.handle_frame(later(6), ack(1..=1));
@@ -469,7 +482,7 @@ fn a_ping_is_answered_and_announces_the_next_silence() {
 #[test]
 fn nobody_may_announce_a_silence_without_end() {
     let mut session = idle();
-    session.handle_frame(START, ToServer::Ping { seq: 1, next_s: u32::MAX });
+    session.handle_frame(START, ping(1, u32::MAX));
     assert_eq!(session.poll_timeout(), Some(later(u64::from(SILENCE_MAX_S) + 60)));
 }
 
@@ -539,10 +552,10 @@ fn nothing_comes_out_of_a_closed_session() {
     let mut session = session();
     session.close(Bye::because(Reason::Replaced));
     actions(&mut session);
-    session.handle_backlog(START, WALL, rows(1..=2), false);
+    session.handle_backlog(START, WALL, backlog(rows(1..=2), false));
     session.handle_wake();
     session.handle_frame(START, ack(1..=2));
-    session.handle_frame(START, ToServer::Ping { seq: 1, next_s: 1 });
+    session.handle_frame(START, ping(1, 1));
     session.handle_frame(START, ToServer::Register { req: 1, app: app() });
     session.registered(1, app(), Err(Refusal::UnknownApp));
     session.unregistered(app());
@@ -551,4 +564,141 @@ fn nothing_comes_out_of_a_closed_session() {
     assert!(!session.offer(START, WALL, push(3)));
     assert_eq!(actions(&mut session), []);
     assert_eq!(session.poll_timeout(), None);
+}
+
+// What the device does not want to be woken for.
+
+const NORMAL: Taking = Taking { least: Urgency::Normal, idle: false };
+const IDLE: Taking = Taking { least: Urgency::VeryLow, idle: true };
+
+/// A session of a device that takes this, whose store had nothing.
+fn taking(taking: Taking) -> Session {
+    let terms = Terms { region: Region(3), ka_max_s: 300 };
+    let mut session = Session::open(Claim { hello: Hello { taking, ..hello(vec![]) } }, terms, false, START);
+    session.handle_backlog(START, WALL, backlog(vec![], true));
+    actions(&mut session);
+    session
+}
+
+/// What the session asks for, if it does.
+fn asked(session: &mut Session) -> Option<Wanted> {
+    actions(session).into_iter().find_map(|action| match action {
+        GatewayAction::Fetch(wanted) => Some(wanted),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_greeting_brings_all_that_the_device_takes_although_it_is_idle() {
+    let terms = Terms { region: Region(3), ka_max_s: 300 };
+    let hello = Hello { taking: Taking { least: Urgency::Low, idle: true }, ..hello(vec![]) };
+    let mut session = Session::open(Claim { hello }, terms, false, START);
+    let gate = Gate { least: Urgency::Low, quiet: false };
+    assert_eq!(asked(&mut session), Some(Wanted { gate, ..Wanted::all(Seq(0), WINDOW) }));
+    session.handle_backlog(START, WALL, backlog(vec![], true));
+    session.handle_wake();
+    assert_eq!(asked(&mut session).unwrap().gate, Gate { quiet: true, ..gate });
+}
+
+#[test]
+fn what_was_held_back_is_asked_for_when_the_device_takes_more() {
+    let mut session = taking(NORMAL);
+    session.handle_wake();
+    assert_eq!(asked(&mut session).unwrap().gate, Gate { least: Urgency::Normal, quiet: false });
+    // Push 1 is held back, push 2 of another app goes.
+    let held = vec![(app(), Seq(1))];
+    session.handle_backlog(START, WALL, Backlog { held: held.clone(), ..backlog(rows(2..=2), true) });
+    assert_eq!(pushed(&actions(&mut session)), [id(2)]);
+    let say = |session: &mut Session, taking| session.handle_frame(START, ToServer::Ping { seq: 1, next_s: 9, taking });
+    say(&mut session, NORMAL);
+    say(&mut session, Taking { least: Urgency::High, ..NORMAL });
+    assert_eq!(asked(&mut session), None);
+    say(&mut session, Taking { least: Urgency::Low, ..NORMAL });
+    let wanted = asked(&mut session).unwrap();
+    assert_eq!((wanted.after, wanted.held.clone(), wanted.limit), (Seq(2), held, WINDOW - 1));
+    assert_eq!(wanted.gate.least, Urgency::Low);
+}
+
+#[test]
+fn what_is_held_back_is_not_considered_sent() {
+    let mut session = taking(NORMAL);
+    session.handle_wake();
+    actions(&mut session);
+    let held = vec![(app(), Seq(2))];
+    session.handle_backlog(START, WALL, Backlog { held, ..backlog(vec![row(1), row(3)], true) });
+    assert!(session.may_have_sent(Seq(1), id(1)) && session.may_have_sent(Seq(3), id(3)));
+    assert!(!session.may_have_sent(Seq(2), id(2)));
+}
+
+#[test]
+fn what_does_not_fit_the_window_is_asked_for_again_in_its_place() {
+    let mut session = taking(NORMAL);
+    session.handle_wake();
+    actions(&mut session);
+    for number in 1..=32 {
+        assert!(session.offer(START, WALL, push(1_000 + number)));
+    }
+    let held = vec![(samples::app("other"), Seq(1))];
+    session.handle_backlog(START, WALL, Backlog { held, ..backlog(rows(2..=3), true) });
+    actions(&mut session);
+    session.handle_frame(START, ack(1_001..=1_001));
+    let wanted = asked(&mut session).unwrap();
+    assert_eq!((wanted.after, wanted.held, wanted.limit), (Seq(0), vec![], 1));
+}
+
+#[test]
+fn any_frame_of_an_idle_device_brings_what_waits_for_it() {
+    for frame in [ping(1, 260), ack(9..=9), ToServer::Register { req: 1, app: app() }] {
+        let mut session = taking(IDLE);
+        session.handle_wake();
+        assert!(asked(&mut session).unwrap().gate.quiet);
+        let until = Some(UnixMillis(WALL.0 + 900_000));
+        session.handle_backlog(START, WALL, Backlog { until, ..backlog(vec![], true) });
+        assert_eq!(actions(&mut session), []);
+        let frame = match frame {
+            ToServer::Ping { seq, next_s, .. } => ToServer::Ping { seq, next_s, taking: IDLE },
+            other => other,
+        };
+        session.handle_frame(later(100), frame.clone());
+        assert!(!asked(&mut session).unwrap().gate.quiet);
+        session.handle_backlog(later(100), WALL, backlog(rows(1..=1), true));
+        assert_eq!(pushed(&actions(&mut session)), [id(1)]);
+        session.handle_frame(later(101), ack(1..=1));
+        assert_eq!(asked(&mut session), None, "nothing waits any more");
+        session.handle_wake();
+        assert!(asked(&mut session).unwrap().gate.quiet, "it is idle again");
+    }
+}
+
+#[test]
+fn what_waits_for_an_idle_device_waits_no_longer_than_the_store_says() {
+    let mut session = taking(IDLE);
+    session.handle_wake();
+    actions(&mut session);
+    let until = Some(UnixMillis(WALL.0 + 120_000));
+    session.handle_backlog(START, WALL, Backlog { until, ..backlog(vec![], true) });
+    assert_eq!(session.poll_timeout(), Some(later(120)));
+    session.handle_timer(later(120));
+    assert!(asked(&mut session).unwrap().gate.quiet, "only what has waited long enough goes");
+    session.handle_backlog(later(120), UnixMillis(WALL.0 + 120_000), backlog(rows(1..=1), true));
+    assert_eq!(pushed(&actions(&mut session)), [id(1)]);
+    session.handle_frame(later(121), ack(1..=1));
+    assert_eq!(session.poll_timeout(), Some(later(121 + 260 + 60)), "nothing else is timed");
+}
+
+#[test]
+fn an_offer_is_made_to_an_idle_device_but_not_below_the_least() {
+    let low = Push { urgency: Urgency::Low, ..push(1) };
+    assert!(taking(IDLE).offer(START, WALL, low.clone()));
+    assert!(!taking(NORMAL).offer(START, WALL, low));
+    assert!(taking(NORMAL).offer(START, WALL, push(1)));
+}
+
+#[test]
+fn what_is_shown_again_during_a_fetch_is_not_passed_over() {
+    let mut session = session();
+    session.look_again(Seq(2));
+    session.handle_backlog(START, WALL, backlog(vec![row(1), row(3)], true));
+    assert!(!session.may_have_sent(Seq(2), id(2)));
+    assert_eq!(asked(&mut session), Some(Wanted::all(Seq(1), WINDOW - 2)));
 }

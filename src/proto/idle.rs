@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::device::{Device, DeviceAction, Identity, LinkState};
 use super::frame::{ToDevice, ToServer};
-use super::gateway::{GatewayAction, Greeting, Queued, Seq, Session, Terms};
+use super::gateway::{Backlog, GatewayAction, Greeting, Queued, Seq, Session, Terms, Wanted};
 use super::keepalive::{NetworkKind, Profile};
 use super::pulse::{Memory, Network, NetworkKey};
 use super::{DeviceId, Luck, Moment, Push, Region, Secret, UnixMillis, samples};
@@ -415,11 +415,13 @@ impl World {
                     self.at(self.now + TRIP, Event::ToDevice(link, Box::new(frame)));
                 }
             }
-            GatewayAction::Fetch { after, limit } => {
+            // No push of the study is less than normal: all of them go at once.
+            GatewayAction::Fetch(Wanted { after, limit, .. }) => {
                 let rows: Vec<Queued> =
                     self.rows.range(after.0 + 1..).take(limit).map(|(_, row)| row.clone()).collect();
                 if let Some((_, session)) = &mut self.session {
-                    session.handle_backlog(now, samples::WALL, rows, true);
+                    let backlog = Backlog { rows, complete: true, held: vec![], until: None };
+                    session.handle_backlog(now, samples::WALL, backlog);
                 }
             }
             GatewayAction::Settled(all) => {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::field::{self, Fields};
 use super::ids::{AppId, MessageId, RegId, UnixMillis};
+use super::urgency::Urgency;
 
 /// A validated notification. Optional members are absent from the text form when `None`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -101,21 +102,6 @@ pub enum Reliability {
     Transport,
     /// Delivered now or dropped; never stored on the server.
     NoReliable,
-}
-
-/// The urgency of RFC 8030, section 5.3, lowest first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Urgency {
-    /// On power and Wi-Fi.
-    VeryLow,
-    /// On either of them.
-    Low,
-    /// On neither, but not low on battery.
-    #[default]
-    Normal,
-    /// Even low on battery.
-    High,
 }
 
 /// A topic (RFC 8030, section 5.4) or collapse key: 1 to 64 printable ASCII characters.
@@ -262,10 +248,5 @@ mod tests {
             let text = serde_json::to_string(&payload).unwrap();
             prop_assert_eq!(serde_json::from_str::<Payload>(&text).unwrap(), payload);
         }
-    }
-
-    #[test]
-    fn urgencies_are_ordered() {
-        assert!(Urgency::VeryLow < Urgency::Low && Urgency::Low < Urgency::Normal && Urgency::Normal < Urgency::High);
     }
 }

@@ -10,15 +10,18 @@
 //! * [`field`]: the `message` string of the Tizen API, parsed.
 //! * [`frame`]: everything that crosses the wire, and nothing else does.
 //! * [`device`], [`gateway`]: the two state machines of a session; [`wishes`]: what a device still
-//!   wants.
+//!   wants; [`flight`]: what is on its way to it.
 //! * [`keepalive`], [`pulse`]: how long a session may be silent, and how that is found out.
-//! * [`surroundings`]: power and price, which decide what may wake the device.
+//! * [`surroundings`]: power and price; [`urgency`]: what may wake the device in them; [`backlog`]: what
+//!   may be sent of what waits, and what is held back.
 //! * [`backoff`], [`timers`]: when to try again, and one table of deadlines.
 #![deny(clippy::disallowed_methods)]
 
+pub mod backlog;
 pub mod backoff;
 pub mod device;
 pub mod field;
+pub mod flight;
 pub mod frame;
 pub mod gateway;
 pub mod ids;
@@ -27,6 +30,7 @@ pub mod message;
 pub mod pulse;
 pub mod surroundings;
 pub mod timers;
+pub mod urgency;
 pub mod wishes;
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use uuid::Uuid;
 
-use super::message::{Door, Reliability, Urgency};
+use super::message::{Door, Reliability};
+use super::urgency::Urgency;
 use super::{AppId, MessageId, Push, RegId, Region, UnixMillis};
 
 /// When sample pushes are accepted.

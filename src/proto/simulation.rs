@@ -8,7 +8,8 @@
 //! * what the server accepted and what has neither expired nor lost its registration is on the
 //!   device's disk, once, and in the server's order for each registration, but for what the device does not
 //!   keep;
-//! * nothing is sent after its expiry, and never more than the window is on its way;
+//! * nothing is sent after its expiry, never more than the window is on its way, and nothing for which the
+//!   device has said that it does not want to be woken;
 //! * nothing is acknowledged that is not on the device's disk, and nothing given up that is;
 //! * device and server agree on every registration, and every outcome has been noted;
 //! * nobody spins or comes back too soon, and once all is done nothing is said but pings.
@@ -30,8 +31,10 @@ use self::scenario::{Act, Dice, FOREVER_S, Scenario, Weather, app_id, scenario};
 use self::server::{Change, Server};
 use super::device::Device;
 use super::frame::Bye;
-use super::gateway::Queued;
+use super::gateway::Backlog;
 use super::message::Reliability;
+use super::surroundings::Surroundings;
+use super::urgency::Urgency;
 use super::{MessageId, Moment, UnixMillis};
 
 /// The weather in which everything must come right.
@@ -56,7 +59,7 @@ enum Event {
     HelloDue { link: usize },
     Written { boot: u64 },
     Told { boot: u64, ids: Vec<MessageId> },
-    Read { link: usize, rows: Vec<Queued>, complete: bool },
+    Read { link: usize, backlog: Backlog },
     Commit { boot: u64, link: usize, change: Change },
 }
 
@@ -175,10 +178,10 @@ impl World {
             }
             Event::Written { boot } => self.written(boot),
             Event::Told { boot, ids } => self.told(boot, &ids),
-            Event::Read { link, rows, complete } => {
+            Event::Read { link, backlog } => {
                 let (now, wall) = (self.moment(), self.wall());
                 if let Some(open) = self.session_on(link) {
-                    open.machine.handle_backlog(now, wall, rows, complete);
+                    open.machine.handle_backlog(now, wall, backlog);
                 }
             }
             Event::Commit { boot, link, change } if boot == self.server.boot => self.commit(link, change),
@@ -188,8 +191,13 @@ impl World {
 
     fn act(&mut self, act: Act) {
         match act {
-            Act::Send { app, count, ttl_s } => (0..count).for_each(|_| self.accept(app, ttl_s, true)),
-            Act::Offer { app, count } => (0..count).for_each(|_| self.accept(app, FOREVER_S, false)),
+            Act::Send { app, count, ttl_s, urgency } => {
+                (0..count).for_each(|_| self.accept(app, ttl_s, urgency, true));
+            }
+            Act::Offer { app, count, urgency } => {
+                (0..count).for_each(|_| self.accept(app, FOREVER_S, urgency, false));
+            }
+            Act::Surroundings(surroundings) => self.surround(surroundings),
             Act::Register { app } => self.wish(app_id(app), true),
             Act::Deregister { app } => self.wish(app_id(app), false),
             Act::Revoke { app } => {
@@ -310,6 +318,7 @@ fn play(scenario: &Scenario) -> World {
         time += gap;
         world.at(time, Event::Act(act.clone()));
     }
+    world.at(time, Event::Act(Act::Surroundings(Surroundings::default())));
     world.run_until(time);
     world.weather = CALM;
     let attempts = world.links.len();
@@ -347,7 +356,7 @@ proptest! {
 
 #[test]
 fn a_calm_day_delivers_everything_in_one_session() {
-    let send = |app, count| (60_000, Act::Send { app, count, ttl_s: FOREVER_S });
+    let send = |app, count| (60_000, Act::Send { app, count, ttl_s: FOREVER_S, urgency: Urgency::Normal });
     let register = |app| (0, Act::Register { app });
     let script = vec![register(0), register(1), send(0, 100), send(1, 100), (60_000, Act::Cut { told: true })];
     let world = play(&Scenario { seed: 1, weather: CALM, script });

@@ -202,10 +202,12 @@ where
 {
     let device = claim.hello.device;
     let terms = Terms { region: server.config.region, ka_max_s: server.config.gateway.ka_max_s };
-    let line = server.registry.enter(device);
-    let older = server.store.last_seq();
+    let (line, replaced) = server.registry.enter(device);
+    // One that has left has noted what it sent.
+    let older = if replaced { server.store.last_seq() } else { Seq(0) };
     let now = server.clock.now();
     let session = Session::open(claim, terms, enrolled, now);
+    line.note(session.taking());
     debug!(%device, enrolled, "a session began");
     // Boxed, because a future holds what it is given twice: as it came and as it is used.
     let see_again = now.after(SEEN_EVERY);
@@ -219,7 +221,7 @@ struct Conversation<S> {
     session: Session,
     device: DeviceId,
     line: Arc<Line>,
-    /// The last place that was given to a message before this session.
+    /// Up to this place an earlier session may have sent messages and not noted it.
     older: Seq,
     /// When the next sign of life is noted.
     see_again: Moment,
@@ -272,6 +274,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
             Event::Frame(Ok(frame)) => {
                 self.note_life(now).await;
                 self.session.handle_frame(now, frame);
+                self.line.note(self.session.taking());
             }
             Event::Frame(Err(LinkError::Frame(error))) => {
                 debug!(device = %self.device, "{error}");
@@ -316,7 +319,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
         }
         for (seq, id, answer) in signals.questions {
             // What is older an earlier session may have sent, which may not have noted it yet.
-            let _ = answer.send(seq <= self.older || self.session.may_have_sent(seq, id));
+            let sent_before = seq <= self.older || self.server.store.crashed_after(seq);
+            let _ = answer.send(sent_before || self.session.may_have_sent(seq, id));
         }
         if let Some(seq) = signals.look_again {
             self.session.look_again(seq);
@@ -354,9 +358,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
                 self.socket.queue(&frame)?;
                 Ok(())
             }
-            GatewayAction::Fetch { after, limit } => match store.backlog(self.device, after, limit).await {
-                Ok((rows, complete)) => {
-                    self.session.handle_backlog(self.server.clock.now(), world::now(), rows, complete);
+            GatewayAction::Fetch(wanted) => match store.backlog(self.device, wanted).await {
+                Ok(backlog) => {
+                    self.session.handle_backlog(self.server.clock.now(), world::now(), backlog);
                     Ok(())
                 }
                 Err(error) => Err(error),
@@ -427,8 +431,10 @@ mod tests {
     use super::*;
     use crate::proto::Secret;
     use crate::proto::frame::{Hello, TO_DEVICE_MAX, VERSION};
+    use crate::proto::gateway::Sent;
+    use crate::proto::urgency::Taking;
     use crate::server::samples::Stage;
-    use crate::server::store::delayed::{Selection, State};
+    use crate::server::store::delayed::{LetGo, Selection, State};
 
     /// A device that is there, in a session that has seen what waits.
     async fn connected(server: &Arc<Server>, hello: Hello) -> Socket<tokio::io::DuplexStream> {
@@ -439,7 +445,7 @@ mod tests {
         );
         begin(Arc::clone(server), socket.unwrap(), Claim { hello }, false);
         let mut device = device.unwrap();
-        device.queue(&ToServer::Ping { seq: 1, next_s: 60 }).unwrap();
+        device.queue(&ToServer::Ping { seq: 1, next_s: 60, taking: Taking::default() }).unwrap();
         while !matches!(device.next().await.unwrap(), ToDevice::Pong { .. }) {}
         device
     }
@@ -450,8 +456,12 @@ mod tests {
         let Stage { server, device, app, .. } = &stage;
         let id = stage.accept(stage.push("1"), None).await;
 
-        // Its sender takes it back in the moment in which the device comes, which has it already.
+        // Its sender takes it back in the moment in which the device comes, which has it already: the
+        // session that has sent it notes that as it ends.
         let held = server.store.hold(app.clone(), Selection::Message(id), None).await.unwrap();
+        let [candidate] = held.candidates.as_slice() else { panic!("{held:?}") };
+        let State::Held(seq, _) = candidate.state else { panic!("{candidate:?}") };
+        server.store.sent(vec![Sent { seq, id, at_ms: Some(world::now()) }]).await.unwrap();
         let hello = Hello {
             version: VERSION,
             device: *device,
@@ -460,10 +470,15 @@ mod tests {
             enrolment_key: None,
             resume: vec![id],
             next_s: 60,
+            taking: Taking::default(),
         };
-        let _device = connected(server, hello).await;
-        let [candidate] = held.candidates.as_slice() else { panic!("{held:?}") };
-        let State::Held(seq, _) = candidate.state else { panic!("{candidate:?}") };
+        let first = connected(server, hello.clone()).await;
+        let may_be_sent = server.registry.was_sent(*device, seq, id).unwrap().await.unwrap();
+        assert_eq!(server.store.let_go(seq, !may_be_sent).await.unwrap(), LetGo::Back);
+
+        // A session that is replaced may not have noted it yet.
+        let _second = connected(server, hello).await;
         assert!(server.registry.was_sent(*device, seq, id).unwrap().await.unwrap());
+        drop(first);
     }
 }

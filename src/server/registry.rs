@@ -13,6 +13,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::daemon::lock;
 use crate::proto::gateway::Seq;
+use crate::proto::urgency::Taking;
 use crate::proto::{DeviceId, MessageId, Push};
 
 /// Parts of the map, so that many cores do not wait for one lock.
@@ -46,6 +47,7 @@ pub struct Signals {
 pub struct Line {
     signals: Mutex<Signals>,
     attention: Notify,
+    taking: Mutex<Taking>,
 }
 
 impl Line {
@@ -53,6 +55,11 @@ impl Line {
     pub async fn signals(&self) -> Signals {
         self.attention.notified().await;
         std::mem::take(&mut *lock(&self.signals))
+    }
+
+    /// Notes what the device takes, for whoever asks why a message waits.
+    pub fn note(&self, taking: Taking) {
+        *lock(&self.taking) = taking;
     }
 
     fn signal(&self, change: impl FnOnce(&mut Signals)) {
@@ -75,18 +82,18 @@ impl Registry {
         Self { parts: Default::default(), hasher: RandomState::new(), draining: OnceLock::new() }
     }
 
-    /// Enters a new session of the device, and tells the one it replaces.
-    pub fn enter(&self, device: DeviceId) -> Arc<Line> {
+    /// Enters a new session of the device, and tells the one it replaces; says whether there was one.
+    pub fn enter(&self, device: DeviceId) -> (Arc<Line>, bool) {
         let line = Arc::new(Line::default());
         let replaced = lock(self.part(device)).insert(device, Arc::clone(&line));
-        if let Some(older) = replaced {
+        if let Some(older) = &replaced {
             older.signal(|signals| signals.replaced = true);
         }
         // Whoever enters behind the back of `drain` has taken the lock after it, and sees this.
         if let Some(window_s) = self.draining.get() {
             line.signal(|signals| signals.drain = Some(*window_s));
         }
-        line
+        (line, replaced.is_some())
     }
 
     /// Removes the session that has this line, and no other.
@@ -142,6 +149,11 @@ impl Registry {
         }
     }
 
+    /// What the device takes, if it is connected.
+    pub fn taking(&self, device: DeviceId) -> Option<Taking> {
+        Some(*lock(&self.line(device)?.taking))
+    }
+
     /// Tells every session to end, those that have yet to begin as well; its device is to come back at
     /// some moment of so many seconds.
     pub fn drain(&self, window_s: u32) {
@@ -182,8 +194,9 @@ mod tests {
     #[tokio::test]
     async fn a_newer_session_replaces_the_older_and_outlives_its_goodbye() {
         let (registry, device) = (Registry::new(), world::device_id());
-        let older = registry.enter(device);
-        let newer = registry.enter(device);
+        let (older, first) = registry.enter(device);
+        let (newer, second) = registry.enter(device);
+        assert_eq!((first, second), (false, true));
         assert!(older.signals().await.replaced);
         registry.leave(device, &older);
         assert_eq!(registry.count(), 1);
@@ -196,7 +209,7 @@ mod tests {
     #[tokio::test]
     async fn a_wake_up_before_anybody_listens_is_not_lost() {
         let (registry, device) = (Registry::new(), world::device_id());
-        let line = registry.enter(device);
+        let (line, _) = registry.enter(device);
         registry.wake(device);
         registry.wake(device);
         assert!(line.signals().await.wake);
@@ -205,9 +218,9 @@ mod tests {
     #[tokio::test]
     async fn a_session_that_begins_during_the_drain_is_told_to_end() {
         let registry = Registry::new();
-        let early = registry.enter(world::device_id());
+        let (early, _) = registry.enter(world::device_id());
         registry.drain(60);
-        let late = registry.enter(world::device_id());
+        let (late, _) = registry.enter(world::device_id());
         for line in [early, late] {
             let signals = tokio::time::timeout(std::time::Duration::from_secs(10), line.signals()).await;
             assert_eq!(signals.unwrap().drain, Some(60));

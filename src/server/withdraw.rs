@@ -156,7 +156,7 @@ async fn give_back(server: Arc<Server>, device: DeviceId, seq: Seq) {
 mod tests {
     use super::*;
     use crate::proto::UnixMillis;
-    use crate::proto::gateway::Sent;
+    use crate::proto::gateway::{Backlog, Sent, Wanted};
     use crate::server::samples::Stage;
     use crate::world;
 
@@ -166,7 +166,7 @@ mod tests {
         let Stage { server, device, app, .. } = &stage;
         let id = stage.accept(stage.push("1"), None).await;
         server.store.end().await.unwrap();
-        let line = server.registry.enter(*device);
+        let (line, _) = server.registry.enter(*device);
 
         let beside = rusqlite::Connection::open(server.config.database()).unwrap();
         let fail = "CREATE TRIGGER fail BEFORE DELETE ON messages BEGIN SELECT RAISE(ABORT, 'no'); END";
@@ -181,7 +181,7 @@ mod tests {
         withdrawn.unwrap_err();
         let signals = tokio::time::timeout(Duration::from_secs(10), line.signals()).await.unwrap();
         assert!(signals.look_again.is_some());
-        let (rows, _) = server.store.backlog(*device, Seq(0), 1).await.unwrap();
+        let Backlog { rows, .. } = server.store.backlog(*device, Wanted::all(Seq(0), 1)).await.unwrap();
         assert_eq!(rows[0].push.id, id);
     }
 
@@ -216,7 +216,7 @@ mod tests {
             // Its session says what it has sent.
             for was_sent in [false, true] {
                 let first = replaced(&stage, delayed).await;
-                let line = server.registry.enter(*device);
+                let (line, _) = server.registry.enter(*device);
                 let answer = async {
                     loop {
                         for (_, id, answer) in line.signals().await.questions {
@@ -261,7 +261,7 @@ mod tests {
         stage.server.store.sent(vec![sent]).await.unwrap();
         stage.accept(stage.push("offer"), None).await;
         stage.accept(stage.push("offer"), None).await;
-        let (rows, _) = stage.server.store.backlog(stage.device, Seq(0), 1).await.unwrap();
+        let Backlog { rows, .. } = stage.server.store.backlog(stage.device, Wanted::all(Seq(0), 1)).await.unwrap();
         assert_eq!((rows[0].replaces.len(), rows[0].replaces.contains(&sent.id)), (REPLACES_MAX, true));
         assert!(!taken_back(&stage).await);
     }

@@ -25,7 +25,8 @@ use crate::agent::installed::Profile;
 use crate::agent::store::{Pending, Shown, Task, history};
 use crate::daemon::{fault_point, lock};
 use crate::db::DbError;
-use crate::proto::message::Urgency;
+use crate::proto::message::Door;
+use crate::proto::urgency::Urgency;
 use crate::proto::{AppId, MessageId, Moment, Push};
 use crate::world;
 
@@ -416,6 +417,8 @@ fn text(push: &Push, more: u32) -> String {
 /// it is dismissed.
 fn urgency(push: &Push) -> u8 {
     match push.urgency {
+        // Its senders do not name one: whatever has something to alert with is urgent.
+        Urgency::High if push.door == Door::Tizen => 1,
         Urgency::VeryLow | Urgency::Low => 0,
         Urgency::Normal => 1,
         Urgency::High => 2,

@@ -14,6 +14,7 @@ use crate::cli::lab::{Lab, free_port};
 use crate::daemon::{Exit, Fatal};
 use crate::link::dial::{Dialling, dial};
 use crate::proto::frame::{Hello, ToDevice, ToServer, VERSION};
+use crate::proto::urgency::Taking;
 use crate::tls;
 use crate::world;
 
@@ -91,6 +92,7 @@ async fn stalled_device(gateway: &str) -> Result<(String, impl Sized), Fatal> {
         enrolment_key: None,
         resume: Vec::new(),
         next_s: 3600,
+        taking: Taking::default(),
     };
     // Invariant: the id is one.
     let app = OTHER.parse().map_err(Fatal::of(Exit::Software))?;

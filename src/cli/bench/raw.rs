@@ -47,7 +47,7 @@ fn rows(lab: &Lab, batch: i64, whole_life: bool) -> Result<f64, Fatal> {
         in_one_commit(&server, these.clone(), sql::INSERT, |seq| {
             let owner = owners[usize::try_from(seq).unwrap_or(0) % owners.len()];
             let (id, replaces) = (*world::message_id().as_bytes(), [0_u8; 0]);
-            (seq, *owner.as_bytes(), APP, i64::MAX, &row, id, format!("{seq:07}"), replaces, 0)
+            (seq, *owner.as_bytes(), APP, i64::MAX, &row, id, format!("{seq:07}"), replaces, 0, 2, 0)
         })?;
         if whole_life {
             in_one_commit(&device, these.clone(), devices::INSERT, |_| (*world::message_id().as_bytes(), &row))?;

@@ -8,7 +8,8 @@ use super::super::device::{Device, DeviceAction, Identity};
 use super::super::frame::{Delivery, Fate, Frame, NotKept, Outcome, ToDevice, ToServer, WINDOW};
 use super::super::gateway::HELLO;
 use super::super::keepalive::Profile;
-use super::super::{AppId, DeviceId, MessageId, Push, RegId, Secret};
+use super::super::surroundings::Surroundings;
+use super::super::{AppId, DeviceId, MessageId, Moment, Push, RegId, Secret};
 use super::{Event, Link, Side, World};
 
 /// The device around its state machine. What is below the line survives a restart.
@@ -22,6 +23,7 @@ pub(super) struct Agent {
     pub(super) rest_until: u64,
     pub(super) handed: VecDeque<Delivery>,
     // ---
+    pub(super) surroundings: Surroundings,
     pub(super) disk: Vec<Push>,
     /// Wishes without an answer: true to register, false to deregister.
     pub(super) wishes: BTreeMap<AppId, bool>,
@@ -44,6 +46,7 @@ impl World {
         };
         let machine = self.agent.machine.get_or_insert_with(|| Device::new(identity, Profile::Battery));
         machine.start();
+        machine.handle_surroundings(Moment(self.now), self.agent.surroundings);
         for (app, wanted) in self.agent.wishes.clone() {
             self.wish(app, wanted);
         }
@@ -57,6 +60,12 @@ impl World {
             Some(machine) => machine.deregister(now, app),
             None => {}
         }
+    }
+
+    pub(super) fn surround(&mut self, surroundings: Surroundings) {
+        self.agent.surroundings = surroundings;
+        let now = self.moment();
+        self.agent.machine.iter_mut().for_each(|machine| machine.handle_surroundings(now, surroundings));
     }
 
     pub(super) fn dialled(&mut self, boot: u64, link: usize) {

@@ -1,8 +1,12 @@
 //! What can happen, and how often.
 
+use std::ops::Range;
+
 use proptest::prelude::*;
 
 use super::super::frame::Reason;
+use super::super::surroundings::{Power, Surroundings};
+use super::super::urgency::Urgency;
 use super::super::{AppId, Luck};
 
 pub(super) const FOREVER_S: u32 = 30 * 24 * 3600;
@@ -27,8 +31,9 @@ pub(super) struct Weather {
 
 #[derive(Clone, Debug)]
 pub(super) enum Act {
-    Send { app: u8, count: u8, ttl_s: u32 },
-    Offer { app: u8, count: u8 },
+    Send { app: u8, count: u8, ttl_s: u32, urgency: Urgency },
+    Offer { app: u8, count: u8, urgency: Urgency },
+    Surroundings(Surroundings),
     Register { app: u8 },
     Deregister { app: u8 },
     Revoke { app: u8 },
@@ -69,10 +74,21 @@ fn act() -> impl Strategy<Value = Act> {
     let ttl_s = || prop_oneof![1 => 1..120_u32, 3 => Just(FOREVER_S)];
     let reason = prop::sample::select(vec![Reason::Shutdown, Reason::Replaced, Reason::Busy, Reason::BadSecret]);
     let down_ms = || prop_oneof![1..100_u64, 1..60_000_u64];
+    let urgency = || prop::sample::select(Urgency::ALL.to_vec());
+    let send = |count: Range<u8>| {
+        (0..3_u8, count, ttl_s(), urgency()).prop_map(|(app, count, ttl_s, urgency)| Act::Send {
+            app,
+            count,
+            ttl_s,
+            urgency,
+        })
+    };
+    let power = prop::sample::select(vec![Power::External, Power::Battery, Power::LowBattery]);
     prop_oneof![
-        8 => (0..3_u8, 1..4_u8, ttl_s()).prop_map(|(app, count, ttl_s)| Act::Send { app, count, ttl_s }),
-        3 => (0..3_u8, 20..80_u8, ttl_s()).prop_map(|(app, count, ttl_s)| Act::Send { app, count, ttl_s }),
-        3 => (0..3_u8, 1..40_u8).prop_map(|(app, count)| Act::Offer { app, count }),
+        8 => send(1..4),
+        3 => send(20..80),
+        3 => (0..3_u8, 1..40_u8, urgency()).prop_map(|(app, count, urgency)| Act::Offer { app, count, urgency }),
+        3 => (power, any::<bool>()).prop_map(|(power, metered)| Act::Surroundings(Surroundings { power, metered })),
         4 => (0..4_u8).prop_map(|app| Act::Register { app }),
         1 => (0..4_u8).prop_map(|app| Act::Deregister { app }),
         1 => (0..3_u8).prop_map(|app| Act::Revoke { app }),

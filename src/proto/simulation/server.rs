@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
+use super::super::backlog::{Choosing, Chosen, Gate};
 use super::super::frame::{Bye, Frame, Outcome, Reason, Refusal, ToDevice, ToServer, WINDOW};
-use super::super::gateway::{GatewayAction, Greeting, Queued, Seq, Session, Terms};
+use super::super::gateway::{Backlog, GatewayAction, Greeting, Queued, Seq, Session, Terms, Wanted};
 use super::super::message::Reliability;
 use super::super::samples;
+use super::super::urgency::{self, Urgency};
 use super::super::{AppId, MessageId, Push, RegId, Region, UnixMillis};
 use super::scenario::{UNKNOWN, app_id};
 use super::{Event, Side, World};
@@ -42,6 +44,8 @@ pub(super) struct Open {
     pub(super) link: usize,
     pub(super) machine: Session,
     pub(super) on_their_way: BTreeSet<MessageId>,
+    /// What may go of what the disk was last asked for.
+    pub(super) may_go: BTreeSet<MessageId>,
 }
 
 impl World {
@@ -50,7 +54,7 @@ impl World {
     }
 
     /// Takes a notification from a sender: onto the disk, or for a session that is open now.
-    pub(super) fn accept(&mut self, app: u8, ttl_s: u32, keep: bool) {
+    pub(super) fn accept(&mut self, app: u8, ttl_s: u32, urgency: Urgency, keep: bool) {
         let Some(reg_id) = self.server.regs.get(&app_id(app)).copied() else { return };
         self.server.issued += 1;
         let push = Push {
@@ -59,6 +63,7 @@ impl World {
             accepted_ms: self.wall(),
             expires_ms: UnixMillis(self.wall().0 + i64::from(ttl_s) * 1000),
             reliability: if keep { Reliability::Transport } else { Reliability::NoReliable },
+            urgency,
             ..samples::push(samples::message_id(self.server.issued))
         };
         let (now, wall) = (self.moment(), self.wall());
@@ -103,7 +108,7 @@ impl World {
         let terms = Terms { region: Region(0), ka_max_s: 3600 };
         let mut machine = Session::open(claim, terms, false, self.moment());
         self.server.revoked.iter().for_each(|app| machine.unregistered(app.clone()));
-        self.server.session = Some(Open { link, machine, on_their_way: BTreeSet::new() });
+        self.server.session = Some(Open { link, machine, on_their_way: BTreeSet::new(), may_go: BTreeSet::new() });
     }
 
     pub(super) fn serve(&mut self) {
@@ -117,15 +122,19 @@ impl World {
                         let open = self.server.session.as_mut().unwrap();
                         open.on_their_way.insert(delivery.push.id);
                         assert!(open.on_their_way.len() <= WINDOW, "the window is exceeded");
+                        let least = open.machine.taking().least;
+                        let goes = open.may_go.contains(&delivery.push.id) || delivery.push.urgency >= least;
+                        assert!(goes, "the device is woken for what it does not want");
                     }
                     self.transmit(Side::Device, link, frame.encode());
                 }
-                GatewayAction::Fetch { after, limit } => {
-                    let waiting = || self.server.rows.range((Bound::Excluded(after), Bound::Unbounded));
-                    let rows: Vec<Queued> = waiting().take(limit).map(|(_, row)| row.clone()).collect();
-                    let complete = waiting().count() <= limit;
+                GatewayAction::Fetch(wanted) => {
+                    let backlog = self.read(&wanted);
+                    let open = self.server.session.as_mut().unwrap();
+                    assert_eq!(open.machine.taking().least, wanted.gate.least);
+                    open.may_go = backlog.rows.iter().map(|row| row.push.id).collect();
                     let time = self.now + 1 + self.dice.below(self.weather.disk_ms);
-                    self.at(time, Event::Read { link, rows, complete });
+                    self.at(time, Event::Read { link, backlog });
                 }
                 GatewayAction::Settled(all) => {
                     self.change(link, Change::Delete(all.iter().map(|settled| settled.sent.seq).collect()));
@@ -142,6 +151,30 @@ impl World {
                 }
             }
         }
+    }
+
+    /// What the disk has of what is wanted.
+    fn read(&self, wanted: &Wanted) -> Backlog {
+        let waiting = self.server.rows.range((Bound::Excluded(wanted.from()), Bound::Unbounded));
+        let mut choosing = Choosing::new(wanted, self.wall());
+        for (seq, row) in waiting {
+            let until = urgency::waits_until(&row.push, row.push.accepted_ms);
+            choosing.see(*seq, &row.push.app, row.push.urgency, until);
+        }
+        let Chosen { go, complete, held, until } = choosing.choose();
+        let rows: Vec<Queued> = go.iter().map(|(seq, _)| self.server.rows[seq].clone()).collect();
+        assert!(rows.iter().all(|row| self.may_go(&row.push, wanted.gate)));
+        Backlog { rows, complete, held, until }
+    }
+
+    /// Whether the device takes this message now, or a later one of its registration.
+    fn may_go(&self, push: &Push, gate: Gate) -> bool {
+        let goes = |row: &Push| {
+            let waits = urgency::waits_until(row, row.accepted_ms) > self.wall();
+            row.urgency >= gate.least && !(gate.quiet && waits)
+        };
+        let later = |row: &Queued| row.push.reg_id == push.reg_id && row.push.id > push.id && goes(&row.push);
+        goes(push) || self.server.rows.values().any(later)
     }
 
     /// Gives the disk something to change. It works in order, and a restart loses what waits.

@@ -20,13 +20,15 @@ use utoipa_axum::routes;
 
 use super::sender::{Sender, Stranger};
 use crate::db::DbError;
+use crate::proto::urgency::Taking;
 use crate::proto::{AppId, MessageId, RegId, UnixMillis};
 use crate::server::Server;
 use crate::server::api::problem::{Kind, Problem};
 use crate::server::api::{Always, path_name, refusals};
-use crate::server::store::History;
 use crate::server::store::delayed::Selection;
+use crate::server::store::{History, Waits};
 use crate::server::withdraw::withdraw;
+use crate::world;
 
 /// The tag of the document.
 const TAG: &str = "messages";
@@ -80,7 +82,7 @@ struct Message {
     reg_id: RegId,
     #[serde(rename = "requestID", skip_serializing_if = "Option::is_none")]
     request_id: Option<String>,
-    /// The last of its steps.
+    /// The last of its steps; or `held: ` and why, if its device is there and does not take it now.
     state: String,
     /// Before this time it is not sent.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -100,8 +102,9 @@ struct Step {
     at_ms: UnixMillis,
 }
 
-impl From<History> for Message {
-    fn from(history: History) -> Self {
+impl Message {
+    fn of(server: &Server, history: History) -> Self {
+        let held = history.waits.and_then(|waits| held(waits, server.registry.taking(history.device)?));
         let steps: Vec<Step> =
             history.steps.into_iter().map(|step| Step { step: step.step, at_ms: step.at_ms }).collect();
         Self {
@@ -109,12 +112,22 @@ impl From<History> for Message {
             app: history.app,
             reg_id: history.reg_id,
             request_id: history.request_id,
-            state: steps.last().map(|step| step.step.clone()).unwrap_or_default(),
+            state: held.or_else(|| steps.last().map(|step| step.step.clone())).unwrap_or_default(),
             release_ms: history.release_ms,
             expires_ms: history.expires_ms,
             steps,
         }
     }
+}
+
+/// Why a device that takes this is not sent what waits.
+fn held(waits: Waits, taking: Taking) -> Option<String> {
+    let Waits { urgency, until_ms } = waits;
+    if urgency < taking.least {
+        return Some(format!("held: it is {urgency}, and the device takes nothing below {}", taking.least));
+    }
+    let waits = taking.idle && world::now() < until_ms;
+    waits.then(|| format!("held: it is {urgency}, and the device is idle"))
 }
 
 /// The app's messages of one request id, newest first.
@@ -161,7 +174,7 @@ async fn show(
     let sender = authenticate(&server, &headers).await?;
     let id: MessageId = id.parse().map_err(|_| none())?;
     let history = server.store.message(sender.app, id).await.map_err(unavailable)?;
-    history.map(|history| Json(history.into())).ok_or_else(none)
+    history.map(|history| Json(Message::of(&server, history))).ok_or_else(none)
 }
 
 /// What became of a request
@@ -182,7 +195,7 @@ async fn search(
     let sender = authenticate(&server, &headers).await?;
     let Query(wanted) = wanted.map_err(|error| Problem::new(Kind::BadRequest, error.body_text()))?;
     let found = server.store.messages(sender.app, wanted.request_id).await.map_err(unavailable)?;
-    Ok(Json(Messages { messages: found.into_iter().map(Message::from).collect() }))
+    Ok(Json(Messages { messages: found.into_iter().map(|history| Message::of(&server, history)).collect() }))
 }
 
 /// Take a message back

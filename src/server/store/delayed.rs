@@ -200,7 +200,7 @@ fn release(db: &Connection, next_seq: impl Fn() -> Seq, waiting: u32, now: UnixM
         replaced.ids.splice(0..0, replaces);
         released.ends.push(Ends { replaced: replaced.count, ..Ends::default() });
         let seq = next_seq();
-        sql::insert(db, &Waiting { seq, device, push: &push, body: &body, replaced })?;
+        sql::insert(db, &Waiting { seq, device, push: &push, body: &body, replaced, now })?;
         history::released(db, push.id, seq)?;
         released.ends.push(sql::drop_oldest(db, device, &push.app, waiting, now)?);
         released.devices.push(device);

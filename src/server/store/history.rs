@@ -6,10 +6,11 @@
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
 use super::sql::{Result, app_in, bad_column};
-use super::{History, Step, Store};
+use super::{History, Step, Store, Waits};
 use crate::db::DbError;
 use crate::proto::frame::{Fate, Outcome};
 use crate::proto::gateway::Seq;
+use crate::proto::urgency::Urgency;
 use crate::proto::{AppId, DeviceId, MessageId, Push, RegId, UnixMillis};
 
 /// Most messages that are forgotten together.
@@ -219,7 +220,9 @@ pub(super) fn forget(db: &Connection, ids: &[MessageId]) -> Result<()> {
 }
 
 const COLUMNS: &str = "id, app, reg_id, request_id, accepted_ms, stored_ms, release_ms, expires_ms, sent_ms, acked_ms,
-    alerted_ms, launched_ms, fate, ended_ms";
+    alerted_ms, launched_ms, fate, ended_ms, device,
+    (SELECT urgency FROM messages m WHERE m.seq = history.seq AND m.id = history.id),
+    (SELECT waits_ms FROM messages m WHERE m.seq = history.seq AND m.id = history.id)";
 
 fn by_id(db: &Connection, app: &AppId, id: MessageId) -> Result<Option<History>> {
     db.prepare_cached(&format!("SELECT {COLUMNS} FROM history WHERE id = ?1 AND app = ?2"))?
@@ -259,8 +262,15 @@ fn from_row(row: &Row<'_>) -> Result<History> {
         request_id: row.get(3)?,
         release_ms: release,
         expires_ms: UnixMillis(row.get(7)?),
+        device: DeviceId::from_slice(row.get_ref(14)?.as_blob()?).map_err(|error| bad_column(14, error))?,
+        waits: waits_in(row)?,
         steps,
     })
+}
+
+fn waits_in(row: &Row<'_>) -> Result<Option<Waits>> {
+    let Some(urgency) = row.get::<_, Option<u8>>(15)? else { return Ok(None) };
+    Ok(Some(Waits { urgency: Urgency::numbered(urgency), until_ms: UnixMillis(row.get(16)?) }))
 }
 
 pub(super) fn id_in(row: &Row<'_>, column: usize) -> Result<MessageId> {

@@ -26,7 +26,8 @@ use subtle::ConstantTimeEq;
 
 use crate::db::{self, Commit, DbError, Worker};
 use crate::proto::frame::{NotKept, Outcome};
-use crate::proto::gateway::{Done, Queued, Sent, Seq, Settled};
+use crate::proto::gateway::{Backlog, Done, Sent, Seq, Settled, Wanted};
+use crate::proto::urgency::Urgency;
 use crate::proto::{AppId, DeviceId, MessageId, Push, RegId, Region, UnixMillis};
 use crate::world;
 
@@ -82,8 +83,21 @@ pub struct History {
     pub release_ms: Option<UnixMillis>,
     /// From when on it is not delivered.
     pub expires_ms: UnixMillis,
+    /// Whom it is for.
+    pub device: DeviceId,
+    /// What it waits with, if it does.
+    pub waits: Option<Waits>,
     /// What happened to it, in this order.
     pub steps: Vec<Step>,
+}
+
+/// What a waiting message has to say for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waits {
+    /// How urgent it is.
+    pub urgency: Urgency,
+    /// Until then it waits for a frame of an idle device.
+    pub until_ms: UnixMillis,
 }
 
 /// A step of a message's life.
@@ -338,10 +352,9 @@ impl Store {
         Ok(fates.into_iter().map(|(fate, _)| fate).collect())
     }
 
-    /// At most `limit` messages that wait for the device after `after`, in order, and whether
-    /// these are all.
-    pub async fn backlog(&self, device: DeviceId, after: Seq, limit: usize) -> Result<(Vec<Queued>, bool), DbError> {
-        self.reader().read(move |db| sql::backlog(db, device, after, limit, BACKLOG_BYTES)).await
+    /// What is wanted of the messages that wait for the device.
+    pub async fn backlog(&self, device: DeviceId, wanted: Wanted) -> Result<Backlog, DbError> {
+        self.reader().read(move |db| sql::backlog(db, device, &wanted, BACKLOG_BYTES, world::now())).await
     }
 
     /// Removes messages that expired before they could be sent. Not waited for: if it is lost, they

@@ -1,6 +1,8 @@
 //! The server's statements; the tables are in `schema`. Each function is one step of a transaction
 //! that the caller holds; nothing here decides what a sender or device is told.
 
+mod apps;
+mod backlog;
 pub mod backup;
 pub mod devices;
 mod schema;
@@ -11,25 +13,26 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Params, Row, Transaction, TransactionBehavior, params};
 
 use crate::proto::frame::{LIST_MAX, NotKept};
-use crate::proto::gateway::{Done, Queued, Sent, Seq, Settled};
+use crate::proto::gateway::{Done, Sent, Seq, Settled};
 use crate::proto::ids::IdError;
-use crate::proto::{AppId, DeviceId, MessageId, Push, UnixMillis};
+use crate::proto::{AppId, DeviceId, MessageId, Push, UnixMillis, urgency};
 use crate::world;
 
 use super::history::{self, End};
 use super::receipts::{self, Verdict};
-use super::tokens::{TokenAdded, TokenRow};
-use super::{Accepted, AppRow, Incoming, KeyRow, Opened, Registered, delayed};
-use crate::server::manage::{TokenName, TokenNameError};
+use super::{Accepted, Incoming, KeyRow, Opened, Registered, delayed};
 
+pub use apps::*;
+pub use backlog::backlog;
 pub use schema::{APPLICATION, MIGRATIONS};
 
 /// Most expired messages that one sweep removes.
 pub const SWEEP: u32 = 2000;
 
 /// Stores a message.
-pub const INSERT: &str = "INSERT INTO messages (seq, device, app, expires_ms, body, id, request_id, replaces, dropped)
-    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+pub const INSERT: &str = "INSERT INTO messages
+        (seq, device, app, expires_ms, body, id, request_id, replaces, dropped, urgency, waits_ms)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
 /// Most messages that one is known to have taken the place of: no more can be on their way.
 pub const REPLACES_MAX: usize = LIST_MAX;
 
@@ -90,107 +93,6 @@ pub fn last_seq(db: &Connection) -> Result<i64> {
     )
 }
 
-pub fn add_app(db: &Connection, app: &AppId, hash: &[u8], now: UnixMillis) -> Result<bool> {
-    let added = db.execute(
-        "INSERT INTO apps (app, secret_hash, created_ms) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
-        params![app.as_str(), hash, now.0],
-    )?;
-    Ok(added > 0)
-}
-
-/// Gives the app another secret; the present one works until `grace_until`, and none before it.
-pub fn set_app_secret(db: &Connection, app: &AppId, hash: &[u8], grace_until: UnixMillis) -> Result<bool> {
-    let changed = db.execute(
-        "UPDATE apps SET old_secret_hash = secret_hash, old_until_ms = ?3, secret_hash = ?2 WHERE app = ?1",
-        params![app.as_str(), hash, grace_until.0],
-    )?;
-    Ok(changed > 0)
-}
-
-pub fn remove_app(db: &Connection, app: &AppId, now: UnixMillis) -> Result<Option<Vec<DeviceId>>> {
-    // By device, because that is how messages are indexed.
-    let of_messages = "DELETE FROM messages WHERE app = ?1
-         AND device IN (SELECT device FROM registrations WHERE app = ?1 AND state = 'active') RETURNING id";
-    for statement in [of_messages, "DELETE FROM delayed WHERE app = ?1 RETURNING id"] {
-        let mut statement = db.prepare(statement)?;
-        let mut rows = statement.query([app.as_str()])?;
-        // Otherwise their history would be kept for ever.
-        while let Some(row) = rows.next()? {
-            history::ended(db, history::id_in(row, 0)?, End::Unregistered, now)?;
-        }
-    }
-    let mut revoke = db.prepare(
-        "UPDATE registrations SET state = 'revoked', changed_ms = ?2 WHERE app = ?1 AND state = 'active'
-         RETURNING device",
-    )?;
-    let devices = revoke.query_map(params![app.as_str(), now.0], device_in)?.collect::<Result<_>>()?;
-    db.execute("DELETE FROM receipts WHERE app = ?1", [app.as_str()])?;
-    let removed = db.execute("DELETE FROM apps WHERE app = ?1", [app.as_str()])? > 0;
-    Ok(removed.then_some(devices))
-}
-
-const APPS: &str = "SELECT app, created_ms,
-    (SELECT count(*) FROM registrations r WHERE r.app = apps.app AND r.state = 'active'),
-    nullif(max(old_until_ms, ?1), ?1), callback_url FROM apps";
-
-pub fn list_apps(db: &Connection, now: UnixMillis) -> Result<Vec<AppRow>> {
-    let mut statement = db.prepare(&format!("{APPS} ORDER BY app"))?;
-    statement.query_map([now.0], app_row)?.collect()
-}
-
-pub fn app(db: &Connection, app: &AppId, now: UnixMillis) -> Result<Option<AppRow>> {
-    let mut statement = db.prepare(&format!("{APPS} WHERE app = ?2"))?;
-    statement.query_row(params![now.0, app.as_str()], app_row).optional()
-}
-
-fn app_row(row: &Row<'_>) -> Result<AppRow> {
-    let old_secret_until: Option<i64> = row.get(3)?;
-    Ok(AppRow {
-        app: app_in(row, 0)?,
-        created_ms: UnixMillis(row.get(1)?),
-        registrations: row.get(2)?,
-        old_secret_until: old_secret_until.map(UnixMillis),
-        callback: row.get(4)?,
-    })
-}
-
-pub fn add_token(db: &Connection, name: &TokenName, hash: &[u8], most: usize, now: UnixMillis) -> Result<TokenAdded> {
-    let count: i64 = db.query_row("SELECT count(*) FROM tokens", [], |row| row.get(0))?;
-    if count >= i64::try_from(most).unwrap_or(i64::MAX) {
-        return Ok(TokenAdded::TooMany);
-    }
-    let added = db.execute(
-        "INSERT INTO tokens (name, hash, created_ms) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
-        params![name.as_str(), hash, now.0],
-    )?;
-    Ok(if added > 0 { TokenAdded::Added } else { TokenAdded::Taken })
-}
-
-pub fn list_tokens(db: &Connection) -> Result<Vec<TokenRow>> {
-    let mut statement = db.prepare("SELECT name, created_ms FROM tokens ORDER BY name")?;
-    let rows = statement.query_map([], |row| {
-        let name: String = row.get(0)?;
-        let name = name
-            .parse()
-            .map_err(|error: TokenNameError| rusqlite::Error::FromSqlConversionFailure(0, Type::Text, error.into()))?;
-        Ok(TokenRow { name, created_ms: UnixMillis(row.get(1)?) })
-    })?;
-    rows.collect()
-}
-
-fn has_app(db: &Connection, app: &AppId) -> Result<bool> {
-    db.prepare_cached("SELECT EXISTS (SELECT 1 FROM apps WHERE app = ?1)")?.query_row([app.as_str()], |row| row.get(0))
-}
-
-pub fn remove_token(db: &Connection, name: &TokenName) -> Result<bool> {
-    Ok(db.execute("DELETE FROM tokens WHERE name = ?1", [name.as_str()])? > 0)
-}
-
-pub fn token_hashes(db: &Connection) -> Result<Vec<Vec<u8>>> {
-    let mut statement = db.prepare_cached("SELECT hash FROM tokens")?;
-    statement.query_map([], |row| row.get(0))?.collect()
-}
-
 /// Messages that wait, by the smallest index.
 pub fn waiting(db: &Connection) -> Result<i64> {
     db.prepare_cached("SELECT count(*) FROM messages")?.query_row([], |row| row.get(0))
@@ -208,21 +110,6 @@ fn pragma(db: &Connection, text: &str) -> Result<i64> {
 pub fn try_write(db: &Connection) -> Result<()> {
     db.execute("INSERT OR REPLACE INTO trial (id, body) VALUES (1, randomblob(65536))", [])?;
     Ok(())
-}
-
-/// The hashes of an app's secrets that work.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AppSecrets {
-    /// Of the present one.
-    pub present: Vec<u8>,
-    /// Of the one before, in its grace.
-    pub old: Option<Vec<u8>>,
-}
-
-pub fn app_secrets(db: &Connection, app: &AppId, now: UnixMillis) -> Result<Option<AppSecrets>> {
-    db.prepare_cached("SELECT secret_hash, iif(old_until_ms > ?2, old_secret_hash, NULL) FROM apps WHERE app = ?1")?
-        .query_row(params![app.as_str(), now.0], |row| Ok(AppSecrets { present: row.get(0)?, old: row.get(1)? }))
-        .optional()
 }
 
 pub fn register(db: &Connection, device: DeviceId, app: &AppId, limit: u32, now: UnixMillis) -> Result<Registered> {
@@ -326,7 +213,7 @@ pub fn accept(
     let (now, body, seq) = (world::now(), body_of(push)?, next_seq());
     let replaced = replace(db, to.device, push, now)?;
     let count = replaced.count;
-    insert(db, &Waiting { seq, device: to.device, push, body: &body, replaced })?;
+    insert(db, &Waiting { seq, device: to.device, push, body: &body, replaced, now })?;
     history::begin(db, to.device, push, Some(seq), None, now)?;
     let ends = drop_oldest(db, to.device, &push.app, waiting, now)?;
     Ok((Accepted::Stored, Ends { replaced: count, ..ends }))
@@ -340,6 +227,7 @@ pub struct Waiting<'a> {
     /// The push as it is stored.
     pub body: &'a str,
     pub replaced: Replaced,
+    pub now: UnixMillis,
 }
 
 /// What a message takes the place of.
@@ -385,7 +273,7 @@ impl Replaced {
 }
 
 pub fn insert(db: &Connection, waiting: &Waiting<'_>) -> Result<()> {
-    let Waiting { seq, device, push, body, replaced } = waiting;
+    let Waiting { seq, device, push, body, replaced, now } = waiting;
     let replaces = replaced.most_likely(db)?;
     db.prepare_cached(INSERT)?.execute(params![
         seq.0,
@@ -396,7 +284,9 @@ pub fn insert(db: &Connection, waiting: &Waiting<'_>) -> Result<()> {
         push.id.as_bytes(),
         push.request_id,
         replaces,
-        replaced.dropped
+        replaced.dropped,
+        push.urgency.number(),
+        urgency::waits_until(push, *now).0
     ])?;
     Ok(())
 }
@@ -476,34 +366,6 @@ pub fn add_dropped(db: &Connection, device: &[u8], app: &str, dropped: i64) -> R
     )?
     .execute(params![device, app, dropped])?;
     Ok(())
-}
-
-pub fn backlog(
-    db: &Connection,
-    device: DeviceId,
-    after: Seq,
-    limit: usize,
-    bytes: usize,
-) -> Result<(Vec<Queued>, bool)> {
-    let mut statement = db.prepare_cached(
-        "SELECT seq, dropped, body, replaces FROM messages INDEXED BY messages_by_device
-         WHERE device = ?1 AND seq > ?2 AND NOT held ORDER BY seq LIMIT ?3",
-    )?;
-    // One row more than asked for says whether these are all.
-    let limit_and_one = i64::try_from(limit + 1).unwrap_or(i64::MAX);
-    let mut rows = statement.query(params![device.as_bytes(), after.0, limit_and_one])?;
-    let (mut queued, mut size) = (Vec::new(), 0);
-    while let Some(row) = rows.next()? {
-        if queued.len() == limit || size >= bytes {
-            return Ok((queued, false));
-        }
-        let body = row.get_ref(2)?.as_str()?;
-        size += body.len();
-        let replaces = row.get_ref(3)?.as_blob()?.chunks_exact(16).map(MessageId::from_slice);
-        let replaces = replaces.collect::<Result<_, _>>().map_err(|error| bad_column(3, error))?;
-        queued.push(Queued { seq: Seq(row.get(0)?), dropped: row.get(1)?, replaces, push: push_in(body)? });
-    }
-    Ok((queued, true))
 }
 
 /// Messages and receipts that wait, by app: one whose server takes no receipts fills up its own quota.

@@ -6,7 +6,9 @@ use tempfile::TempDir;
 use super::delayed::{LetGo, Page, Selection, State};
 use super::receipts::Callback;
 use super::*;
+use crate::proto::backlog::Gate;
 use crate::proto::frame::{Fate, NotKept, Outcome};
+use crate::proto::gateway::Queued;
 use crate::proto::message::Payload;
 use crate::proto::samples;
 use crate::proto::{RegId, Secret};
@@ -150,7 +152,7 @@ impl Standing<'_> {
     }
 
     async fn rows(&self) -> Vec<Queued> {
-        let (rows, complete) = self.store.backlog(self.device, Seq(0), ALL).await.unwrap();
+        let Backlog { rows, complete, .. } = self.store.backlog(self.device, Wanted::all(Seq(0), ALL)).await.unwrap();
         assert!(complete);
         rows
     }
@@ -398,7 +400,7 @@ fn devices_are_forgotten_in_steps_and_one_that_comes_back_meanwhile_hears_of_it(
     sql::register(&db, many, &app("chat"), 10, UnixMillis(1)).unwrap();
     for seq in 0..step + 5 {
         let (id, none) = (world::message_id(), None::<String>);
-        db.execute(sql::INSERT, (seq, many.as_bytes(), "chat", 9, "{}", id.as_bytes(), none, [], 0)).unwrap();
+        db.execute(sql::INSERT, (seq, many.as_bytes(), "chat", 9, "{}", id.as_bytes(), none, [], 0, 2, 0)).unwrap();
     }
     for _ in 0..step {
         enrol(world::device_id(), 2);
@@ -478,7 +480,7 @@ async fn a_store_over_its_quota_takes_nothing_until_something_has_gone() {
     }
     assert!(stored > 50, "only {stored}");
     assert_eq!(chat.accept("small").await, Accepted::OverQuota);
-    let (rows, _) = fixture.store.backlog(chat.device, Seq(0), 20).await.unwrap();
+    let Backlog { rows, .. } = fixture.store.backlog(chat.device, Wanted::all(Seq(0), 20)).await.unwrap();
     fixture.store.settle(acks(rows.iter().map(|row| row.seq))).await.unwrap();
     chat.stored(&["small"]).await;
 }
@@ -641,7 +643,10 @@ async fn a_backlog_is_read_in_windows() {
     let fixture = Fixture::new();
     let chat = fixture.registration(world::device_id(), "chat").await;
     chat.stored(&["1", "2", "3", "4", "5"]).await;
-    let read = async |after, limit| fixture.store.backlog(chat.device, after, limit).await.unwrap();
+    let read = async |after, limit| {
+        let backlog = fixture.store.backlog(chat.device, Wanted::all(after, limit)).await.unwrap();
+        (backlog.rows, backlog.complete)
+    };
     let (first, complete) = read(Seq(0), 2).await;
     assert_eq!((texts(&first).join(" "), complete), ("1 2".to_owned(), false));
     let (second, complete) = read(first[1].seq, 2).await;
@@ -663,7 +668,7 @@ async fn a_backlog_has_a_limit_of_bytes_and_always_moves_on() {
     fixture.store.accept(all).await.unwrap();
     let (mut after, mut seen) = (Seq(0), 0);
     loop {
-        let (rows, complete) = fixture.store.backlog(chat.device, after, ALL).await.unwrap();
+        let Backlog { rows, complete, .. } = fixture.store.backlog(chat.device, Wanted::all(after, ALL)).await.unwrap();
         let bytes: usize = rows.iter().map(|row| text(row).len()).sum();
         assert!(!rows.is_empty() && bytes < BACKLOG_BYTES + large.len(), "{bytes}");
         seen += rows.len();
@@ -671,6 +676,60 @@ async fn a_backlog_has_a_limit_of_bytes_and_always_moves_on() {
         if complete {
             break;
         }
+    }
+    assert_eq!(seen, 10);
+}
+
+#[tokio::test]
+async fn what_may_not_go_waits_with_its_place_and_a_later_one_takes_it_along() {
+    let fixture = Fixture::new();
+    let device = world::device_id();
+    let (chat, news) = (fixture.registration(device, "chat").await, fixture.registration(device, "news").await);
+    let store = async |to: &Standing<'_>, text: &str, urgency| {
+        let mut incoming = to.message(text, minutes(60));
+        incoming.push.urgency = urgency;
+        assert_eq!(fixture.store.accept(vec![incoming]).await.unwrap(), [Accepted::Stored]);
+    };
+    store(&chat, "1", Urgency::Low).await;
+    store(&news, "2", Urgency::High).await;
+    store(&chat, "3", Urgency::VeryLow).await;
+    let all = chat.rows().await;
+    let low = Gate { least: Urgency::Low, quiet: true };
+    let wanted = |gate| Wanted { gate, ..Wanted::all(Seq(0), ALL) };
+    let backlog = fixture.store.backlog(device, wanted(low)).await.unwrap();
+    assert_eq!((texts(&backlog.rows), backlog.complete), (vec!["2".to_owned()], true));
+    assert_eq!(backlog.held, [(chat.app.clone(), all[0].seq)]);
+    let until = backlog.until.unwrap().0 - world::now().0;
+    assert!((14 * 60_000..=15 * 60_000).contains(&until), "{until}");
+
+    let awake = Gate { quiet: false, ..low };
+    let next = Wanted { after: all[1].seq, held: backlog.held, ..wanted(awake) };
+    let backlog = fixture.store.backlog(device, next.clone()).await.unwrap();
+    assert_eq!((texts(&backlog.rows), backlog.until), (vec!["1".to_owned()], None));
+    assert_eq!(backlog.held, [(chat.app.clone(), all[2].seq)]);
+    store(&chat, "4", Urgency::Normal).await;
+    let next = Wanted { held: backlog.held, ..next };
+    let backlog = fixture.store.backlog(device, next).await.unwrap();
+    assert_eq!(texts(&backlog.rows), ["3", "4"]);
+}
+
+#[tokio::test]
+async fn a_chosen_backlog_has_a_limit_of_bytes_too() {
+    let fixture = Fixture::new();
+    let chat = fixture.registration(world::device_id(), "chat").await;
+    let large = "x".repeat(BACKLOG_BYTES / 4);
+    let all: Vec<Incoming> = (0..10).map(|_| chat.message(&large, minutes(1))).collect();
+    fixture.store.accept(all).await.unwrap();
+    let gate = Gate { least: Urgency::Normal, quiet: true };
+    let (mut wanted, mut seen) = (Wanted { gate, ..Wanted::all(Seq(0), ALL) }, 0);
+    loop {
+        let backlog = fixture.store.backlog(chat.device, wanted.clone()).await.unwrap();
+        seen += backlog.rows.len();
+        wanted.after = backlog.rows.last().unwrap().seq;
+        if backlog.complete {
+            break;
+        }
+        assert_eq!(backlog.held, [(chat.app.clone(), Seq(wanted.after.0 + 1))]);
     }
     assert_eq!(seen, 10);
 }
@@ -696,7 +755,7 @@ async fn a_place_in_the_order_is_never_given_twice() {
     fixture.store.settle(acks([first])).await.unwrap();
     chat.stored(&["2"]).await;
     // A session that has read the first must find the second behind it.
-    assert_eq!(texts(&fixture.store.backlog(chat.device, first, ALL).await.unwrap().0), ["2"]);
+    assert_eq!(texts(&fixture.store.backlog(chat.device, Wanted::all(first, ALL)).await.unwrap().rows), ["2"]);
 }
 
 #[tokio::test]

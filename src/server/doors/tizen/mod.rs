@@ -27,7 +27,8 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::proto::message::{Door, Payload, Reliability, Urgency};
+use crate::proto::message::{Door, Payload, Reliability};
+use crate::proto::urgency::Urgency;
 use crate::proto::{Push, RegId};
 use crate::server::Server;
 use crate::server::doors::sender::{Sender, Stranger};
@@ -356,11 +357,20 @@ fn make_push(server: &Server, sender: &Sender, reg_id: RegId, request_id: &str, 
             .plus_minutes(content.delay_minutes)
             .plus_minutes(content.expiry_minutes.min(server.config.limits.expiry_minutes)),
         reliability: content.reliability,
-        // Without a `message` field nobody is meant to be disturbed: delivered with best effort.
-        urgency: if content.background_launch && content.message.is_none() { Urgency::Low } else { Urgency::Normal },
+        urgency: urgency(content),
         collapse_key: None,
         receipt: content.reliability == Reliability::Transport,
         background_launch: content.background_launch,
+    }
+}
+
+/// What is for the user is sent at once, whatever the device's battery says; what is to start the app
+/// without disturbing anybody, with best effort.
+fn urgency(content: &Content) -> Urgency {
+    match (&content.message, content.background_launch) {
+        (Some(_), _) => Urgency::High,
+        (None, true) => Urgency::Low,
+        (None, false) => Urgency::Normal,
     }
 }
 
@@ -449,7 +459,7 @@ fn refuse(code: Code, detail: &str) -> Response {
 mod tests {
     use super::*;
     use crate::proto::AppId;
-    use crate::proto::gateway::Seq;
+    use crate::proto::gateway::{Seq, Wanted};
     use crate::server::samples::{SECRET, Stage};
 
     /// The headers of an app's server.
@@ -465,7 +475,7 @@ mod tests {
         let stage = Stage::new().await;
         let Stage { server, device, reg_id, .. } = &stage;
         let body = json!({ "regID": reg_id, "requestID": "1", "message": "m" });
-        let line = server.registry.enter(*device);
+        let (line, _) = server.registry.enter(*device);
 
         // The disk is busy while the request comes in and is given up.
         let disk = rusqlite::Connection::open(server.config.database()).unwrap();
@@ -474,8 +484,8 @@ mod tests {
         for _ in 0..20 {
             // Each reader works in order: what was asked before these is answered by now.
             let progress = async {
-                server.store.backlog(*device, Seq(0), 1).await.unwrap();
-                server.store.backlog(*device, Seq(0), 1).await.unwrap();
+                server.store.backlog(*device, Wanted::all(Seq(0), 1)).await.unwrap();
+                server.store.backlog(*device, Wanted::all(Seq(0), 1)).await.unwrap();
             };
             tokio::select! {
                 biased;
@@ -488,7 +498,7 @@ mod tests {
 
         let signals = tokio::time::timeout(Duration::from_secs(10), line.signals()).await.unwrap();
         assert!(signals.wake);
-        assert_eq!(server.store.backlog(*device, Seq(0), 1).await.unwrap().0.len(), 1);
+        assert_eq!(server.store.backlog(*device, Wanted::all(Seq(0), 1)).await.unwrap().rows.len(), 1);
     }
 
     #[tokio::test]

@@ -30,6 +30,8 @@ pub fn contents(db: &Connection) -> Result<Contents> {
 /// again.
 pub fn restored(db: &Connection, now: UnixMillis) -> Result<()> {
     db.execute("UPDATE devices SET fresh = 1, seen_ms = max(seen_ms, ?1)", [now.0])?;
+    // What was sent since the backup was made, nobody knows, as after a crash.
+    db.execute("DELETE FROM facts WHERE name = 'ended in order'", [])?;
     db.execute(
         "INSERT INTO facts (name, value)
          SELECT 'generation-floor', coalesce(max(generation), 0) + ?1 FROM

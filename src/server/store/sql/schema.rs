@@ -131,4 +131,14 @@ pub const MIGRATIONS: &[&str] = &[
         body BLOB NOT NULL
     ) STRICT;
 ",
+    "
+    -- urgency: by number, 2 is normal. waits_ms: until then it waits for a frame of an idle device.
+    ALTER TABLE messages ADD COLUMN urgency INTEGER NOT NULL DEFAULT 2;
+    ALTER TABLE messages ADD COLUMN waits_ms INTEGER NOT NULL DEFAULT 0;
+    UPDATE messages SET urgency = CASE body ->> '$.urgency' WHEN 'very-low' THEN 0 WHEN 'low' THEN 1 ELSE 3 END
+        WHERE body ->> '$.urgency' IS NOT NULL;
+    -- Has all that decides which messages may go: none that may not is looked at itself.
+    DROP INDEX messages_by_device;
+    CREATE INDEX messages_by_device ON messages (device, seq, app, request_id, urgency, waits_ms, held);
+",
 ];
