@@ -36,7 +36,7 @@
 //! 3. **The session.** `converse` in [`server::gateway`] has the socket of one device and its
 //!    [`Session`](proto::gateway::Session), which decides. A wake-up makes it ask for a
 //!    [`Fetch`](proto::gateway::GatewayAction::Fetch); what
-//!    [`Store::backlog`](server::store::Store::backlog) then reads becomes frames
+//!    [`Store::backlog`](server::store::Store::backlog) then reads of what may go becomes frames
 //!    ([`handle_backlog`](proto::gateway::Session::handle_backlog)), as many as fit the window.
 //! 4. **The wire.** A [`ToDevice::Push`](proto::frame::ToDevice::Push), as JSON, over a
 //!    [`Socket`](link::Socket).
@@ -94,6 +94,7 @@
 //! | when a device connects, pings, gives up | [`proto::device`], [`proto::backoff`] | the simulation of both halves in `proto/simulation.rs` |
 //! | how long a connection may be silent | [`proto::keepalive`], [`proto::pulse`] | fourteen days of an idle device in `proto/idle.rs`, beside the study's table |
 //! | what a session sends and when it ends | [`proto::gateway`] | the same |
+//! | what a device is woken for, and what is held back | [`proto::urgency`], [`proto::backlog`] | the store reads what they choose in one moment: `server/store/sql/backlog.rs`; `tests/urgency.rs` |
 //! | a sender API | [`server::doors`]; a new one beside [`tizen`](server::doors::tizen) | it has no queue and no model of its own |
 //! | a path of the HTTP API | [`server::api`] | `#[utoipa::path]` documents it; `make test-api` judges it |
 //! | what is counted | [`server::metrics`] | no label that grows; `man/bellwire-server-api.7` has each |

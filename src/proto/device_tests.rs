@@ -776,12 +776,13 @@ fn a_stopped_device_can_start_again_with_its_wishes() {
 
 /// What the device says that it takes, in its pings and greetings.
 fn told(device: &mut Device) -> Vec<Urgency> {
-    let taking = |action| match action {
-        DeviceAction::Send(ToServer::Ping { taking, .. }) => Some(taking.least),
-        DeviceAction::Send(ToServer::Hello(hello)) => Some(hello.taking.least),
-        _ => None,
-    };
-    actions(device).into_iter().filter_map(taking).collect()
+    let mut told = vec![];
+    for action in actions(device) {
+        if let DeviceAction::Send(ToServer::Ping { taking, .. } | ToServer::Hello(Hello { taking, .. })) = action {
+            told.push(taking.least);
+        }
+    }
+    told
 }
 
 #[test]

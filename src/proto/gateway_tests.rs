@@ -582,10 +582,8 @@ fn taking(taking: Taking) -> Session {
 
 /// What the session asks for, if it does.
 fn asked(session: &mut Session) -> Option<Wanted> {
-    actions(session).into_iter().find_map(|action| match action {
-        GatewayAction::Fetch(wanted) => Some(wanted),
-        _ => None,
-    })
+    let wanted = |action| if let GatewayAction::Fetch(wanted) = action { Some(wanted) } else { None };
+    actions(session).into_iter().find_map(wanted)
 }
 
 #[test]
@@ -648,18 +646,15 @@ fn what_does_not_fit_the_window_is_asked_for_again_in_its_place() {
 
 #[test]
 fn any_frame_of_an_idle_device_brings_what_waits_for_it() {
-    for frame in [ping(1, 260), ack(9..=9), ToServer::Register { req: 1, app: app() }] {
+    let ping = ToServer::Ping { seq: 1, next_s: 260, taking: IDLE };
+    for frame in [ping, ack(9..=9), ToServer::Register { req: 1, app: app() }] {
         let mut session = taking(IDLE);
         session.handle_wake();
         assert!(asked(&mut session).unwrap().gate.quiet);
         let until = Some(UnixMillis(WALL.0 + 900_000));
         session.handle_backlog(START, WALL, Backlog { until, ..backlog(vec![], true) });
         assert_eq!(actions(&mut session), []);
-        let frame = match frame {
-            ToServer::Ping { seq, next_s, .. } => ToServer::Ping { seq, next_s, taking: IDLE },
-            other => other,
-        };
-        session.handle_frame(later(100), frame.clone());
+        session.handle_frame(later(100), frame);
         assert!(!asked(&mut session).unwrap().gate.quiet);
         session.handle_backlog(later(100), WALL, backlog(rows(1..=1), true));
         assert_eq!(pushed(&actions(&mut session)), [id(1)]);

@@ -1392,3 +1392,28 @@ proptest! {
         });
     }
 }
+
+#[tokio::test]
+async fn messages_of_an_earlier_schema_keep_their_urgency() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("server.db");
+    let before = db::open(&path, &sql::MIGRATIONS[..4]).unwrap();
+    let device = world::device_id();
+    let bodies = [Urgency::VeryLow, Urgency::Low, Urgency::Normal, Urgency::High].map(|urgency| {
+        let push = Push { urgency, ..samples::push(world::message_id()) };
+        sql::body_of(&push).unwrap()
+    });
+    for (seq, body) in (1..).zip(bodies) {
+        let insert = "INSERT INTO messages (seq, device, app, expires_ms, body) VALUES (?1, ?2, 'chat', 9, ?3)";
+        before.execute(insert, (seq, device.as_bytes(), body)).unwrap();
+    }
+    drop(before);
+    let store = Store::open(&path, Limits::default()).unwrap();
+    // From the most urgent on: each takes all before it along.
+    for (place, least) in [1, 2, 3, 4].into_iter().zip(Urgency::ALL).rev() {
+        let gate = Gate { least, quiet: true };
+        let backlog = store.backlog(device, Wanted { gate, ..Wanted::all(Seq(0), ALL) }).await.unwrap();
+        assert_eq!(backlog.rows.last().map(|row| row.seq), Some(Seq(place)));
+        store.writer.write(move |db| db.execute("DELETE FROM messages WHERE seq = ?1", [place])).await.unwrap();
+    }
+}
