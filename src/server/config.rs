@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 
 use crate::config::{self, ConfigError, LogFormat, LogLevel, TlsFiles, check_plain_text, loopback};
 use crate::link;
-use crate::link::url::Carrier;
+use crate::link::url::{Carrier, Root};
 use crate::proto::Region;
 
 /// The highest rate that is told from none.
@@ -120,6 +120,16 @@ pub struct Mqtt {
 impl Default for Mqtt {
     fn default() -> Self {
         Self { broker: None, user: "bellwire-server".into(), password: None, ca: None, allow_plain_text: false }
+    }
+}
+
+impl Mqtt {
+    /// What all topics begin with.
+    pub fn root(&self) -> Root {
+        match self.broker.as_ref().map(link::Gateway::carrier) {
+            Some(Carrier::Mqtt(root)) => root.clone(),
+            Some(Carrier::WebSocket) | None => Root::default(),
+        }
     }
 }
 

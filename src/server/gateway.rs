@@ -200,12 +200,28 @@ async fn prove(server: &Server, claim: Claim) -> Result<(Claim, bool), Bye> {
     };
     let agent: String = hello.agent.chars().filter(|c| !c.is_control()).take(64).collect();
     match server.store.check_device(hello.device, &hello.secret, agent, may_enrol).await {
-        Ok(DeviceCheck::Known) => Ok((claim, false)),
-        Ok(DeviceCheck::Enrolled) => Ok((claim, true)),
+        Ok(known @ (DeviceCheck::Known | DeviceCheck::Enrolled)) => {
+            note_for_broker(server, &claim).await;
+            Ok((claim, known == DeviceCheck::Enrolled))
+        }
         Ok(DeviceCheck::WrongSecret) => Err(Bye::because(Reason::BadSecret)),
         Ok(DeviceCheck::Refused) => Err(Bye::because(Reason::EnrolmentRefused)),
         Err(error) => Err(busy(&error)),
     }
+}
+
+/// A broker that reads a file can let a device in once its password has been seen here.
+async fn note_for_broker(server: &Server, claim: &Claim) {
+    #[cfg(feature = "mqtt")]
+    if server.config.mqtt.broker.is_some() {
+        let device = claim.hello.device;
+        let hash = || super::broker::mosquitto::hash(&hex::encode(claim.hello.secret.reveal()));
+        if let Err(error) = server.store.note_broker_hash(device, hash).await {
+            debug!(%device, "the broker is to know the device after its next greeting: {error}");
+        }
+    }
+    #[cfg(not(feature = "mqtt"))]
+    let _ = (server, claim);
 }
 
 fn busy(error: &DbError) -> Bye {

@@ -206,6 +206,13 @@ pub async fn run(config: ServerConfig, listeners: Listeners, mut stop: Stop) -> 
         tokio::spawn(gateway::serve(Arc::clone(&server), gateway, gateway_tls.map(TlsAcceptor::from), stop.clone()));
     #[cfg(feature = "mqtt")]
     let broker = broker::Broker::start(&server)?;
+    #[cfg(not(feature = "mqtt"))]
+    if let Some(broker) = &server.config.mqtt.broker {
+        return Err(Fatal::new(
+            Exit::Config,
+            format!("`[mqtt] broker` is {broker}, but this program was built without MQTT"),
+        ));
+    }
     tokio::spawn(timekeeper::run(Arc::clone(&server)));
     tokio::spawn(receipts::run(Arc::clone(&server), stop.clone()));
     tokio::spawn(upkeep::run(Arc::clone(&server), stop.clone()));

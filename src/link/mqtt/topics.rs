@@ -159,6 +159,12 @@ pub fn may(root: &Root, device: DeviceId, topic: &str, access: Access) -> bool {
     }
 }
 
+/// Whether a topic, or a filter, is one that servers use.
+pub fn of_servers(root: &Root, topic: &str) -> bool {
+    let unshared = topic.strip_prefix("$share/").and_then(|rest| rest.split_once('/')).map_or(topic, |(_, rest)| rest);
+    below(root, unshared).is_some()
+}
+
 /// What a device wants of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -191,6 +197,8 @@ mod tests {
         assert_eq!(topics.server_of(&topics.up(&server)), Some(server.clone()));
         assert_eq!(ended_server(&root, &end_of_server(&root, &server)), Some(server.clone()));
         let hello = topics.hello();
+        assert!(for_server(&root, &server).iter().all(|filter| of_servers(&root, filter)));
+        assert!(!of_servers(&root, "#") && !of_servers(&root, "$share/x/#"));
         for strange in
             [topics.down(), end_of_server(&root, &server), format!("x{hello}"), format!("{hello}/x"), String::new()]
         {

@@ -6,6 +6,10 @@
 //! server that has greeted. When the broker is lost, so are all links over it: the devices greet again, and
 //! the store sends what they have not acknowledged.
 
+pub mod command;
+pub mod mosquitto;
+pub mod rights;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -20,7 +24,7 @@ use crate::link::dial::{self, Dialling};
 use crate::link::mqtt::client::{Arrived, Client, Event, Inbox, Login, Terms, Will};
 use crate::link::mqtt::links::Links;
 use crate::link::mqtt::topics::{self, FromDevice, LinkName, Tag};
-use crate::link::url::{Carrier, Gateway, Root};
+use crate::link::url::{Gateway, Root};
 use crate::proto::backoff::Backoff;
 use crate::proto::frame::{Bye, Frame, Reason, TO_SERVER_MAX, ToDevice};
 use crate::tls;
@@ -53,10 +57,7 @@ impl Broker {
     /// Starts it, if the configuration names a broker.
     pub fn start(server: &Arc<Server>) -> Result<Option<Self>, Fatal> {
         let config = &server.config.mqtt;
-        let Some(url) = config.broker.clone() else { return Ok(None) };
-        let Carrier::Mqtt(root) = url.carrier().clone() else {
-            return Err(Fatal::new(Exit::Config, format!("`[mqtt] broker` is no mqtt:// or mqtts:// URL: {url}")));
-        };
+        let (Some(url), root) = (config.broker.clone(), config.root()) else { return Ok(None) };
         let tls = tls::client(config.ca.as_deref()).map_err(Fatal::of(Exit::Config))?;
         let dialling = Dialling { tls, plain_text: config.allow_plain_text, from: None };
         let (end, ended) = oneshot::channel();
