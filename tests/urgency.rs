@@ -7,9 +7,10 @@ mod common;
 #[path = "common/device.rs"]
 mod device;
 
-use bellwire::link::dial::{Dialling, Stream, dial};
-use bellwire::link::{LinkError, Socket};
+use bellwire::link::dial::{Caller, DeviceLink, Dialling, dial};
+use bellwire::link::{Link as _, LinkError};
 use bellwire::proto::frame::{Hello, ToDevice, ToServer, VERSION};
+use bellwire::proto::keepalive::Profile;
 use bellwire::proto::urgency::{Taking, Urgency};
 use bellwire::{tls, world};
 use common::{App, Server, curl, so, until};
@@ -101,7 +102,7 @@ async fn what_is_low_is_sent_at_once_to_a_device_on_the_mains() {
 
 /// A device of our own, which says what it takes.
 struct Link {
-    socket: Socket<Box<dyn Stream>>,
+    socket: DeviceLink,
     reg_id: String,
     pings: u32,
 }
@@ -110,12 +111,14 @@ impl Link {
     async fn start(gateway: &str, taking: Taking) -> Self {
         let tls = tls::client(None).expect("TLS has defaults");
         let how = Dialling { tls, plain_text: false, from: None };
-        let socket = dial(&gateway.parse().expect("a gateway"), &how).await.expect("the server listens");
+        let (device, secret) = (world::device_id(), world::secret());
+        let caller = Caller::new(device, secret.clone(), Profile::Mains);
+        let socket = dial(&gateway.parse().expect("a gateway"), &how, &caller).await.expect("the server listens");
         let mut link = Self { socket, reg_id: String::new(), pings: 0 };
         link.say(&ToServer::Hello(Hello {
             version: VERSION,
-            device: world::device_id(),
-            secret: world::secret(),
+            device,
+            secret,
             agent: "test".into(),
             enrolment_key: None,
             resume: Vec::new(),

@@ -83,6 +83,8 @@ pub struct Device {
     surroundings: Surroundings,
     /// What the server was last told that the device takes.
     told: Taking,
+    /// What carries the link allows no longer silence.
+    longest_silence: Option<Duration>,
     /// There is no network.
     away: bool,
     /// When a network's coming last caused an attempt.
@@ -106,6 +108,7 @@ impl Device {
             profile,
             surroundings: Surroundings::default(),
             told: Taking::default(),
+            longest_silence: None,
             away: false,
             canary: None,
             farewell: None,
@@ -236,12 +239,13 @@ impl Device {
     }
 
     /// The link that was asked for is open. `resume` are the ids of the last [`WINDOW`] pushes on
-    /// disk.
-    pub fn handle_link_up(&mut self, now: Moment, mut resume: Vec<MessageId>) {
+    /// disk, `longest_silence` what carries the link allows, if it says.
+    pub fn handle_link_up(&mut self, now: Moment, mut resume: Vec<MessageId>, longest_silence: Option<Duration>) {
         if self.state != LinkState::Dialling {
             return;
         }
         resume.truncate(WINDOW);
+        self.longest_silence = longest_silence;
         self.state = LinkState::Greeting;
         self.timers.set(Timer::Greeting, now.after(GREETING));
         let identity = self.identity.clone();
@@ -353,12 +357,17 @@ impl Device {
     }
 
     fn open(&mut self, now: Moment, welcome: &Welcome) {
-        self.pulse.open(now, Duration::from_secs(welcome.ka_max_s.into()));
+        let allowed = Duration::from_secs(welcome.ka_max_s.into());
+        self.pulse.open(now, self.longest_silence.map_or(allowed, |longest| longest.min(allowed)));
         self.session = Some(Session { since: now, proven: false, last_push: 0 });
         self.state = LinkState::Online { since: now, region: welcome.region };
         self.timers.clear(Timer::Greeting);
         self.heard(now);
-        self.actions.push_back(DeviceAction::Online(Online { region: welcome.region, enrolled: welcome.enrolled }));
+        self.actions.push_back(DeviceAction::Online(Online {
+            region: welcome.region,
+            enrolled: welcome.enrolled,
+            links: welcome.links.clone(),
+        }));
         self.tell_taking(now);
         self.ask(now);
     }

@@ -74,7 +74,7 @@ fn actions(session: &mut Session) -> Vec<GatewayAction> {
 }
 
 fn resumed(resume: Vec<MessageId>) -> Session {
-    let terms = Terms { region: Region(3), ka_max_s: 300 };
+    let terms = Terms { region: Region(3), ka_max_s: 300, links: Vec::new() };
     let mut session = Session::open(Claim { hello: hello(resume) }, terms, false, START);
     actions(&mut session);
     session
@@ -150,9 +150,9 @@ fn a_resume_point_longer_than_the_window_is_refused() {
 
 #[test]
 fn a_session_opens_with_the_welcome_and_asks_for_what_waits() {
-    let terms = Terms { region: Region(3), ka_max_s: 300 };
+    let terms = Terms { region: Region(3), ka_max_s: 300, links: Vec::new() };
     let mut session = Session::open(Claim { hello: hello(vec![]) }, terms, true, START);
-    let welcome = Welcome { version: VERSION, region: Region(3), enrolled: true, ka_max_s: 300 };
+    let welcome = Welcome { version: VERSION, region: Region(3), enrolled: true, ka_max_s: 300, links: Vec::new() };
     let expected = [GatewayAction::Send(ToDevice::Welcome(welcome)), fetch(0, WINDOW)];
     assert_eq!(actions(&mut session), expected);
 }
@@ -573,7 +573,7 @@ const IDLE: Taking = Taking { least: Urgency::VeryLow, idle: true };
 
 /// A session of a device that takes this, whose store had nothing.
 fn taking(taking: Taking) -> Session {
-    let terms = Terms { region: Region(3), ka_max_s: 300 };
+    let terms = Terms { region: Region(3), ka_max_s: 300, links: Vec::new() };
     let mut session = Session::open(Claim { hello: Hello { taking, ..hello(vec![]) } }, terms, false, START);
     session.handle_backlog(START, WALL, backlog(vec![], true));
     actions(&mut session);
@@ -588,7 +588,7 @@ fn asked(session: &mut Session) -> Option<Wanted> {
 
 #[test]
 fn a_greeting_brings_all_that_the_device_takes_although_it_is_idle() {
-    let terms = Terms { region: Region(3), ka_max_s: 300 };
+    let terms = Terms { region: Region(3), ka_max_s: 300, links: Vec::new() };
     let hello = Hello { taking: Taking { least: Urgency::Low, idle: true }, ..hello(vec![]) };
     let mut session = Session::open(Claim { hello }, terms, false, START);
     let gate = Gate { least: Urgency::Low, quiet: false };

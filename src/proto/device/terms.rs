@@ -49,12 +49,14 @@ pub enum DeviceAction {
 }
 
 /// What the server said when it opened the session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Online {
     /// The region of the regIds it issues.
     pub region: Region,
     /// It knows none of this device's registrations: ask for each of them again.
     pub enrolled: bool,
+    /// The URLs of the links that the device may use.
+    pub links: Vec<String>,
 }
 
 /// Where the connection stands, for people.

@@ -1397,7 +1397,7 @@ proptest! {
 async fn messages_of_an_earlier_schema_keep_their_urgency() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("server.db");
-    let before = db::open(&path, &sql::MIGRATIONS[..4]).unwrap();
+    let before = db::open(&path, &sql::MIGRATIONS[..5]).unwrap();
     let device = world::device_id();
     let bodies = [Urgency::VeryLow, Urgency::Low, Urgency::Normal, Urgency::High].map(|urgency| {
         let push = Push { urgency, ..samples::push(world::message_id()) };

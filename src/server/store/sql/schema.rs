@@ -132,6 +132,10 @@ pub const MIGRATIONS: &[&str] = &[
     ) STRICT;
 ",
     "
+    -- broker_hash: the device's password at an MQTT broker, as mosquitto stores it.
+    ALTER TABLE devices ADD COLUMN broker_hash TEXT;
+",
+    "
     -- urgency: by number, 2 is normal. waits_ms: until then it waits for a frame of an idle device.
     ALTER TABLE messages ADD COLUMN urgency INTEGER NOT NULL DEFAULT 2;
     ALTER TABLE messages ADD COLUMN waits_ms INTEGER NOT NULL DEFAULT 0;
