@@ -105,6 +105,7 @@
 //! | what a message does beside being delivered | [`agent::plan`], `tests/truth-table.txt` | it decides and does nothing; the table is run end to end too |
 //! | alerts, starts of apps, badges | [`agent::effects`] | the power may go at any line: `tests/faults.rs` |
 //! | who may be an app | [`agent::identity`], [`agent::installed`] | `tests/identity.rs` |
+//! | which link is dialled, and what is in between | [`agent::routes`], [`link::proxy`] | `tests/proxy.rs`, with a real proxy |
 //! | a configuration key | `config.rs` of the [`server`](server::config) or [`agent`](agent::config) | `examples/*.toml` and the page in `man/` are tested against it |
 //! | a command of the tool | [`cli`] | `--json`, exit codes in [`daemon::Exit`] |
 //! | administration | [`server::manage`] | [`server::admin`] and [`server::api::admin`] only parse and show |

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bellwire::link::dial::{Caller, Dialling};
+use bellwire::link::proxy::Proxies;
 use bellwire::link::{DeviceLink, Gateway, Link, dial};
 use bellwire::proto::device::{Device, DeviceAction, Identity};
 use bellwire::proto::frame::ToDevice;
@@ -104,7 +105,12 @@ async fn a_thousand_devices_come_back_spread_over_the_window_and_none_is_left_be
     let settings = format!("[gateway]\nhandshakes-per-second = {RATE}\nreconnect-window-s = {WINDOW}");
     let mut server = Server::start("00", &settings);
     let gateway: Gateway = server.gateway.parse().expect("a gateway");
-    let dialling = Dialling { tls: tls::client(None).expect("there is a trust store"), plain_text: false, from: None };
+    let dialling = Dialling {
+        tls: tls::client(None).expect("there is a trust store"),
+        plain_text: false,
+        from: None,
+        proxies: Proxies::none(),
+    };
     let arrivals = Arrivals::default();
     for _ in 0..DEVICES {
         tokio::spawn(live(gateway.clone(), dialling.clone(), Arc::clone(&arrivals)));

@@ -2,54 +2,21 @@
 
 #![cfg(all(feature = "agent", feature = "server"))]
 
+#[path = "common/certificate.rs"]
+mod certificate;
 mod common;
 #[path = "common/device.rs"]
 mod device;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
+use certificate::Certificate;
 use common::{Server, curl};
 use device::{Device, within};
 use serde_json::Value;
-use tempfile::TempDir;
 
 const APP: &str = "org.example.Chat";
-
-/// A throw-away certificate for this machine, made by openssl.
-struct Certificate {
-    _folder: TempDir,
-    chain: PathBuf,
-    key: PathBuf,
-}
-
-impl Certificate {
-    fn make() -> Self {
-        Self::make_for("DNS:localhost,IP:127.0.0.1", &["openssl"])
-    }
-
-    /// One for these names, made by openssl as this command starts it.
-    fn make_for(names: &str, openssl: &[&str]) -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let (chain, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
-        let (program, arguments) = openssl.split_first().expect("a command has a program");
-        let mut openssl = Command::new(program);
-        openssl.args(arguments);
-        openssl.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]);
-        openssl.args(["-days", "2", "-subj", "/CN=localhost", "-addext", &format!("subjectAltName={names}")]);
-        openssl.args(["-addext", "basicConstraints=critical,CA:FALSE", "-keyout"]).arg(&key).arg("-out").arg(&chain);
-        let made =
-            openssl.output().expect("openssl and faketime run; `apt-get install openssl faketime` provides them");
-        assert!(made.status.success(), "{made:?}");
-        Self { _folder: folder, chain, key }
-    }
-
-    /// The settings of a server that has it on both ports.
-    fn settings(&self) -> String {
-        let tls = format!("tls = {{ certificate = {:?}, key = {:?} }}\n", self.chain, self.key);
-        format!("[api]\n{tls}[gateway]\n{tls}")
-    }
-}
 
 fn trusting(chain: &Path) -> String {
     format!("ca = {chain:?}\n")

@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use crate::config::{self, ConfigError, LogFormat, LogLevel, TlsFiles};
 use crate::link::Gateway;
+use crate::link::proxy::Setting;
 use crate::link::url::LinkKind;
 use crate::proto::keepalive::Profile;
 use crate::tls::Pin;
@@ -28,6 +29,11 @@ pub struct AgentConfig {
     pub pins: Vec<Pin>,
     /// What the device shows to a gateway that asks for a certificate.
     pub client_certificate: Option<TlsFiles>,
+    /// What is between the device and its gateway: `http://[USER:PASSWORD@]HOST[:PORT]`, `none`, or what the
+    /// environment says if absent.
+    pub proxy: Setting,
+    /// What is tried where nobody is reached at port 5223 of an encrypted gateway; 0 is none.
+    pub fallback_port: u16,
     /// What the server wants to hear from a new device.
     pub enrolment_key: Option<String>,
     /// What powers the device: how long its connection may be silent.
@@ -90,6 +96,8 @@ impl Default for AgentConfig {
             ca: None,
             pins: Vec::new(),
             client_certificate: None,
+            proxy: Setting::default(),
+            fallback_port: 443,
             enrolment_key: None,
             profile: Profile::default(),
             bus: Bus::Session,

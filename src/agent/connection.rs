@@ -82,11 +82,18 @@ pub struct Parts {
 
 type Later<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 
+/// Why no link was opened.
+struct Failed {
+    why: String,
+    /// Nobody was reached.
+    unreachable: bool,
+}
+
 struct Connection {
     parts: Parts,
     device: Device,
     link: Option<DeviceLink>,
-    dialled: Later<Result<(DeviceLink, Vec<MessageId>), String>>,
+    dialled: Later<Result<(DeviceLink, Vec<MessageId>), Failed>>,
     stored: Later<Result<Received, DbError>>,
     /// Pushes for the next batch; at most a window of them.
     waiting: Vec<Delivery>,
@@ -106,7 +113,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// What woke the task.
 enum Event {
     Frame(Result<ToDevice, LinkError>),
-    Dialled(Result<(DeviceLink, Vec<MessageId>), String>),
+    Dialled(Result<(DeviceLink, Vec<MessageId>), Failed>),
     Stored(Result<Received, DbError>),
     Command(Option<Command>),
     Timer,
@@ -188,7 +195,7 @@ impl Connection {
                 debug!("the server sent no frame: {error}");
                 self.device.handle_garbage(now, luck);
             }
-            Event::Frame(Err(error @ LinkError::Broken(_))) => {
+            Event::Frame(Err(error @ (LinkError::Broken(_) | LinkError::Unreachable(_)))) => {
                 drop(self.take_link());
                 self.device.handle_link_broken(now, &error.to_string(), luck);
             }
@@ -201,7 +208,12 @@ impl Connection {
                 self.link = Some(link);
                 self.device.handle_link_up(now, resume, longest_silence);
             }
-            Event::Dialled(Err(why)) => self.device.handle_link_down(now, &why, luck),
+            Event::Dialled(Err(failed)) => {
+                if failed.unreachable {
+                    self.parts.routes.unreachable();
+                }
+                self.device.handle_link_down(now, &failed.why, luck);
+            }
             Event::Stored(Ok(received)) => self.handle_received(&received).await,
             Event::Stored(Err(error)) => {
                 error!("messages could not be stored and stay at the server: {error}");
@@ -310,12 +322,16 @@ impl Connection {
 
     fn dial(&mut self) {
         drop(self.take_link());
-        let (gateway, dialling) = (self.parts.routes.next(), self.parts.dialling.clone());
+        let (gateway, dialling) = (self.parts.routes.choose(), self.parts.dialling.clone());
         let caller = self.parts.caller.clone();
         let store = self.parts.store.clone();
         self.dialled = Some(Box::pin(async move {
-            let link = dial(&gateway, &dialling, &caller).await.map_err(|error| error.to_string())?;
-            let resume = store.resume_point().await.map_err(|error| error.to_string())?;
+            let link = dial(&gateway, &dialling, &caller).await.map_err(|error| Failed {
+                unreachable: matches!(error, LinkError::Unreachable(_)),
+                why: error.to_string(),
+            })?;
+            let resume = store.resume_point().await;
+            let resume = resume.map_err(|error| Failed { unreachable: false, why: error.to_string() })?;
             Ok((link, resume))
         }));
     }
@@ -427,8 +443,10 @@ impl Connection {
     fn publish(&mut self) {
         let today = self.today();
         let (state, gateway) = (self.device.state(), self.parts.routes.current().to_string());
+        let proxy = self.parts.dialling.proxies.of(self.parts.routes.current()).map(ToString::to_string);
         self.parts.status.send_if_modified(|status| {
             (status.failures, status.pulse, status.today) = (self.device.failures(), self.device.pulse(), today);
+            status.proxy = proxy;
             // Whoever waits for a change waits for these alone.
             let changed = status.state != *state || status.gateway != gateway;
             if changed {

@@ -34,6 +34,7 @@ use tracing::{info, warn};
 use crate::daemon::{self, Exit, Fatal, Stop};
 use crate::db::DbError;
 use crate::link::dial::{Caller, Dialling};
+use crate::link::proxy::Proxies;
 use crate::proto::device::{Device, Identity};
 use crate::tls;
 use crate::world::Clock;
@@ -108,7 +109,7 @@ fn start(args: Args) -> Result<(), Fatal> {
     daemon::start_logging(config.log, config.log_format);
     daemon::private_folder(&config.state_folder)?;
     let _mine = daemon::lock_folder(&config.state_folder, "bellwired")?;
-    let dialling = Dialling { tls, plain_text: config.allow_plain_text, from: None };
+    let dialling = Dialling { tls, plain_text: config.allow_plain_text, from: None, proxies: proxies(&config) };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Fatal::of(Exit::Software))?;
     runtime.block_on(async {
@@ -185,6 +186,14 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
     Ok(())
 }
 
+/// What is between this device and its gateway.
+fn proxies(config: &AgentConfig) -> Proxies {
+    Proxies::new(&config.proxy, |name| std::env::var(name).ok()).unwrap_or_else(|variable| {
+        warn!("{variable} in the environment names no proxy of the form http://HOST:PORT, and is not used");
+        Proxies::none()
+    })
+}
+
 /// The state machine of this device.
 fn device(credentials: Credentials, config: &AgentConfig) -> Device {
     let identity = Identity {
@@ -217,7 +226,9 @@ fn ended_early(ended: Result<Result<(), DbError>, tokio::task::JoinError>) -> Fa
 async fn routes(store: &Store, config: &AgentConfig) -> Result<Routes, DbError> {
     let configured = config.gateway.to_string();
     let named = store.gateway(&configured).await?.and_then(|gateway| gateway.parse().ok());
-    let mut routes = Routes::new(named.unwrap_or_else(|| config.gateway.clone()), config.link);
+    let gateway = named.unwrap_or_else(|| config.gateway.clone());
+    let fallback_port = (config.fallback_port != 0).then_some(config.fallback_port);
+    let mut routes = Routes::new(gateway, config.link, fallback_port);
     routes.offer(&store.links(&configured).await?);
     Ok(routes)
 }

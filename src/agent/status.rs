@@ -11,6 +11,8 @@ pub struct Status {
     pub state: LinkState,
     /// The gateway it uses.
     pub gateway: String,
+    /// The proxy in between.
+    pub proxy: Option<String>,
     /// Attempts that failed since a session last lasted.
     pub failures: u32,
     /// How its silences are.
@@ -27,6 +29,7 @@ impl Status {
         Self {
             state: device.state().clone(),
             gateway: gateway.to_string(),
+            proxy: None,
             failures: device.failures(),
             pulse: device.pulse(),
             wakes,

@@ -69,7 +69,8 @@ pub fn text(members: &Map<String, Value>, name: &str) -> String {
 
 fn describe_link(link: &Map<String, Value>) -> String {
     let (gateway, plain) = (text(link, "gateway"), link.get("encrypted") == Some(&Value::Bool(false)));
-    let how = if plain { " (unencrypted)" } else { "" };
+    let proxy = link.get("proxy").map(|_| format!(" through the proxy {}", text(link, "proxy")));
+    let how = if plain { " (unencrypted)".to_owned() } else { proxy.unwrap_or_default() };
     match text(link, "state").as_str() {
         "online" => {
             format!("online   at {gateway}{how}, region {}, for {} s", text(link, "region"), text(link, "online_s"))

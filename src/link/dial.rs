@@ -15,6 +15,7 @@ use tokio_rustls::TlsConnector;
 
 #[cfg(feature = "mqtt")]
 use super::mqtt;
+use super::proxy::{self, Proxies, Proxy, TunnelError};
 use super::url::{Carrier, Gateway};
 use super::{Link, LinkError, Socket, Traffic};
 use crate::proto::frame::{Frame, TO_DEVICE_MAX};
@@ -43,6 +44,8 @@ pub struct Dialling {
     /// The address to dial from, where it matters (a bench with more sockets than one address
     /// has ports).
     pub from: Option<IpAddr>,
+    /// What is between the device and its gateway.
+    pub proxies: Proxies,
 }
 
 /// Who opens a link.
@@ -121,7 +124,7 @@ impl Link for DeviceLink {
 pub async fn dial(gateway: &Gateway, how: &Dialling, caller: &Caller) -> Result<DeviceLink, LinkError> {
     match tokio::time::timeout(DIAL, open(gateway, how, caller)).await {
         Ok(result) => result,
-        Err(_) => Err(LinkError::Broken(format!("{gateway} did not answer within {} s", DIAL.as_secs()))),
+        Err(_) => Err(LinkError::Unreachable(format!("{gateway} did not answer within {} s", DIAL.as_secs()))),
     }
 }
 
@@ -147,7 +150,10 @@ async fn open(gateway: &Gateway, how: &Dialling, caller: &Caller) -> Result<Devi
 
 /// Opens a byte stream to where the URL leads, encrypted if it says so.
 pub async fn stream(gateway: &Gateway, how: &Dialling) -> Result<Box<dyn Stream>, LinkError> {
-    let stream = connect(gateway, how).await?;
+    let stream = match how.proxies.of(gateway) {
+        Some(proxy) => connect_through(proxy, gateway, how).await?,
+        None => connect(gateway, how).await?,
+    };
     Ok(match gateway.encrypted() {
         true => Box::new(encrypt(gateway, how, stream).await?),
         false => Box::new(stream),
@@ -155,17 +161,47 @@ pub async fn stream(gateway: &Gateway, how: &Dialling) -> Result<Box<dyn Stream>
 }
 
 async fn connect(gateway: &Gateway, how: &Dialling) -> Result<TcpStream, LinkError> {
-    let broken = |error: std::io::Error| LinkError::Broken(format!("{gateway}: {error}"));
-    let mut last = LinkError::Broken(format!("{gateway}: the name has no address"));
-    for address in lookup_host((gateway.host(), gateway.port())).await.map_err(broken)? {
-        if !gateway.encrypted() && !how.plain_text && !address.ip().is_loopback() {
+    let allowed = |address: IpAddr| gateway.encrypted() || how.plain_text || address.is_loopback();
+    reach(gateway, (gateway.host(), gateway.port()), how.from, allowed).await
+}
+
+/// A tunnel through the proxy, which resolves the gateway's name.
+async fn connect_through(proxy: &Proxy, gateway: &Gateway, how: &Dialling) -> Result<TcpStream, LinkError> {
+    // Which of the gateway's ports is meant does not matter if nobody is reached there.
+    let unreached = |error: LinkError| match error {
+        LinkError::Unreachable(why) => LinkError::Broken(why),
+        other @ (LinkError::Closed | LinkError::Frame(_) | LinkError::Broken(_) | LinkError::NotAGateway(_)) => other,
+    };
+    let shown = format!("the proxy {proxy}");
+    let mut stream = reach(shown, proxy.address(), how.from, |_| true).await.map_err(unreached)?;
+    match proxy::tunnel(&mut stream, proxy, gateway).await {
+        Ok(()) => Ok(stream),
+        // Proxies say no to ports that are not usual.
+        Err(error @ TunnelError::Refused { .. }) => Err(LinkError::Unreachable(error.to_string())),
+        Err(error @ (TunnelError::Unauthorized(..) | TunnelError::NoProxy(_) | TunnelError::Broken(..))) => {
+            Err(LinkError::Broken(error.to_string()))
+        }
+    }
+}
+
+/// Connects to the first address of a name that answers; none is tried that is not allowed.
+async fn reach(
+    shown: impl std::fmt::Display,
+    name: (&str, u16),
+    from: Option<IpAddr>,
+    allowed: impl Fn(IpAddr) -> bool,
+) -> Result<TcpStream, LinkError> {
+    let broken = |error: std::io::Error| LinkError::Broken(format!("{shown}: {error}"));
+    let mut last = LinkError::Broken(format!("{shown}: the name has no address"));
+    for address in lookup_host(name).await.map_err(broken)? {
+        if !allowed(address.ip()) {
             return Err(LinkError::NotAGateway(format!(
-                "{gateway} is unencrypted and not on this machine; use encryption, or set `allow-plain-text = true`"
+                "{shown} is unencrypted and not on this machine; use encryption, or set `allow-plain-text = true`"
             )));
         }
-        match connect_to(address, how.from).await {
+        match connect_to(address, from).await {
             Ok(stream) => return Ok(stream),
-            Err(error) => last = broken(error),
+            Err(error) => last = LinkError::Unreachable(format!("{shown}: {error}")),
         }
     }
     Err(last)

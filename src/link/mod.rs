@@ -2,11 +2,12 @@
 //!
 //! * [`ws`]: a WebSocket, over TLS or plain, from either end.
 //! * [`mqtt`]: publications through a broker, from either end.
-//! * [`url`]: where a link leads; [`mod@dial`]: how a device opens one.
+//! * [`url`]: where a link leads; [`mod@dial`]: how a device opens one; [`proxy`]: what may be in between.
 
 pub mod dial;
 #[cfg(feature = "mqtt")]
 pub mod mqtt;
+pub mod proxy;
 pub mod url;
 pub mod ws;
 
@@ -45,6 +46,9 @@ pub enum LinkError {
     /// The connection broke, or could not be made: try again.
     #[error("the connection failed: {0}")]
     Broken(String),
+    /// Nobody is reached there: try again, or by another port.
+    #[error("the connection failed: {0}")]
+    Unreachable(String),
     /// The peer speaks something else: for the operator.
     #[error("no push gateway answers there: {0}")]
     NotAGateway(String),

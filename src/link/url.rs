@@ -73,6 +73,11 @@ impl Gateway {
         self.port
     }
 
+    /// The same at another port.
+    pub fn at(&self, port: u16) -> Self {
+        Self { port, ..self.clone() }
+    }
+
     fn scheme(&self) -> &'static str {
         match (&self.carrier, self.encrypted) {
             (Carrier::WebSocket, false) => "ws",

@@ -98,6 +98,9 @@ impl Manager {
             ("do_not_disturb", Variant::from(self.shared.store.do_not_disturb().await?)),
             ("alerts", Variant::from(screen::describe(bus).await)),
         ]);
+        if let Some(proxy) = status.proxy {
+            members.insert("proxy", Variant::from(proxy));
+        }
         match status.state {
             LinkState::Waiting { until, why } => {
                 members.insert("why", Variant::from(why));

@@ -17,6 +17,7 @@ use super::quantiles::Quantiles;
 use crate::daemon::{self, Exit, Fatal, lock};
 use crate::db::{self, Worker};
 use crate::link::dial::{Caller, Dialling};
+use crate::link::proxy::Proxies;
 use crate::link::{DeviceLink, Gateway, Link, LinkError, dial};
 use crate::proto::device::{Device, DeviceAction, Identity};
 use crate::proto::frame::{Delivery, ToDevice};
@@ -102,6 +103,7 @@ pub async fn run(args: DevicesArgs) -> Result<(), Fatal> {
             tls: tls::client(args.ca.as_deref()).map_err(Fatal::of(Exit::Config))?,
             plain_text: false,
             from: None,
+            proxies: Proxies::none(),
         },
         store: Worker::start("devices", connection).map_err(Fatal::of(Exit::Software))?,
         clock: Clock::start(),

@@ -14,6 +14,7 @@ use crate::cli::lab::{Lab, free_port};
 use crate::daemon::{Exit, Fatal};
 use crate::link::Link;
 use crate::link::dial::{Caller, Dialling, dial};
+use crate::link::proxy::Proxies;
 use crate::proto::frame::{Hello, ToDevice, ToServer, VERSION};
 use crate::proto::keepalive::Profile;
 use crate::proto::urgency::Taking;
@@ -85,7 +86,7 @@ async fn stalled_device(gateway: &str) -> Result<(String, impl Sized), Fatal> {
     let gateway = gateway.parse().map_err(|why| Fatal::new(Exit::Usage, why))?;
     let (device, secret) = (world::device_id(), world::secret());
     let caller = Caller::new(device, secret.clone(), Profile::default());
-    let dialling = Dialling { tls, plain_text: false, from: None };
+    let dialling = Dialling { tls, plain_text: false, from: None, proxies: Proxies::none() };
     let mut link = dial(&gateway, &dialling, &caller).await.map_err(|error| broken(&error.to_string()))?;
     let hello = Hello {
         version: VERSION,

@@ -72,7 +72,7 @@ impl Socket {
         let named = |error: LinkError| match error {
             LinkError::Broken(why) => LinkError::Broken(format!("{gateway}: {why}")),
             LinkError::NotAGateway(why) => LinkError::NotAGateway(format!("{gateway}: {why}")),
-            error @ (LinkError::Closed | LinkError::Frame(_)) => error,
+            error @ (LinkError::Closed | LinkError::Frame(_) | LinkError::Unreachable(_)) => error,
         };
         let topics = LinkTopics::new(root.clone(), LinkName { device: caller.device, link: Tag::random() });
         let terms = Terms {

@@ -24,6 +24,7 @@ use crate::link::dial::{self, Dialling};
 use crate::link::mqtt::client::{Arrived, Client, Event, Inbox, Login, Terms, Will};
 use crate::link::mqtt::links::Links;
 use crate::link::mqtt::topics::{self, FromDevice, LinkName, Tag};
+use crate::link::proxy::Proxies;
 use crate::link::url::{Gateway, Root};
 use crate::proto::backoff::Backoff;
 use crate::proto::frame::{Bye, Frame, Reason, TO_SERVER_MAX, ToDevice};
@@ -59,7 +60,7 @@ impl Broker {
         let config = &server.config.mqtt;
         let (Some(url), root) = (config.broker.clone(), config.root()) else { return Ok(None) };
         let tls = tls::client(config.ca.as_deref()).map_err(Fatal::of(Exit::Config))?;
-        let dialling = Dialling { tls, plain_text: config.allow_plain_text, from: None };
+        let dialling = Dialling { tls, plain_text: config.allow_plain_text, from: None, proxies: Proxies::none() };
         let (end, ended) = oneshot::channel();
         let this = Attendant { server: Arc::clone(server), url, root, dialling };
         Ok(Some(Self { task: tokio::spawn(this.run(ended)), end }))
