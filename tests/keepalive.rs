@@ -38,7 +38,7 @@ struct Known {
 
 impl Path {
     /// A path that answers a forgotten connection with a reset, or with nothing at all.
-    async fn start(gateway: &str, resets: bool) -> Self {
+    async fn start(gateway: &str, resets: bool, forgets: u64) -> Self {
         let gateway = gateway.trim_start_matches("ws://").to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
@@ -55,8 +55,8 @@ impl Path {
                 tokio::spawn(async move {
                     // With a reset, the end of one direction is the end of both.
                     tokio::select! {
-                        () = carry(from_device, to_server, up, resets) => {}
-                        () = carry(from_server, to_device, down, resets) => {}
+                        () = carry(from_device, to_server, up, resets, forgets) => {}
+                        () = carry(from_server, to_device, down, resets, forgets) => {}
                     }
                 });
             }
@@ -70,8 +70,8 @@ impl Path {
 }
 
 /// Carries one direction for as long as the connection is known; then swallows it, or ends.
-async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, known: Arc<Mutex<Known>>, resets: bool) {
-    let limit = Duration::from_secs(FORGETS) / SPEED;
+async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, known: Arc<Mutex<Known>>, resets: bool, forgets: u64) {
+    let limit = Duration::from_secs(forgets) / SPEED;
     let mut buffer = [0; 16 * 1024];
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
         let forgotten = {
@@ -107,7 +107,7 @@ fn start(speed: u32, settings: &str) -> Server {
 async fn learns(resets: bool) {
     let server = start(SPEED, "");
     let app = server.app_add(APP);
-    let path = Path::start(&server.gateway, resets).await;
+    let path = Path::start(&server.gateway, resets, FORGETS).await;
     let mut device = Device::start(&path.gateway(), "");
     let speed = SPEED.to_string();
     device.restart_agent_with(&[("BELLWIRE_SPEED", &speed)]);
@@ -208,4 +208,30 @@ async fn an_idle_agent_wakes_for_its_pings_and_for_nothing_else() {
     // One for the alarm and one for the pong.
     let due = pings * 2;
     assert!(wakes <= due + due.div_ceil(20), "{wakes} wake-ups for {pings} pings");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_holding_a_connection_is_dear_the_device_comes_back_now_and_then_if_it_is_told_to() {
+    let server = start(SPEED, "");
+    let app = server.app_add(APP);
+    let path = Path::start(&server.gateway, true, 90).await;
+    let mut device = Device::start(&path.gateway(), "interval-mode-minutes = 10");
+    device.restart_agent_with(&[("BELLWIRE_SPEED", &SPEED.to_string())]);
+    device.until_online().await;
+    let (here, mut inbox) = device.app(APP).await.split();
+    let away = || {
+        let link = link(&device);
+        let why = link["why"].as_str().unwrap_or_default().to_owned();
+        so(why.contains("interval mode"), || format!("{link}\n{}", device.log()))
+    };
+    until_within(Duration::from_secs(120), async || away()).await;
+    for text in ["one", "two"] {
+        until_within(Duration::from_secs(60), async || away()).await;
+        assert_eq!(codes(&post(&server, &app, &request(here.reg_id.as_str(), text, text))), [1000]);
+        assert_eq!(inbox.recv().await.expect("the app is connected").data(), text);
+    }
+    // A registration does not wait for the next sync.
+    until_within(Duration::from_secs(60), async || away()).await;
+    server.app_add("org.example.Other");
+    device.app("org.example.Other").await;
 }

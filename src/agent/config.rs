@@ -38,6 +38,9 @@ pub struct AgentConfig {
     pub enrolment_key: Option<String>,
     /// What powers the device: how long its connection may be silent.
     pub profile: Profile,
+    /// On a battery, in networks that forget connections too soon, to come back every so many minutes instead
+    /// of staying connected; 0 is never.
+    pub interval_mode_minutes: u32,
     /// Which bus the apps are on.
     pub bus: Bus,
     /// The folder of the database.
@@ -100,6 +103,7 @@ impl Default for AgentConfig {
             fallback_port: 443,
             enrolment_key: None,
             profile: Profile::default(),
+            interval_mode_minutes: 0,
             bus: Bus::Session,
             state_folder: config::user_state_folder().unwrap_or_else(config::system_state_folder),
             log: LogLevel::default(),

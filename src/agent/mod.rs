@@ -26,6 +26,7 @@ pub mod uninstall;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -53,7 +54,7 @@ use store::{Credentials, Store};
 /// Commands that may wait for the connection.
 const COMMANDS: usize = 64;
 /// How long apps may take to answer when the daemon stops.
-const LAST_ANSWERS: std::time::Duration = std::time::Duration::from_secs(2);
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// Changes that a slow listener may lag behind: more than there may be apps.
 const CHANGES: usize = 256;
 
@@ -202,7 +203,11 @@ fn device(credentials: Credentials, config: &AgentConfig) -> Device {
         agent: concat!("bellwired/", env!("CARGO_PKG_VERSION")).to_owned(),
         enrolment_key: config.enrolment_key.clone(),
     };
-    Device::new(identity, config.profile)
+    let mut device = Device::new(identity, config.profile);
+    if config.interval_mode_minutes > 0 {
+        device.sync_every(Duration::from_secs(u64::from(config.interval_mode_minutes) * 60));
+    }
+    device
 }
 
 // The enum is another crate's: all but one of its variants are one case to us.

@@ -11,6 +11,8 @@
 //! [`Device::handle_stored`] has said that the push is on disk.
 
 mod ends;
+mod pinging;
+mod polling;
 mod terms;
 
 use std::collections::VecDeque;
@@ -50,11 +52,21 @@ enum Timer {
     Pong,
     /// A network that has come is tried.
     Canary,
+    /// A sync is over.
+    Quiet,
 }
 
 impl TimerName for Timer {
-    const ALL: &'static [Self] =
-        &[Timer::Retry, Timer::Greeting, Timer::Answer, Timer::Keepalive, Timer::Repeat, Timer::Pong, Timer::Canary];
+    const ALL: &'static [Self] = &[
+        Timer::Retry,
+        Timer::Greeting,
+        Timer::Answer,
+        Timer::Keepalive,
+        Timer::Repeat,
+        Timer::Pong,
+        Timer::Canary,
+        Timer::Quiet,
+    ];
 
     fn slot(self) -> usize {
         self as usize
@@ -67,6 +79,8 @@ struct Session {
     since: Moment,
     proven: bool,
     last_push: u64,
+    /// Pushes that the disk has still to answer for.
+    storing: usize,
 }
 
 /// The state machine.
@@ -75,7 +89,7 @@ pub struct Device {
     identity: Identity,
     state: LinkState,
     session: Option<Session>,
-    timers: Timers<Timer, 7>,
+    timers: Timers<Timer, 8>,
     backoff: Backoff,
     wishes: Wishes,
     pulse: Pulse,
@@ -85,6 +99,10 @@ pub struct Device {
     told: Taking,
     /// What carries the link allows no longer silence.
     longest_silence: Option<Duration>,
+    /// How often to sync where the device does not stay connected.
+    sync_every: Option<Duration>,
+    /// It waits for the next sync.
+    between_syncs: bool,
     /// There is no network.
     away: bool,
     /// When a network's coming last caused an attempt.
@@ -109,6 +127,8 @@ impl Device {
             surroundings: Surroundings::default(),
             told: Taking::default(),
             longest_silence: None,
+            sync_every: None,
+            between_syncs: false,
             away: false,
             canary: None,
             farewell: None,
@@ -173,8 +193,11 @@ impl Device {
 
     /// Asks for what is wanted for `app`, now or as soon as there is a session.
     pub fn wish(&mut self, now: Moment, app: AppId, wish: Wish) {
-        if self.wishes.add(app, wish) && self.session.is_some() {
+        let new = self.wishes.add(app, wish);
+        if new && self.session.is_some() {
             self.ask(now);
+        } else if new && self.between_syncs {
+            self.try_now();
         }
     }
 
@@ -295,9 +318,8 @@ impl Device {
 
     /// These pushes are on disk: now they may be acknowledged.
     pub fn handle_stored(&mut self, now: Moment, ids: &[MessageId]) {
-        if self.session.is_none() {
-            return;
-        }
+        let Some(session) = &mut self.session else { return };
+        session.storing = session.storing.saturating_sub(ids.len());
         for ids in ids.chunks(LIST_MAX) {
             self.say(now, ToServer::Ack { ids: ids.to_vec() });
         }
@@ -305,9 +327,8 @@ impl Device {
 
     /// These pushes are not kept, and the device will say the same of them again.
     pub fn handle_not_kept(&mut self, now: Moment, all: &[(MessageId, NotKept)]) {
-        if self.session.is_none() {
-            return;
-        }
+        let Some(session) = &mut self.session else { return };
+        session.storing = session.storing.saturating_sub(all.len());
         for why in NotKept::ALL {
             let ids: Vec<MessageId> = all.iter().filter(|(_, reason)| *reason == why).map(|(id, _)| *id).collect();
             for ids in ids.chunks(LIST_MAX) {
@@ -336,6 +357,7 @@ impl Device {
                 Timer::Repeat => self.repeat_ping(now),
                 Timer::Pong => self.lose(now, luck),
                 Timer::Canary => self.try_canary(now),
+                Timer::Quiet => self.end_sync(now),
             }
         }
     }
@@ -359,7 +381,7 @@ impl Device {
     fn open(&mut self, now: Moment, welcome: &Welcome) {
         let allowed = Duration::from_secs(welcome.ka_max_s.into());
         self.pulse.open(now, self.longest_silence.map_or(allowed, |longest| longest.min(allowed)));
-        self.session = Some(Session { since: now, proven: false, last_push: 0 });
+        self.session = Some(Session { since: now, proven: false, last_push: 0, storing: 0 });
         self.state = LinkState::Online { since: now, region: welcome.region };
         self.timers.clear(Timer::Greeting);
         self.heard(now);
@@ -413,6 +435,7 @@ impl Device {
         }
         session.last_push = session.last_push.max(delivery.n);
         session.proven = true;
+        session.storing += 1;
         self.actions.push_back(DeviceAction::Store(delivery));
     }
 
@@ -449,77 +472,16 @@ impl Device {
         }
     }
 
-    fn heard(&mut self, now: Moment) {
-        self.pulse.heard(now);
-        self.timers.clear(Timer::Pong);
-        self.timers.clear(Timer::Repeat);
-        self.credit(now);
-        self.remember();
-        if self.session.is_some() {
-            self.timers.set(Timer::Keepalive, self.pulse.due(now));
-        }
-    }
-
-    /// Asks whether the server still listens, unless it is being asked.
-    fn ping(&mut self, now: Moment) {
-        if self.session.is_none() || self.timers.is_set(Timer::Pong) {
-            return;
-        }
-        let wait = self.pulse.pong_wait();
-        self.timers.clear(Timer::Keepalive);
-        self.timers.set(Timer::Repeat, now.after(wait / 2));
-        self.timers.set(Timer::Pong, now.after(wait));
-        self.repeat_ping(now);
-    }
-
-    fn repeat_ping(&mut self, now: Moment) {
-        let next_s = self.next_s(now);
-        let seq = self.pulse.ping(now);
-        self.told = self.taking();
-        self.send(ToServer::Ping { seq, next_s, taking: self.told });
-    }
-
-    /// What the device takes.
-    fn taking(&self) -> Taking {
-        Taking::of(self.profile, self.surroundings)
-    }
-
-    /// Pings if the server knows what the device takes from another time.
-    fn tell_taking(&mut self, now: Moment) {
-        if self.session.is_none() || self.taking() == self.told {
-            return;
-        }
-        if self.timers.is_set(Timer::Pong) {
-            // It is being asked whether it listens: what answers one ping answers both.
-            return self.repeat_ping(now);
-        }
-        self.ping(now);
-    }
-
-    /// The seconds within which the server hears of the device again.
-    fn next_s(&mut self, now: Moment) -> u32 {
-        seconds(self.pulse.announce(now))
-    }
-
-    fn remember(&mut self) {
-        if let Some((key, learned)) = self.pulse.news() {
-            self.actions.push_back(DeviceAction::Learned(key, learned));
-        }
-    }
-
     /// Sends a frame in the middle of a session.
     fn say(&mut self, now: Moment, frame: ToServer) {
         self.pulse.said(now);
         self.send(frame);
+        self.watch_quiet(now);
     }
 
     fn send(&mut self, frame: ToServer) {
         self.actions.push_back(DeviceAction::Send(frame));
     }
-}
-
-fn seconds(duration: Duration) -> u32 {
-    u32::try_from(duration.as_secs()).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

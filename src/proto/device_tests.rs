@@ -24,7 +24,7 @@ fn reg_id() -> RegId {
 }
 
 /// The push of this number in its session; its id is the number too.
-fn delivery(n: u64) -> ToDevice {
+pub(super) fn delivery(n: u64) -> ToDevice {
     ToDevice::Push(Box::new(Delivery { n, dropped: 0, replaces: vec![], push: samples::push(id(n)) }))
 }
 
@@ -33,7 +33,7 @@ fn store(n: u64) -> DeviceAction {
     DeviceAction::Store(delivery)
 }
 
-fn device() -> Device {
+pub(super) fn device() -> Device {
     let identity = Identity {
         device: DeviceId::from_uuid(Uuid::from_u128(1)),
         secret: Secret::from_bytes([1; 32]),
@@ -43,7 +43,7 @@ fn device() -> Device {
     Device::new(identity, Profile::Battery)
 }
 
-fn actions(device: &mut Device) -> Vec<DeviceAction> {
+pub(super) fn actions(device: &mut Device) -> Vec<DeviceAction> {
     std::iter::from_fn(|| device.poll_action()).collect()
 }
 
@@ -57,7 +57,7 @@ fn greet(device: &mut Device, now: Moment) {
 }
 
 /// Brings a device that dials online and forgets what it said on the way.
-fn connect(device: &mut Device, now: Moment) {
+pub(super) fn connect(device: &mut Device, now: Moment) {
     greet(device, now);
     device.handle_frame(now, welcome(3600), LOW);
     assert!(matches!(device.state(), LinkState::Online { .. }));
@@ -79,7 +79,7 @@ fn online() -> Device {
     device
 }
 
-fn later(seconds: u64) -> Moment {
+pub(super) fn later(seconds: u64) -> Moment {
     START.after(Duration::from_secs(seconds))
 }
 

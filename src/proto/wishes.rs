@@ -67,6 +67,11 @@ impl Wishes {
         fulfilled
     }
 
+    /// Whether nothing is wanted any more.
+    pub fn are_fulfilled(&self) -> bool {
+        self.standing.is_empty()
+    }
+
     /// When the oldest request that waits for its answer was sent.
     pub fn oldest_sent(&self) -> Option<Moment> {
         self.standing.values().filter_map(|standing| standing.sent).map(|(_, asked)| asked).min()

@@ -106,6 +106,7 @@ impl Device {
 
     pub(super) fn dial(&mut self) {
         self.timers.clear_all();
+        self.between_syncs = false;
         self.state = LinkState::Dialling;
         self.actions.push_back(DeviceAction::Dial);
     }
