@@ -100,6 +100,8 @@ struct Connection {
 
 /// Milliseconds of a day.
 const DAY_MS: i64 = 24 * 3600 * 1000;
+/// A session over another link than the preferred one is left after this time, when the device is awake anyway.
+const PREFER_AFTER: Duration = Duration::from_secs(3600);
 /// How long a goodbye may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -209,7 +211,10 @@ impl Connection {
                 self.device.handle_store_failed(now, luck);
             }
             Event::Command(Some(command)) => self.handle_command(command).await,
-            Event::Timer => self.device.handle_timer(now, luck),
+            Event::Timer => {
+                self.device.handle_timer(now, luck);
+                self.prefer(PREFER_AFTER);
+            }
             // Both end the loop before they come here.
             Event::Command(None) | Event::Stop => {}
         }
@@ -220,7 +225,19 @@ impl Connection {
         match command {
             Command::Wish(app, wish) => self.device.wish(now, app, wish),
             Command::Report => self.report().await,
-            Command::TryNow => self.device.try_now(),
+            Command::TryNow => {
+                self.device.try_now();
+                self.prefer(Duration::ZERO);
+            }
+        }
+    }
+
+    /// Leaves a link for a better one, if the session over it is as old as that.
+    fn prefer(&mut self, age: Duration) {
+        let LinkState::Online { since, .. } = *self.device.state() else { return };
+        if self.parts.routes.better() && self.parts.clock.now().since(since) >= age {
+            debug!("the device tries a link that it prefers");
+            self.device.redial(self.parts.clock.now());
         }
     }
 

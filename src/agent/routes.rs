@@ -39,6 +39,11 @@ impl Routes {
         &self.current
     }
 
+    /// Whether there is one that is preferred to the one that was dialled last.
+    pub fn better(&self) -> bool {
+        self.order.first() != Some(&self.current)
+    }
+
     /// It has led to a session.
     pub fn arrived(&mut self) {
         self.tried = None;
@@ -98,8 +103,10 @@ mod tests {
         assert_eq!(dialled(&mut routes, 3), [B, A, B]);
         routes.arrived();
         assert_eq!(routes.current().to_string(), B);
+        assert!(!routes.better());
         assert_eq!(dialled(&mut routes, 2), [B, A]);
         routes.arrived();
+        assert!(routes.better());
         assert_eq!(dialled(&mut routes, 1), [B], "it begins anew");
     }
 

@@ -154,6 +154,11 @@ impl Device {
         common::stop(&mut self.agent)
     }
 
+    /// The number of the agent's process.
+    pub fn agent_id(&self) -> u32 {
+        self.agent.id()
+    }
+
     /// Whether the agent runs.
     pub fn agent_runs(&mut self) -> bool {
         self.agent.try_wait().expect("the agent is ours").is_none()

@@ -1,0 +1,196 @@
+//! Frames over a real broker: messages travel, links are switched, rights hold, nothing is lost when the broker
+//! is killed, and stock clients agree.
+
+#![cfg(all(feature = "agent", feature = "server", feature = "mqtt"))]
+
+#[path = "common/broker.rs"]
+mod broker;
+mod common;
+#[path = "common/device.rs"]
+mod device;
+
+use broker::{Broker, PREFER};
+use common::{App, Server, so, until};
+use device::{Device, codes, post, request};
+use serde_json::Value;
+
+const APP: &str = "org.example.Chat";
+
+/// A server with a broker, and a device that has been over both kinds of links.
+struct Stage {
+    broker: Broker,
+    server: Server,
+    app: App,
+    device: Device,
+}
+
+impl Stage {
+    /// With these further settings of the server and of the device.
+    async fn new(server: &str, device: &str) -> Self {
+        let mut broker = Broker::new();
+        let server = Server::start("00", &format!("{}{server}", broker.settings()));
+        let app = server.app_add(APP);
+        assert_eq!(broker.sync(&server)["changed"], true);
+        broker.start();
+        until(async || so(server.log().contains("connected to the broker broker="), || server.log())).await;
+        let device = Device::start(&server.gateway, &format!("{PREFER}\n{device}"));
+        device.until_online().await;
+        let this = Self { broker, server, app, device };
+        assert!(gateway(&this.device).starts_with("ws://"), "its first link is the one that it knows");
+        // The broker learns of it; then its next link goes there.
+        assert_eq!(this.broker.sync(&this.server)["devices"], 1);
+        this.until_over("mqtt://").await;
+        this
+    }
+
+    async fn until_over(&self, scheme: &str) {
+        until_over(&self.device, scheme, || format!("{}\n{}", self.server.log(), self.broker.log())).await;
+    }
+
+    fn send(&self, reg_id: &str, text: &str) {
+        let answer = post(&self.server, &self.app, &request(reg_id, text, text));
+        assert_eq!(codes(&answer), [1000]);
+    }
+}
+
+fn link(device: &Device) -> Value {
+    let told = device.tool(&["--json", "status"]);
+    let status: Value = serde_json::from_slice(&told.stdout).unwrap_or_else(|error| panic!("{error}: {told:?}"));
+    status["link"].clone()
+}
+
+fn gateway(device: &Device) -> String {
+    link(device)["gateway"].as_str().unwrap_or_default().to_owned()
+}
+
+/// Waits until the device is online over a link of this kind.
+async fn until_over(device: &Device, scheme: &str, logs: impl Fn() -> String) {
+    let bus = device.connect().await;
+    until(async || {
+        let link = link(device);
+        let over = link["state"] == "online" && link["gateway"].as_str().is_some_and(|url| url.starts_with(scheme));
+        if !over {
+            // A pause between attempts, and a link that is not the preferred one, end at once.
+            device.manage::<()>(&bus, "TryNow", &()).await;
+        }
+        so(over, || format!("{link}\n{}\n{}", device.log(), logs()))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn messages_travel_over_a_broker_and_a_device_switches_links() {
+    let mut stage = Stage::new("", "").await;
+    let mut app = stage.device.app(APP).await;
+    stage.send(&app.reg_id, "over the broker");
+    assert_eq!(app.next().await.data(), "over the broker");
+
+    // Without a broker the device comes over the other link, with the same registration.
+    stage.broker.kill();
+    stage.send(&app.reg_id, "meanwhile");
+    assert_eq!(app.next().await.data(), "meanwhile");
+    assert!(gateway(&stage.device).starts_with("ws://"), "{}", gateway(&stage.device));
+    stage.broker.start();
+    stage.until_over("mqtt://").await;
+    stage.send(&app.reg_id, "over the broker again");
+    assert_eq!(app.next().await.data(), "over the broker again");
+}
+
+/// The name and the password of a device at the broker.
+fn credentials(device: &Device) -> (String, String) {
+    let path = device.folder.path().join("state/agent.db");
+    let database = rusqlite::Connection::open(path).expect("a database");
+    let fact = |name: &str| {
+        let found = database.query_row("SELECT value FROM facts WHERE name = ?1", [name], |row| row.get(0));
+        found.expect("every device has it")
+    };
+    (fact("device"), fact("secret"))
+}
+
+#[tokio::test]
+async fn a_device_cannot_read_write_or_end_what_is_another_one_s() {
+    let Stage { broker, server, app: sender, mut device } = Stage::new("", "").await;
+    let (broker, server) = (&broker, &server);
+    let other = Device::start(&server.gateway, PREFER);
+    other.until_online().await;
+    broker.sync(server);
+    until_over(&other, "mqtt://", || broker.log()).await;
+    let mut app = other.app(APP).await;
+    let (ours, our_password) = credentials(&device);
+    let (theirs, _) = credentials(&other);
+    // Whoever is stopped has given its client id free.
+    device.stop_agent();
+
+    let refused = broker.run("mosquitto_sub", &ours, "a guess", &["-t", "#", "-W", "5"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.to_lowercase().contains("not authori"), "{refused:?}");
+
+    // What the server and the other device say to each other, and what it says to ours.
+    let patience = ["-W", "4", "-v", "-q", "1"];
+    let filters = ["-t", "#", "-t", "bellwire/+/down/+", "-t", &format!("bellwire/{theirs}/#")];
+    let spy = broker.client("mosquitto_sub", &ours, &our_password, &[&patience[..], &filters].concat()).spawn();
+    let spy = spy.expect("mosquitto-clients is missing: apt-get install mosquitto-clients");
+    until(async || so(broker.log().matches(&format!("Sending SUBACK to {ours}")).count() > 1, || broker.log())).await;
+    let answer = post(server, &sender, &request(app.reg_id.as_str(), "1", "not for you"));
+    assert_eq!(codes(&answer), [1000]);
+    assert_eq!(app.next().await.data(), "not for you");
+    let own = ["-q", "1", "-t", &format!("bellwire/{ours}/down/x"), "-m", "for us"];
+    let port = broker.server_port.to_string();
+    let mut as_server = std::process::Command::new("mosquitto_pub");
+    as_server.args(["-V", "mqttv5", "-h", "127.0.0.1", "-p", &port, "-i", "test", "-u", "bellwire-server", "-P"]);
+    assert!(as_server.arg(broker::PASSWORD).args(own).status().expect("it is there").success());
+    let heard = spy.wait_with_output().expect("it is ours");
+    let heard = String::from_utf8_lossy(&heard.stdout).into_owned();
+    let own = format!("bellwire/{ours}/down/x for us");
+    // Once for each filter that matches.
+    assert!(!heard.is_empty() && heard.lines().all(|line| line == own), "its own and nothing else: {heard}");
+
+    // What the other one would be believed to say, or would believe.
+    let online = link(&other)["online_s"].as_u64();
+    for topic in ["hello/x", "up/x/y", "gone/x", "down/x"] {
+        let topic = format!("bellwire/{theirs}/{topic}");
+        let forged =
+            broker.run("mosquitto_pub", &ours, &our_password, &["-q", "1", "-t", &topic, "-m", "{}", "-i", &theirs]);
+        let said = String::from_utf8_lossy(&forged.stderr).into_owned();
+        assert!(said.to_lowercase().contains("not authori"), "{topic}: {forged:?}");
+    }
+    for topic in ["bellwire/servers/x", "bellwire/x"] {
+        let forged = broker.run("mosquitto_pub", &ours, &our_password, &["-q", "1", "-t", topic, "-m", "{}"]);
+        assert!(String::from_utf8_lossy(&forged.stderr).to_lowercase().contains("not authori"), "{topic}: {forged:?}");
+    }
+    let allowed = format!("bellwire/{ours}/hello/x");
+    let allowed = broker.run("mosquitto_pub", &ours, &our_password, &["-q", "1", "-t", &allowed, "-m", "{}"]);
+    assert!(allowed.status.success() && allowed.stderr.is_empty(), "its own is let through: {allowed:?}");
+    // Neither the forged goodbye nor the other's client id has thrown it out.
+    assert!(link(&other)["online_s"].as_u64() >= online, "{}", other.log());
+    assert_eq!(other.log().matches("connected to mqtt://").count(), 1, "{}", other.log());
+}
+
+/// How many notifications wait when the broker is killed.
+const WAITING: usize = 2000;
+
+#[tokio::test]
+async fn a_broker_that_is_killed_with_thousands_on_their_way_loses_none() {
+    let waiting = format!("waiting-per-registration = {WAITING}");
+    let unread = format!("[limits]\nunread-messages = {WAITING}\ntotal-messages = {WAITING}");
+    let mut stage = Stage::new(&format!("[limits]\n{waiting}"), &unread).await;
+    let mut app = stage.device.app(APP).await;
+    // The device is there and does not move: the broker holds a window, the server the rest.
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(stage.device.agent_id()).expect("small"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).expect("it is ours");
+    let sent: Vec<String> = (0..WAITING).map(|number| number.to_string()).collect();
+    for text in &sent {
+        stage.send(&app.reg_id, text);
+    }
+    stage.broker.kill();
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).expect("it is ours");
+    stage.broker.start();
+    // And again while they come.
+    let mut arrived = app.next_data(WAITING / 2).await;
+    stage.broker.kill();
+    stage.broker.start();
+    arrived.extend(app.next_data(WAITING - WAITING / 2).await);
+    assert!(arrived == sent, "all, each once, in order: {arrived:?}");
+    assert!(app.try_next().is_none(), "and nothing else");
+    stage.until_over("mqtt://").await;
+}
