@@ -9,10 +9,13 @@ mod common;
 #[path = "common/device.rs"]
 mod device;
 
+use std::process::Stdio;
+use std::sync::Arc;
+
 use broker::{Broker, PREFER};
 use common::{App, Server, so, until};
 use device::{Device, codes, post, request};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const APP: &str = "org.example.Chat";
 
@@ -36,7 +39,7 @@ impl Stage {
         let device = Device::start(&server.gateway, &format!("{PREFER}\n{device}"));
         device.until_online().await;
         let this = Self { broker, server, app, device };
-        assert!(gateway(&this.device).starts_with("ws://"), "its first link is the one that it knows");
+        assert!(this.device.gateway().starts_with("ws://"), "its first link is the one that it knows");
         // The broker learns of it; then its next link goes there.
         assert_eq!(this.broker.sync(&this.server)["devices"], 1);
         this.until_over("mqtt://").await;
@@ -44,38 +47,13 @@ impl Stage {
     }
 
     async fn until_over(&self, scheme: &str) {
-        until_over(&self.device, scheme, || format!("{}\n{}", self.server.log(), self.broker.log())).await;
+        self.device.until_over(scheme, || format!("{}\n{}", self.server.log(), self.broker.log())).await;
     }
 
     fn send(&self, reg_id: &str, text: &str) {
         let answer = post(&self.server, &self.app, &request(reg_id, text, text));
         assert_eq!(codes(&answer), [1000]);
     }
-}
-
-fn link(device: &Device) -> Value {
-    let told = device.tool(&["--json", "status"]);
-    let status: Value = serde_json::from_slice(&told.stdout).unwrap_or_else(|error| panic!("{error}: {told:?}"));
-    status["link"].clone()
-}
-
-fn gateway(device: &Device) -> String {
-    link(device)["gateway"].as_str().unwrap_or_default().to_owned()
-}
-
-/// Waits until the device is online over a link of this kind.
-async fn until_over(device: &Device, scheme: &str, logs: impl Fn() -> String) {
-    let bus = device.connect().await;
-    until(async || {
-        let link = link(device);
-        let over = link["state"] == "online" && link["gateway"].as_str().is_some_and(|url| url.starts_with(scheme));
-        if !over {
-            // A pause between attempts, and a link that is not the preferred one, end at once.
-            device.manage::<()>(&bus, "TryNow", &()).await;
-        }
-        so(over, || format!("{link}\n{}\n{}", device.log(), logs()))
-    })
-    .await;
 }
 
 #[tokio::test]
@@ -89,7 +67,7 @@ async fn messages_travel_over_a_broker_and_a_device_switches_links() {
     stage.broker.kill();
     stage.send(&app.reg_id, "meanwhile");
     assert_eq!(app.next().await.data(), "meanwhile");
-    assert!(gateway(&stage.device).starts_with("ws://"), "{}", gateway(&stage.device));
+    assert!(stage.device.gateway().starts_with("ws://"), "{}", stage.device.gateway());
     stage.broker.start();
     stage.until_over("mqtt://").await;
     stage.send(&app.reg_id, "over the broker again");
@@ -114,7 +92,7 @@ async fn a_device_cannot_read_write_or_end_what_is_another_one_s() {
     let other = Device::start(&server.gateway, PREFER);
     other.until_online().await;
     broker.sync(server);
-    until_over(&other, "mqtt://", || broker.log()).await;
+    other.until_over("mqtt://", || broker.log()).await;
     let mut app = other.app(APP).await;
     let (ours, our_password) = credentials(&device);
     let (theirs, _) = credentials(&other);
@@ -146,7 +124,7 @@ async fn a_device_cannot_read_write_or_end_what_is_another_one_s() {
     assert!(!heard.is_empty() && heard.lines().all(|line| line == own), "its own and nothing else: {heard}");
 
     // What the other one would be believed to say, or would believe.
-    let online = link(&other)["online_s"].as_u64();
+    let online = other.link()["online_s"].as_u64();
     for topic in ["hello/x", "up/x/y", "gone/x", "down/x"] {
         let topic = format!("bellwire/{theirs}/{topic}");
         let forged =
@@ -162,7 +140,7 @@ async fn a_device_cannot_read_write_or_end_what_is_another_one_s() {
     let allowed = broker.run("mosquitto_pub", &ours, &our_password, &["-q", "1", "-t", &allowed, "-m", "{}"]);
     assert!(allowed.status.success() && allowed.stderr.is_empty(), "its own is let through: {allowed:?}");
     // Neither the forged goodbye nor the other's client id has thrown it out.
-    assert!(link(&other)["online_s"].as_u64() >= online, "{}", other.log());
+    assert!(other.link()["online_s"].as_u64() >= online, "{}", other.log());
     assert_eq!(other.log().matches("connected to mqtt://").count(), 1, "{}", other.log());
 }
 
@@ -179,8 +157,10 @@ async fn a_broker_that_is_killed_with_thousands_on_their_way_loses_none() {
     let pid = nix::unistd::Pid::from_raw(i32::try_from(stage.device.agent_id()).expect("small"));
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).expect("it is ours");
     let sent: Vec<String> = (0..WAITING).map(|number| number.to_string()).collect();
-    for text in &sent {
-        stage.send(&app.reg_id, text);
+    for texts in sent.chunks(100) {
+        let messages: Value = texts.iter().map(|text| request(app.reg_id.as_str(), text, text)).collect();
+        let answer = post(&stage.server, &stage.app, &json!({ "messages": messages }));
+        assert_eq!(codes(&answer), vec![1000; texts.len()]);
     }
     stage.broker.kill();
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).expect("it is ours");
@@ -193,4 +173,59 @@ async fn a_broker_that_is_killed_with_thousands_on_their_way_loses_none() {
     assert!(arrived == sent, "all, each once, in order: {arrived:?}");
     assert!(app.try_next().is_none(), "and nothing else");
     stage.until_over("mqtt://").await;
+}
+
+/// An example, with stock clients.
+fn example(name: &str, arguments: &[&str]) -> std::process::Child {
+    let script = format!("{}/examples/{name}", env!("CARGO_MANIFEST_DIR"));
+    let mut command = std::process::Command::new(common::python_for("mqtt"));
+    command.arg(script).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    command.spawn().expect("Python runs")
+}
+
+#[tokio::test]
+async fn a_stock_client_that_follows_the_manual_has_a_notification_and_acknowledges_it() {
+    let Stage { mut broker, mut server, app, device: _device } = Stage::new("", "").await;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().display().to_string();
+    // It enrols and registers over a WebSocket.
+    let mut over_websocket = example("device.py", &[&server.gateway, APP, &path]);
+    let lines = common::follow(over_websocket.stdout.take().expect("it is piped"), Arc::default());
+    let line = |what: &str, lines: &std::sync::mpsc::Receiver<String>| {
+        let line = lines.recv_timeout(common::DEADLINE).unwrap_or_else(|_| panic!("{what} does not come"));
+        assert!(line.starts_with(what), "{line}");
+        line
+    };
+    let registered = line("registered", &lines);
+    let reg_id = registered.split('\'').find(|word| word.len() == 100).expect("a regId").to_owned();
+    over_websocket.kill().expect("it is ours");
+    over_websocket.wait().expect("it is ours");
+    assert_eq!(broker.sync(&server)["devices"], 2);
+
+    // And goes on over MQTT.
+    let mut over_mqtt = example("device-mqtt.py", &[&format!("mqtt://127.0.0.1:{}", broker.port), &path]);
+    let lines = common::follow(over_mqtt.stdout.take().expect("it is piped"), Arc::default());
+    assert!(line("welcome", &lines).contains(&format!("'mqtt://127.0.0.1:{}/bellwire'", broker.port)));
+    line("pong", &lines);
+    let answer = post(&server, &app, &request(reg_id.as_str(), "one", "to a stranger"));
+    assert_eq!(codes(&answer), [1000]);
+    let arrived = lines.recv_timeout(common::DEADLINE).expect("the notification");
+    assert!(arrived.contains("to a stranger"), "{arrived}");
+    until(async || {
+        let told = message(&server, &app, "one");
+        so(told["messages"][0]["state"] == "acknowledged", || told.to_string())
+    })
+    .await;
+    // What it said is on the server's disk: it does not come again, whoever is killed.
+    server.kill();
+    broker.kill();
+    over_mqtt.kill().expect("it is ours");
+    over_mqtt.wait().expect("it is ours");
+}
+
+/// What the server tells of a request.
+fn message(server: &Server, app: &App, request_id: &str) -> Value {
+    let (id, secret) = (format!("appID: {}", app.id), format!("appSecret: {}", app.secret));
+    let url = format!("{}/v1/messages?requestID={request_id}", server.api);
+    common::curl(&["-H", &id, "-H", &secret, &url], b"").json()
 }
