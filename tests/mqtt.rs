@@ -229,3 +229,98 @@ fn message(server: &Server, app: &App, request_id: &str) -> Value {
     let url = format!("{}/v1/messages?requestID={request_id}", server.api);
     common::curl(&["-H", &id, "-H", &secret, &url], b"").json()
 }
+
+#[tokio::test]
+async fn a_server_that_is_lost_is_known_to_its_devices_at_once() {
+    let mut stage = Stage::new("", "").await;
+    let mut app = stage.device.app(APP).await;
+    stage.server.kill();
+    until(async || {
+        let link = stage.device.link();
+        so(link["why"] == "the server ended the session: shutting down", || link.to_string())
+    })
+    .await;
+    stage.server.restart();
+    until(async || so(stage.server.log().contains("connected to the broker broker="), || stage.server.log())).await;
+    stage.until_over("mqtt://").await;
+    stage.send(&app.reg_id, "after that");
+    assert_eq!(app.next().await.data(), "after that");
+}
+
+#[tokio::test]
+async fn brokers_that_ask_are_told_who_may_do_what() {
+    let Stage { server, device, .. } = Stage::new("", "").await;
+    let (name, password) = credentials(&device);
+    let other = "0".repeat(32);
+    let ask_as = |user: &str, path: &str, header: &str, body: Value| {
+        let url = format!("{}/v1/mqtt/{path}", server.api);
+        let arguments = ["-u", user, "-H", "Content-Type: application/json", "-H", header, "--data-binary", "@-", &url];
+        common::curl(&arguments, body.to_string().as_bytes())
+    };
+    let broker = format!("bellwire-server:{}", broker::PASSWORD);
+    let ask = |path: &str, header: &str, body: Value| {
+        let answer = ask_as(&broker, path, header, body);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.body
+    };
+    let visitor = |id: &str, user: &str, word: &str| json!({ "clientid": id, "username": user, "password": word });
+    let own_id = format!("bellwire-server-{}", "a".repeat(16));
+    for (id, user, word, welcome) in [
+        (name.as_str(), name.as_str(), password.as_str(), true),
+        (&name, &name, &"0".repeat(64), false),
+        (&other, &name, &password, false),
+        (&other, &other, &password, false),
+        (&own_id, "bellwire-server", broker::PASSWORD, true),
+        (&name, "bellwire-server", broker::PASSWORD, false),
+        (&own_id, "bellwire-server", "a guess", false),
+        ("", "", "", false),
+    ] {
+        let word_of = if welcome { "allow" } else { "deny" };
+        let emqx = ask("emqx/authenticate", "X: y", visitor(id, user, word));
+        assert_eq!(emqx, format!(r#"{{"result":"{word_of}"}}"#), "{id} {user}");
+        assert_eq!(ask("rmqtt/authenticate", "X: y", visitor(id, user, word)), word_of, "{id} {user}");
+        let hook =
+            json!({ "client_id": id, "username": user, "password": word, "mountpoint": "", "clean_start": true });
+        let verne = ask("vernemq", "vernemq-hook: auth_on_register_m5", hook);
+        let verdict = if welcome { r#"{"result":"ok"}"# } else { r#"{"result":{"error":"not_allowed"}}"# };
+        assert_eq!(verne, verdict, "{id} {user}");
+    }
+    let (own, down) = (format!("bellwire/{name}/up/x/y"), format!("bellwire/{name}/down/x"));
+    let theirs = format!("bellwire/{other}/up/x/y");
+    for (user, topic, action, welcome) in [
+        (name.as_str(), own.as_str(), "publish", true),
+        (&name, &own, "subscribe", false),
+        (&name, &down, "subscribe", true),
+        (&name, &down, "publish", false),
+        (&name, &theirs, "publish", false),
+        (&name, "bellwire/servers/+", "subscribe", true),
+        (&name, "#", "subscribe", false),
+        ("bellwire-server", "$share/bellwire/bellwire/+/hello/+", "subscribe", true),
+        ("bellwire-server", &down, "publish", true),
+        ("bellwire-server", "#", "subscribe", false),
+        ("somebody", &own, "publish", false),
+    ] {
+        let word = if welcome { "allow" } else { "deny" };
+        let wanted = json!({ "username": user, "topic": topic, "action": action });
+        assert_eq!(ask("emqx/authorize", "X: y", wanted), format!(r#"{{"result":"{word}"}}"#), "{user} {topic}");
+        let number = if action == "publish" { "2" } else { "1" };
+        let wanted = json!({ "username": user, "topic": topic, "action": number });
+        assert_eq!(ask("rmqtt/authorize", "X: y", wanted), word, "{user} {topic}");
+        let (hook, body) = match action {
+            "publish" => ("auth_on_publish_m5", json!({ "client_id": user, "username": user, "topic": topic })),
+            _ => (
+                "auth_on_subscribe",
+                json!({ "client_id": user, "username": user, "topics": [{ "topic": topic, "qos": 1 }] }),
+            ),
+        };
+        let verne = ask("vernemq", &format!("vernemq-hook: {hook}"), body);
+        assert_eq!(verne.contains("not_allowed"), !welcome, "{user} {topic}: {verne}");
+    }
+    // Who is no broker is told nothing, and is told how to ask.
+    for user in [format!("{name}:{password}"), "bellwire-server:a guess".into(), ":".into()] {
+        let answer = ask_as(&user, "emqx/authenticate", "X: y", visitor(&name, &name, &password));
+        assert_eq!((answer.status, answer.header("www-authenticate")), (401, Some(r#"Basic realm="bellwire""#)));
+    }
+    let strange = ask_as(&broker, "vernemq", "vernemq-hook: on_client_gone", json!({ "client_id": "x" }));
+    assert_eq!(strange.status, 400, "{strange:?}");
+}
