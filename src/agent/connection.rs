@@ -327,7 +327,7 @@ impl Connection {
 
     fn dial(&mut self) {
         drop(self.take_link());
-        let (gateway, dialling) = (self.parts.routes.next(), self.parts.dialling.clone());
+        let (gateway, dialling) = (self.parts.routes.take_next(), self.parts.dialling.clone());
         let caller = self.parts.caller.clone();
         let store = self.parts.store.clone();
         self.dialled = Some(Box::pin(async move {

@@ -27,7 +27,7 @@ impl Routes {
     }
 
     /// The one to dial now.
-    pub fn next(&mut self) -> Gateway {
+    pub fn take_next(&mut self) -> Gateway {
         let place = self.tried.map_or(0, |tried| (tried + 1) % self.order.len());
         self.tried = Some(place);
         self.current = self.order[place].clone();
@@ -91,7 +91,7 @@ mod tests {
     }
 
     fn dialled(routes: &mut Routes, times: usize) -> Vec<String> {
-        (0..times).map(|_| routes.next().to_string()).collect()
+        (0..times).map(|_| routes.take_next().to_string()).collect()
     }
 
     const A: &str = "wss://a:5223";
