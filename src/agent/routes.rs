@@ -58,7 +58,7 @@ impl Routes {
     }
 
     /// The one to dial now.
-    pub fn choose(&mut self) -> Gateway {
+    pub fn take_next(&mut self) -> Gateway {
         let next = match self.tried {
             None => Try { place: 0, second: false },
             Some(Try { place, second: false }) if self.unreachable && self.order[place].second.is_some() => {
@@ -75,6 +75,11 @@ impl Routes {
     /// The one that was dialled last.
     pub fn current(&self) -> &Gateway {
         &self.current
+    }
+
+    /// Whether there is one that is preferred to the one that was dialled last.
+    pub fn better(&self) -> bool {
+        self.order.first().is_some_and(|way| way.first != self.current && way.second.as_ref() != Some(&self.current))
     }
 
     /// Nobody was reached there.
@@ -133,7 +138,7 @@ mod tests {
     }
 
     fn dialled(routes: &mut Routes, times: usize) -> Vec<String> {
-        (0..times).map(|_| routes.choose().to_string()).collect()
+        (0..times).map(|_| routes.take_next().to_string()).collect()
     }
 
     const A: &str = "wss://a:5223";
@@ -145,8 +150,10 @@ mod tests {
         assert_eq!(dialled(&mut routes, 3), [B, A, B]);
         routes.arrived();
         assert_eq!(routes.current().to_string(), B);
+        assert!(!routes.better());
         assert_eq!(dialled(&mut routes, 2), [B, A]);
         routes.arrived();
+        assert!(routes.better());
         assert_eq!(dialled(&mut routes, 1), [B], "it begins anew");
     }
 
@@ -170,7 +177,7 @@ mod tests {
     /// As [`dialled`], where nobody is reached.
     fn unreached(routes: &mut Routes, times: usize) -> Vec<String> {
         let next = |_| {
-            let next = routes.choose().to_string();
+            let next = routes.take_next().to_string();
             routes.unreachable();
             next
         };
