@@ -16,15 +16,16 @@ use tracing::{debug, error, info, warn};
 use crate::daemon::{Stop, fault_point};
 use crate::db::DbError;
 use crate::link::dial::{Caller, Dialling};
-use crate::link::{DeviceLink, Gateway, Link, LinkError, dial};
+use crate::link::{DeviceLink, Gateway, Link, LinkError};
 use crate::proto::device::{Device, DeviceAction, LinkState, Online};
 use crate::proto::frame::{Delivery, Outcome, Refusal, ToDevice, WINDOW};
 use crate::proto::wishes::Wish;
-use crate::proto::{AppId, MessageId, RegId};
+use crate::proto::{AppId, RegId};
 use crate::world::{self, Clock};
 
 use super::alarm::Alarm;
 use super::apps::Apps;
+use super::attempt::{Failed, Opened, attempt};
 use super::effects::Hints;
 use super::routes::Routes;
 use super::status::{Status, Tally};
@@ -82,18 +83,11 @@ pub struct Parts {
 
 type Later<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 
-/// Why no link was opened.
-struct Failed {
-    why: String,
-    /// Nobody was reached.
-    unreachable: bool,
-}
-
 struct Connection {
     parts: Parts,
     device: Device,
     link: Option<DeviceLink>,
-    dialled: Later<Result<(DeviceLink, Vec<MessageId>), Failed>>,
+    dialled: Later<Result<Opened, Failed>>,
     stored: Later<Result<Received, DbError>>,
     /// Pushes for the next batch; at most a window of them.
     waiting: Vec<Delivery>,
@@ -115,7 +109,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// What woke the task.
 enum Event {
     Frame(Result<ToDevice, LinkError>),
-    Dialled(Result<(DeviceLink, Vec<MessageId>), Failed>),
+    Dialled(Result<Opened, Failed>),
     Stored(Result<Received, DbError>),
     Command(Option<Command>),
     Timer,
@@ -340,17 +334,8 @@ impl Connection {
     fn dial(&mut self) {
         drop(self.take_link());
         let (gateway, dialling) = (self.parts.routes.take_next(), self.parts.dialling.clone());
-        let caller = self.parts.caller.clone();
-        let store = self.parts.store.clone();
-        self.dialled = Some(Box::pin(async move {
-            let link = dial(&gateway, &dialling, &caller).await.map_err(|error| Failed {
-                unreachable: matches!(error, LinkError::Unreachable(_)),
-                why: error.to_string(),
-            })?;
-            let resume = store.resume_point().await;
-            let resume = resume.map_err(|error| Failed { unreachable: false, why: error.to_string() })?;
-            Ok((link, resume))
-        }));
+        let (caller, store) = (self.parts.caller.clone(), self.parts.store.clone());
+        self.dialled = Some(Box::pin(attempt(gateway, dialling, caller, store)));
     }
 
     /// Takes the link out of use, and counts what went over it.

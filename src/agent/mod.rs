@@ -1,7 +1,7 @@
 //! The device half: one connection to the server for every app, and D-Bus towards the apps.
 //!
 //! * [`connection`]: the link and its state machine, in one task; [`alarm`]: its clock; [`status`];
-//!   [`routes`]: which link is dialled next.
+//!   [`routes`]: which link is dialled next; [`attempt`].
 //! * [`store`]: what is on disk; [`plan`], pure, says what becomes of a message.
 //! * [`bus`]: D-Bus; [`apps`]: who is connected there; [`deliver`]: messages on their way to them.
 //! * [`effects`]: alerts, starts of apps and badges, at the [`pace`] that one app may have.
@@ -9,6 +9,7 @@
 
 pub mod alarm;
 pub mod apps;
+pub mod attempt;
 pub mod bus;
 pub mod config;
 pub mod connection;
