@@ -104,7 +104,12 @@ async fn a_thousand_devices_come_back_spread_over_the_window_and_none_is_left_be
     let settings = format!("[gateway]\nhandshakes-per-second = {RATE}\nreconnect-window-s = {WINDOW}");
     let mut server = Server::start("00", &settings);
     let gateway: Gateway = server.gateway.parse().expect("a gateway");
-    let dialling = Dialling { tls: tls::client(None).expect("there is a trust store"), plain_text: false, from: None };
+    let dialling = Dialling {
+        tls: tls::client(None).expect("there is a trust store"),
+        plain_text: false,
+        from: None,
+        ends: Arc::default(),
+    };
     let arrivals = Arrivals::default();
     for _ in 0..DEVICES {
         tokio::spawn(live(gateway.clone(), dialling.clone(), Arc::clone(&arrivals)));

@@ -9,6 +9,8 @@ use crate::link::Gateway;
 use crate::proto::keepalive::Profile;
 use crate::tls::Pin;
 
+use super::system::Source;
+
 /// Everything an integrator may set. Keys in the file are written with `-` instead of `_`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
@@ -28,6 +30,8 @@ pub struct AgentConfig {
     pub enrolment_key: Option<String>,
     /// What powers the device: how long its connection may be silent.
     pub profile: Profile,
+    /// Who is asked about the machine's network, power and sleep.
+    pub watch: Vec<Source>,
     /// Which bus the apps are on.
     pub bus: Bus,
     /// The folder of the database.
@@ -87,6 +91,7 @@ impl Default for AgentConfig {
             client_certificate: None,
             enrolment_key: None,
             profile: Profile::default(),
+            watch: Source::ALL.to_vec(),
             bus: Bus::Session,
             state_folder: config::user_state_folder().unwrap_or_else(config::system_state_folder),
             log: LogLevel::default(),

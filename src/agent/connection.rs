@@ -5,6 +5,7 @@
 //! acknowledged when their batch is on disk.
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +29,9 @@ use super::apps::Apps;
 use super::effects::Hints;
 use super::status::{Status, Tally};
 use super::store::{AppRow, Received, Store};
+use super::system::{Ready, Signal, Source, System};
+
+mod machine;
 
 /// What others ask of the connection.
 #[derive(Clone, Debug)]
@@ -69,6 +73,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Its alarm.
     pub alarm: Alarm,
+    /// What the machine says of itself.
+    pub system: System,
     /// What others ask.
     pub commands: mpsc::Receiver<Command>,
     /// Who listens to registrations.
@@ -89,6 +95,12 @@ struct Connection {
     stored: Later<Result<Received, DbError>>,
     /// Pushes for the next batch; at most a window of them.
     waiting: Vec<Delivery>,
+    /// Who tells about the machine, in order.
+    sources: Vec<Source>,
+    /// The address that the device had when the network was last looked at.
+    address: Option<IpAddr>,
+    /// The machine waits for this before it sleeps.
+    ready: Option<Ready>,
     /// The last link, on its way out.
     farewell: Option<JoinHandle<()>>,
     /// What it did since the start, over the links that are gone.
@@ -108,6 +120,7 @@ enum Event {
     Dialled(Result<(Link, Vec<MessageId>), String>),
     Stored(Result<Received, DbError>),
     Command(Option<Command>),
+    Machine(Signal),
     Timer,
     Stop,
 }
@@ -121,6 +134,9 @@ pub async fn run(device: Device, parts: Parts, mut stop: Stop) -> Result<(), DbE
         dialled: None,
         stored: None,
         waiting: Vec::new(),
+        sources: Vec::new(),
+        address: None,
+        ready: None,
         farewell: None,
         total: Tally::default(),
         day: (0, Tally::default()),
@@ -130,6 +146,7 @@ pub async fn run(device: Device, parts: Parts, mut stop: Stop) -> Result<(), DbE
     this.device.start();
     loop {
         this.act().await;
+        this.let_sleep().await;
         let event = this.next_event(&mut stop).await;
         if matches!(event, Event::Stop | Event::Command(None)) {
             break;
@@ -154,14 +171,6 @@ impl Connection {
         Ok(())
     }
 
-    /// What was learned by an earlier run.
-    async fn load_network(&mut self) -> Result<(), DbError> {
-        let network = self.device.pulse().network;
-        let memory = self.parts.store.memory(network.key).await?;
-        self.device.handle_network(self.parts.clock.now(), Some((network, memory)));
-        Ok(())
-    }
-
     async fn next_event(&mut self, stop: &mut Stop) -> Event {
         // A server that sends more than the window allows is not read until that much is stored.
         let room = self.waiting.len() < WINDOW;
@@ -170,6 +179,7 @@ impl Connection {
             dialled = when_done(&mut self.dialled) => Event::Dialled(dialled),
             stored = when_done(&mut self.stored) => Event::Stored(stored),
             command = self.parts.commands.recv() => Event::Command(command),
+            signal = self.parts.system.next() => Event::Machine(signal),
             () = self.parts.alarm.ring(self.device.poll_timeout()) => Event::Timer,
             () = stop.wait() => Event::Stop,
         }
@@ -197,6 +207,8 @@ impl Connection {
             }
             Event::Dialled(Ok((link, resume))) => {
                 self.link = Some(link);
+                // By now the kernel knows the router.
+                self.look(&[]).await;
                 self.device.handle_link_up(now, resume);
             }
             Event::Dialled(Err(why)) => self.device.handle_link_down(now, &why, luck),
@@ -207,7 +219,11 @@ impl Connection {
                 self.device.handle_store_failed(now, luck);
             }
             Event::Command(Some(command)) => self.handle_command(command).await,
-            Event::Timer => self.device.handle_timer(now, luck),
+            Event::Machine(signal) => self.handle_signal(signal).await,
+            Event::Timer => {
+                self.device.handle_timer(now, luck);
+                self.parts.system.woke();
+            }
             // Both end the loop before they come here.
             Event::Command(None) | Event::Stop => {}
         }
@@ -422,9 +438,14 @@ impl Connection {
         let (state, gateway) = (self.device.state(), self.parts.gateway.to_string());
         self.parts.status.send_if_modified(|status| {
             (status.failures, status.pulse, status.today) = (self.device.failures(), self.device.pulse(), today);
+            (status.offline, status.away) = (self.device.offline().cloned(), self.device.away());
+            status.surroundings = self.device.surroundings();
+            status.sources.clone_from(&self.sources);
+            let out_of_reach = self.device.out_of_reach();
             // Whoever waits for a change waits for these alone.
-            let changed = status.state != *state || status.gateway != gateway;
+            let changed = status.state != *state || status.gateway != gateway || status.out_of_reach != out_of_reach;
             if changed {
+                status.out_of_reach = out_of_reach;
                 log_change(state, &gateway);
                 (status.state, status.gateway) = (state.clone(), gateway);
             }

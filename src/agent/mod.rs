@@ -2,6 +2,7 @@
 //!
 //! * [`connection`]: the link and its state machine, in one task; [`alarm`]: its clock; [`status`].
 //! * [`store`]: what is on disk; [`plan`], pure, says what becomes of a message.
+//! * [`system`]: what the machine says of its network, power and sleep.
 //! * [`bus`]: D-Bus; [`apps`]: who is connected there; [`deliver`]: messages on their way to them.
 //! * [`effects`]: alerts, starts of apps and badges, at the [`pace`] that one app may have.
 //! * [`identity`]: who is calling; [`installed`]: manifests and desktop files; [`uninstall`].
@@ -19,6 +20,7 @@ pub mod pace;
 pub mod plan;
 pub mod status;
 pub mod store;
+pub mod system;
 pub mod uninstall;
 
 use std::path::PathBuf;
@@ -46,6 +48,7 @@ use effects::Hints;
 use installed::Installed;
 use status::Status;
 use store::{Credentials, Store};
+use system::System;
 
 /// Commands that may wait for the connection.
 const COMMANDS: usize = 64;
@@ -106,7 +109,7 @@ fn start(args: Args) -> Result<(), Fatal> {
     daemon::start_logging(config.log, config.log_format);
     daemon::private_folder(&config.state_folder)?;
     let _mine = daemon::lock_folder(&config.state_folder, "bellwired")?;
-    let dialling = Dialling { tls, plain_text: config.allow_plain_text, from: None };
+    let dialling = Dialling { tls, plain_text: config.allow_plain_text, from: None, ends: Arc::default() };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Fatal::of(Exit::Software))?;
     runtime.block_on(async {
@@ -121,6 +124,7 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
     let (store, credentials) = Store::open(&config.database(), config.limits).map_err(database)?;
     let gateway = choose_gateway(&store, &config).await.map_err(database)?;
     let returning = store.connected_before().await.map_err(database)?;
+    let (salt, sources) = (store.salt().await.map_err(database)?, config.watch.clone());
     let (apps, clock) = (Arc::new(Apps::expecting(returning)), Clock::start());
     let (commands, inbox) = mpsc::channel(COMMANDS);
     let (changes, _) = broadcast::channel(CHANGES);
@@ -144,10 +148,12 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
     // The name is on the bus before the network is touched: apps may call while we are offline.
     let bus = bus::serve(Arc::clone(&shared)).await.map_err(no_bus)?;
     info!(device = %shared.device, gateway = %gateway, "ready");
+    let system = System::start(&sources, gateway.clone(), Arc::clone(&dialling.ends), &salt);
     let parts = Parts {
         configured,
         gateway,
         dialling,
+        system,
         store,
         apps: Arc::clone(&apps),
         hints,

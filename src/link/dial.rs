@@ -1,9 +1,9 @@
 //! How a device opens a link to its gateway: address, TCP, TLS where the URL says so, WebSocket.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::socket::setsockopt;
@@ -40,6 +40,16 @@ impl Gateway {
     /// Whether the link is encrypted.
     pub fn encrypted(&self) -> bool {
         self.encrypted
+    }
+
+    /// Its name or address.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 }
 
@@ -93,6 +103,37 @@ pub struct Dialling {
     /// The address to dial from, where it matters (a bench with more sockets than one address
     /// has ports).
     pub from: Option<IpAddr>,
+    /// Where the newest connection is noted.
+    pub ends: Arc<Ends>,
+}
+
+/// The two ends of the newest connection, for whoever watches the network.
+#[derive(Debug, Default)]
+pub struct Ends {
+    newest: Mutex<Option<Between>>,
+}
+
+/// The two ends of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Between {
+    /// The device's.
+    pub here: SocketAddr,
+    /// The gateway's, or that of what stands before it.
+    pub there: SocketAddr,
+}
+
+impl Ends {
+    /// Those of the newest connection, if there was one.
+    pub fn get(&self) -> Option<Between> {
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, stream: &TcpStream) {
+        // A connection that is gone already has no ends.
+        if let (Ok(here), Ok(there)) = (stream.local_addr(), stream.peer_addr()) {
+            *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Between { here, there });
+        }
+    }
 }
 
 /// Opens a link. The error says which step failed.
@@ -122,7 +163,10 @@ async fn connect(gateway: &Gateway, how: &Dialling) -> Result<TcpStream, LinkErr
             )));
         }
         match connect_to(address, how.from).await {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => {
+                how.ends.note(&stream);
+                return Ok(stream);
+            }
             Err(error) => last = broken(error),
         }
     }

@@ -32,6 +32,10 @@ pub const ANSWER: Duration = Duration::from_secs(30);
 pub const QUIET: Duration = Duration::from_secs(2);
 /// The least time between two attempts that a network's coming causes.
 pub const CANARY_GAP: Duration = Duration::from_secs(30);
+/// A device that is offline for so long, although there is a network, says so.
+pub const OUT_OF_REACH: Duration = Duration::from_secs(300);
+/// Who says that the device was asleep within this time after another means the same sleep.
+const SAME_SLEEP: Duration = Duration::from_secs(10);
 
 /// Who the device is.
 #[derive(Clone, Debug)]
@@ -109,6 +113,15 @@ pub enum LinkState {
     },
 }
 
+/// A time without a session, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offline {
+    /// Since when.
+    pub since: Moment,
+    /// What ended the last attempt or session.
+    pub why: String,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Timer {
     Retry,
@@ -120,11 +133,21 @@ enum Timer {
     Pong,
     /// A network that has come is tried.
     Canary,
+    /// The device is offline for so long that people are told. It outlives attempts.
+    OutOfReach,
 }
 
 impl TimerName for Timer {
-    const ALL: &'static [Self] =
-        &[Timer::Retry, Timer::Greeting, Timer::Answer, Timer::Keepalive, Timer::Repeat, Timer::Pong, Timer::Canary];
+    const ALL: &'static [Self] = &[
+        Timer::Retry,
+        Timer::Greeting,
+        Timer::Answer,
+        Timer::Keepalive,
+        Timer::Repeat,
+        Timer::Pong,
+        Timer::Canary,
+        Timer::OutOfReach,
+    ];
 
     fn slot(self) -> usize {
         self as usize
@@ -145,7 +168,7 @@ pub struct Device {
     identity: Identity,
     state: LinkState,
     session: Option<Session>,
-    timers: Timers<Timer, 7>,
+    timers: Timers<Timer, 8>,
     backoff: Backoff,
     wishes: Wishes,
     pulse: Pulse,
@@ -155,6 +178,12 @@ pub struct Device {
     away: bool,
     /// When a network's coming last caused an attempt.
     canary: Option<Moment>,
+    /// When the device was last said to have been asleep.
+    woken: Option<Moment>,
+    /// Set while there is no session, once there was a failure.
+    offline: Option<Offline>,
+    /// It has been offline for long although there is a network.
+    out_of_reach: bool,
     /// What a server or a dying link last said about the end, until the wait begins.
     farewell: Option<Bye>,
     actions: VecDeque<DeviceAction>,
@@ -175,6 +204,9 @@ impl Device {
             surroundings: Surroundings::default(),
             away: false,
             canary: None,
+            woken: None,
+            offline: None,
+            out_of_reach: false,
             farewell: None,
             actions: VecDeque::new(),
         }
@@ -198,6 +230,22 @@ impl Device {
     /// Attempts that failed since a session last lasted.
     pub fn failures(&self) -> u32 {
         self.backoff.failures()
+    }
+
+    /// Whether there is no network.
+    pub fn away(&self) -> bool {
+        self.away
+    }
+
+    /// The time without a session, if there is none now and an attempt has failed.
+    pub fn offline(&self) -> Option<&Offline> {
+        self.offline.as_ref()
+    }
+
+    /// Whether the device has been offline for [`OUT_OF_REACH`] although there is a network. It is true
+    /// until a session opens or the network goes.
+    pub fn out_of_reach(&self) -> bool {
+        self.out_of_reach
     }
 
     /// The next thing to do.
@@ -232,6 +280,7 @@ impl Device {
         }
         self.hangup();
         self.forget_session();
+        self.end_offline();
         self.state = LinkState::Stopped;
     }
 
@@ -256,6 +305,7 @@ impl Device {
     pub fn handle_network(&mut self, now: Moment, network: Option<(Network, Option<Memory>)>) {
         let Some((network, memory)) = network else {
             self.away = true;
+            self.forget_reach();
             return self.pulse.disturb();
         };
         let came = std::mem::replace(&mut self.away, false);
@@ -263,6 +313,7 @@ impl Device {
         if !came && !other {
             return;
         }
+        self.watch_reach(now);
         match self.state {
             LinkState::Waiting { .. } => self.timers.set(Timer::Canary, now.after(QUIET)),
             // The link may have been of the other network.
@@ -281,11 +332,48 @@ impl Device {
         self.surroundings
     }
 
-    /// The device was asleep: the server is asked whether it still listens, or tried anew.
+    /// The device has another address on the same network: whether the path still knows the session is
+    /// asked, and says nothing about silences.
+    pub fn handle_moved(&mut self, now: Moment) {
+        if matches!(self.state, LinkState::Online { .. }) {
+            self.pulse.disturb();
+            self.ping(now);
+        }
+    }
+
+    /// The address that the link has on this side is gone, and the link with it.
+    pub fn handle_address_gone(&mut self, now: Moment, luck: Luck) {
+        if matches!(self.state, LinkState::Greeting | LinkState::Online { .. }) {
+            self.hangup();
+            self.come_back(now, "the device's address has changed", luck);
+        }
+    }
+
+    /// The device is about to sleep: an answer that is awaited may come while nobody listens.
+    pub fn handle_asleep(&mut self, now: Moment) {
+        if self.timers.is_set(Timer::Pong) {
+            self.give_up_pong();
+            self.timers.set(Timer::Keepalive, self.pulse.due(now));
+        }
+    }
+
+    /// The device was asleep: the server is asked whether it still listens, or tried anew. Several may
+    /// say so of one sleep.
     pub fn handle_awake(&mut self, now: Moment) {
+        if self.woken.is_some_and(|last| now.since(last) < SAME_SLEEP) {
+            return;
+        }
+        self.woken = Some(now);
+        // Nobody could be reached in a sleep.
+        self.watch_reach(now);
         match self.state {
             LinkState::Waiting { .. } => self.try_canary(now),
-            LinkState::Online { .. } => self.ping(now),
+            LinkState::Online { .. } => {
+                if self.timers.is_set(Timer::Pong) {
+                    self.give_up_pong();
+                }
+                self.ping(now);
+            }
             LinkState::Stopped | LinkState::Dialling | LinkState::Greeting => {}
         }
     }
@@ -395,6 +483,7 @@ impl Device {
                 Timer::Repeat => self.repeat_ping(now),
                 Timer::Pong => self.lose(now, luck),
                 Timer::Canary => self.try_canary(now),
+                Timer::OutOfReach => self.out_of_reach = true,
             }
         }
     }
@@ -420,6 +509,7 @@ impl Device {
         self.session = Some(Session { since: now, proven: false, last_push: 0 });
         self.state = LinkState::Online { since: now, region: welcome.region };
         self.timers.clear(Timer::Greeting);
+        self.end_offline();
         self.heard(now);
         self.actions.push_back(DeviceAction::Online(Online { region: welcome.region, enrolled: welcome.enrolled }));
         self.ask(now);
@@ -540,13 +630,46 @@ impl Device {
     fn lose(&mut self, now: Moment, luck: Luck) {
         self.pulse.lost(now);
         self.remember();
-        let bye = Bye::because(Reason::Silent);
-        if !self.credit(now) {
-            return self.fail(now, bye, luck);
+        let why = self.leave(Bye::because(Reason::Silent));
+        self.come_back(now, &why, luck);
+    }
+
+    /// Waits after the path has forgotten the session, which the server cannot know: if the session had
+    /// lasted, there is nothing to wait for.
+    fn come_back(&mut self, now: Moment, why: &str, luck: Luck) {
+        match self.credit(now) {
+            true => self.rest(now, why, Duration::ZERO),
+            false => self.wait(now, why, luck),
         }
-        // The path has forgotten the session, which the server cannot know: there is nothing to wait for.
-        let why = self.leave(bye);
-        self.rest(now, &why, Duration::ZERO);
+    }
+
+    /// What comes of a ping that is under way says nothing.
+    fn give_up_pong(&mut self) {
+        self.pulse.disturb();
+        self.timers.clear(Timer::Repeat);
+        self.timers.clear(Timer::Pong);
+    }
+
+    /// From now on it is to be counted for how long the device is offline with a network.
+    fn watch_reach(&mut self, now: Moment) {
+        if self.offline.is_some() && !self.away && !self.out_of_reach {
+            self.timers.set(Timer::OutOfReach, now.after(OUT_OF_REACH));
+        }
+    }
+
+    fn forget_reach(&mut self) {
+        self.out_of_reach = false;
+        self.timers.clear(Timer::OutOfReach);
+    }
+
+    fn end_offline(&mut self) {
+        self.offline = None;
+        self.forget_reach();
+    }
+
+    /// All but the one that outlives attempts.
+    fn clear_timers(&mut self) {
+        self.timers.clear_all_but(Timer::OutOfReach);
     }
 
     /// Tries a network that has come, once in a while; the back-off neither waits for it nor ends by it.
@@ -595,7 +718,7 @@ impl Device {
     }
 
     fn hangup(&mut self) {
-        self.timers.clear_all();
+        self.clear_timers();
         if matches!(self.state, LinkState::Dialling | LinkState::Greeting | LinkState::Online { .. }) {
             self.actions.push_back(DeviceAction::Hangup);
         }
@@ -632,14 +755,19 @@ impl Device {
     /// Makes the next attempt so much later, and not at once.
     fn rest(&mut self, now: Moment, why: &str, delay: Duration) {
         self.forget_session();
-        self.timers.clear_all();
+        self.clear_timers();
         let until = now.after(delay.max(backoff::SHORTEST_GAP));
         self.timers.set(Timer::Retry, until);
         self.state = LinkState::Waiting { until, why: why.to_owned() };
+        let began = self.offline.is_none();
+        self.offline.get_or_insert(Offline { since: now, why: String::new() }).why = why.to_owned();
+        if began {
+            self.watch_reach(now);
+        }
     }
 
     fn dial(&mut self) {
-        self.timers.clear_all();
+        self.clear_timers();
         self.state = LinkState::Dialling;
         self.actions.push_back(DeviceAction::Dial);
     }

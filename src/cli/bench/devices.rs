@@ -102,6 +102,7 @@ pub async fn run(args: DevicesArgs) -> Result<(), Fatal> {
             tls: tls::client(args.ca.as_deref()).map_err(Fatal::of(Exit::Config))?,
             plain_text: false,
             from: None,
+            ends: Arc::default(),
         },
         store: Worker::start("devices", connection).map_err(Fatal::of(Exit::Software))?,
         clock: Clock::start(),

@@ -80,7 +80,7 @@ async fn stalled_device(gateway: &str) -> Result<(String, impl Sized), Fatal> {
     let broken = |what: &str| Fatal::new(Exit::Unavailable, format!("the device that stalls: {what}"));
     let tls = tls::client(None).map_err(Fatal::of(Exit::Config))?;
     let gateway = gateway.parse().map_err(|why| Fatal::new(Exit::Usage, why))?;
-    let mut link = dial(&gateway, &Dialling { tls, plain_text: false, from: None })
+    let mut link = dial(&gateway, &Dialling { tls, plain_text: false, from: None, ends: Arc::default() })
         .await
         .map_err(|error| broken(&error.to_string()))?;
     let hello = Hello {

@@ -1,0 +1,102 @@
+//! What the connection does with what the machine says: the network it is on, its power, its sleep.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tracing::debug;
+
+use super::Connection;
+use crate::agent::system::network::Way;
+use crate::agent::system::{Signal, Source};
+use crate::db::DbError;
+use crate::proto::pulse::{Memory, Network};
+use crate::proto::surroundings::Surroundings;
+use crate::world;
+
+/// How long the last words before a sleep may take.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+impl Connection {
+    /// What was learned by an earlier run. Its error is one of the store at the start.
+    pub(super) async fn load_network(&mut self) -> Result<(), DbError> {
+        let now = self.parts.clock.now();
+        let network = match self.parts.system.look(&[]) {
+            Some(None) => {
+                self.device.handle_network(now, None);
+                return Ok(());
+            }
+            Some(Some(way)) => way.network,
+            None => self.device.pulse().network,
+        };
+        let memory = self.parts.store.memory(network.key).await?;
+        self.device.handle_network(now, Some((network, memory)));
+        Ok(())
+    }
+
+    pub(super) async fn handle_signal(&mut self, signal: Signal) {
+        let now = self.parts.clock.now();
+        let before = self.device.surroundings();
+        match signal {
+            Signal::Network(gateway) => {
+                self.look(&gateway).await;
+                if self.link.is_some() && self.parts.system.address_is_gone() {
+                    self.device.handle_address_gone(now, world::luck());
+                }
+            }
+            Signal::Power(power) => self.device.handle_surroundings(now, Surroundings { power, ..before }),
+            Signal::Metered(metered) => self.device.handle_surroundings(now, Surroundings { metered, ..before }),
+            Signal::Asleep(ready) => {
+                debug!("the device is about to sleep");
+                self.device.handle_asleep(now);
+                self.ready = Some(ready);
+            }
+            Signal::Awake => {
+                debug!("the device is awake");
+                self.device.handle_awake(now);
+            }
+            Signal::Source(source, there) => self.note_source(source, there),
+        }
+    }
+
+    /// Looks which network there is, of which what is remembered counts.
+    pub(super) async fn look(&mut self, gateway: &[IpAddr]) {
+        let Some(way) = self.parts.system.look(gateway) else { return };
+        let now = self.parts.clock.now();
+        let Some(Way { network, source }) = way else {
+            self.address = None;
+            return self.device.handle_network(now, None);
+        };
+        let other = self.device.pulse().network != network;
+        let memory = if other { self.recall(network).await } else { None };
+        self.device.handle_network(now, Some((network, memory)));
+        let moved = std::mem::replace(&mut self.address, source).is_some_and(|address| source != Some(address));
+        if moved && !other {
+            self.device.handle_moved(now);
+        }
+    }
+
+    async fn recall(&mut self, network: Network) -> Option<Memory> {
+        let memory = self.parts.store.memory(network.key).await;
+        self.or_log(memory, None)
+    }
+
+    /// Lets the machine sleep once what has come is acknowledged.
+    pub(super) async fn let_sleep(&mut self) {
+        if self.stored.is_some() || self.ready.is_none() {
+            return;
+        }
+        if let Some(link) = &mut self.link {
+            // A link that takes nothing now is found out when the device is awake.
+            let _ = tokio::time::timeout(LAST_WORDS, link.flush()).await;
+        }
+        self.ready = None;
+    }
+
+    fn note_source(&mut self, source: Source, there: bool) {
+        self.sources.retain(|known| *known != source);
+        if there {
+            self.sources.push(source);
+            self.sources.sort_unstable();
+        }
+    }
+}
