@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use common::{Server, so, until_within};
 use device::{Device, codes, post, request};
-use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -93,12 +92,6 @@ fn fast(speed: u32) -> (String, String) {
     ("BELLWIRE_SPEED".to_owned(), speed.to_string())
 }
 
-fn link(device: &Device) -> Value {
-    let told = device.tool(&["--json", "status"]);
-    let status: Value = serde_json::from_slice(&told.stdout).unwrap_or_else(|error| panic!("{error}: {told:?}"));
-    status["link"].clone()
-}
-
 /// Starts a server and a device that are both this fast, the device by this gateway or the server's own.
 fn start(speed: u32, settings: &str) -> Server {
     Server::start_with("00", settings, vec![fast(speed)])
@@ -121,7 +114,7 @@ async fn learns(resets: bool) {
     assert_eq!(inbox.recv().await.expect("the app is connected").data(), "before");
 
     let found = until_within(Duration::from_secs(120), async || {
-        let link = link(&device);
+        let link = device.link();
         so(link["silence_stage"] == "steady", || format!("{link}\n{}", device.log())).map(|()| link)
     })
     .await;
@@ -139,12 +132,12 @@ async fn learns(resets: bool) {
         send(&number.to_string());
         assert_eq!(inbox.recv().await.expect("the app is connected").data(), number.to_string());
     }
-    assert_eq!(link(&device)["losses_today"], losses);
+    assert_eq!(device.link()["losses_today"], losses);
 
     // What was learned outlives the daemon.
     device.restart_agent_with(&[("BELLWIRE_SPEED", &speed)]);
     device.until_online().await;
-    let again = link(&device);
+    let again = device.link();
     assert_eq!((&again["silence_stage"], &again["silence_s"]), (&found["silence_stage"], &found["silence_s"]));
 }
 
@@ -192,8 +185,8 @@ async fn an_idle_agent_wakes_for_its_pings_and_for_nothing_else() {
     let mut device = Device::start(&server.gateway, "");
     device.restart_agent_with(&[("BELLWIRE_SPEED", &FAST.to_string())]);
     device.until_online().await;
-    let pings = || link(&device)["pings_today"].as_u64().expect("a number");
-    until_within(Duration::from_secs(60), async || so(pings() > 3, || link(&device).to_string())).await;
+    let pings = || device.link()["pings_today"].as_u64().expect("a number");
+    until_within(Duration::from_secs(60), async || so(pings() > 3, || device.link().to_string())).await;
     let (first, log) = (pings(), device.log());
     // The tool has gone when the next ping has passed.
     tokio::time::sleep(Duration::from_secs(10) / FAST).await;
