@@ -8,8 +8,8 @@ mod common;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use bellwire::link::dial::Dialling;
-use bellwire::link::{Gateway, Socket, dial};
+use bellwire::link::dial::{Caller, Dialling};
+use bellwire::link::{DeviceLink, Gateway, Link, dial};
 use bellwire::proto::device::{Device, DeviceAction, Identity};
 use bellwire::proto::frame::ToDevice;
 use bellwire::proto::keepalive::Profile;
@@ -25,22 +25,22 @@ const WINDOW: usize = 12;
 
 /// When devices came online, in order.
 type Arrivals = Arc<Mutex<Vec<Instant>>>;
-type Link = Socket<Box<dyn dial::Stream>>;
 
 /// One device, for as long as the test runs.
 async fn live(gateway: Gateway, dialling: Dialling, arrivals: Arrivals) {
     let identity =
         Identity { device: world::device_id(), secret: world::secret(), agent: "storm".into(), enrolment_key: None };
+    let caller = Caller::new(identity.device, identity.secret.clone(), Profile::Mains);
     let (clock, mut device) = (Clock::start(), Device::new(identity, Profile::Mains));
-    let mut link: Option<Link> = None;
+    let mut link: Option<DeviceLink> = None;
     device.start();
     loop {
         while let Some(action) = device.poll_action() {
             match action {
-                DeviceAction::Dial => match dial(&gateway, &dialling).await {
+                DeviceAction::Dial => match dial(&gateway, &dialling, &caller).await {
                     Ok(open) => {
                         link = Some(open);
-                        device.handle_link_up(clock.now(), Vec::new());
+                        device.handle_link_up(clock.now(), Vec::new(), None);
                     }
                     Err(error) => device.handle_link_down(clock.now(), &error.to_string(), world::luck()),
                 },
@@ -75,7 +75,7 @@ async fn live(gateway: Gateway, dialling: Dialling, arrivals: Arrivals) {
     }
 }
 
-async fn next(link: &mut Option<Link>) -> Result<ToDevice, String> {
+async fn next(link: &mut Option<DeviceLink>) -> Result<ToDevice, String> {
     match link {
         Some(link) => link.next().await.map_err(|error| error.to_string()),
         None => std::future::pending().await,

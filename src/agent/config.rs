@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use crate::config::{self, ConfigError, LogFormat, LogLevel, TlsFiles};
 use crate::link::Gateway;
+use crate::link::url::LinkKind;
 use crate::proto::keepalive::Profile;
 use crate::tls::Pin;
 
@@ -15,10 +16,13 @@ use super::system::Source;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct AgentConfig {
-    /// The gateway of the push server: `wss://HOST[:PORT]`, or `ws://` on this machine.
+    /// The gateway of the push server: `wss://HOST[:PORT]`, or `ws://` on this machine; or a broker that carries
+    /// frames to it, `mqtts://HOST[:PORT][/ROOT]`.
     #[serde(deserialize_with = "gateway")]
     pub gateway: Gateway,
-    /// Allows `ws://` to another machine.
+    /// The kind of link that is used where the server offers several.
+    pub link: LinkKind,
+    /// Allows `ws://` and `mqtt://` to another machine.
     pub allow_plain_text: bool,
     /// Certificates that authenticate the gateway; the system's if absent.
     pub ca: Option<PathBuf>,
@@ -85,6 +89,7 @@ impl Default for AgentConfig {
         Self {
             // Invariant: the text is a gateway's; the test of the sample parses the same.
             gateway: "ws://127.0.0.1:5223".parse().expect("the default gateway is one"),
+            link: LinkKind::default(),
             allow_plain_text: false,
             ca: None,
             pins: Vec::new(),

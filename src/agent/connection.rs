@@ -16,8 +16,8 @@ use tracing::{debug, error, info, warn};
 
 use crate::daemon::{Stop, fault_point};
 use crate::db::DbError;
-use crate::link::dial::{Dialling, Stream};
-use crate::link::{Gateway, LinkError, Socket, dial};
+use crate::link::dial::{Caller, Dialling};
+use crate::link::{DeviceLink, Gateway, Link, LinkError, dial};
 use crate::proto::device::{Device, DeviceAction, LinkState, Online};
 use crate::proto::frame::{Delivery, Outcome, Refusal, ToDevice, WINDOW};
 use crate::proto::wishes::Wish;
@@ -27,11 +27,14 @@ use crate::world::{self, Clock};
 use super::alarm::Alarm;
 use super::apps::Apps;
 use super::effects::Hints;
+use super::routes::Routes;
 use super::status::{Status, Tally};
 use super::store::{AppRow, Received, Store};
 use super::system::{Ready, Signal, Source, System};
 
 mod machine;
+
+use machine::last_words;
 
 /// What others ask of the connection.
 #[derive(Clone, Debug)]
@@ -59,10 +62,12 @@ pub enum Change {
 pub struct Parts {
     /// The gateway of the configuration.
     pub configured: Gateway,
-    /// The gateway to dial.
-    pub gateway: Gateway,
+    /// The links to dial.
+    pub routes: Routes,
     /// How to dial it.
     pub dialling: Dialling,
+    /// As whom.
+    pub caller: Caller,
     /// The device's store.
     pub store: Store,
     /// The connected apps.
@@ -84,14 +89,12 @@ pub struct Parts {
 }
 
 type Later<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
-/// Boxed, because an event carries it.
-type Link = Box<Socket<Box<dyn Stream>>>;
 
 struct Connection {
     parts: Parts,
     device: Device,
-    link: Option<Link>,
-    dialled: Later<Result<(Link, Vec<MessageId>), String>>,
+    link: Option<DeviceLink>,
+    dialled: Later<Result<(DeviceLink, Vec<MessageId>), String>>,
     stored: Later<Result<Received, DbError>>,
     /// Pushes for the next batch; at most a window of them.
     waiting: Vec<Delivery>,
@@ -117,10 +120,11 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// What woke the task.
 enum Event {
     Frame(Result<ToDevice, LinkError>),
-    Dialled(Result<(Link, Vec<MessageId>), String>),
+    Dialled(Result<(DeviceLink, Vec<MessageId>), String>),
     Stored(Result<Received, DbError>),
     Command(Option<Command>),
     Machine(Signal),
+    MaySleep,
     Timer,
     Stop,
 }
@@ -146,7 +150,6 @@ pub async fn run(device: Device, parts: Parts, mut stop: Stop) -> Result<(), DbE
     this.device.start();
     loop {
         this.act().await;
-        this.let_sleep().await;
         let event = this.next_event(&mut stop).await;
         if matches!(event, Event::Stop | Event::Command(None)) {
             break;
@@ -180,6 +183,7 @@ impl Connection {
             stored = when_done(&mut self.stored) => Event::Stored(stored),
             command = self.parts.commands.recv() => Event::Command(command),
             signal = self.parts.system.next() => Event::Machine(signal),
+            () = last_words(), if self.ready.is_some() && self.stored.is_none() => Event::MaySleep,
             () = self.parts.alarm.ring(self.device.poll_timeout()) => Event::Timer,
             () = stop.wait() => Event::Stop,
         }
@@ -206,10 +210,11 @@ impl Connection {
                 self.device.handle_link_down(now, &error.to_string(), luck);
             }
             Event::Dialled(Ok((link, resume))) => {
+                let longest_silence = link.longest_silence();
                 self.link = Some(link);
                 // By now the kernel knows the router.
                 self.look(&[]).await;
-                self.device.handle_link_up(now, resume);
+                self.device.handle_link_up(now, resume, longest_silence);
             }
             Event::Dialled(Err(why)) => self.device.handle_link_down(now, &why, luck),
             Event::Stored(Ok(received)) => self.handle_received(&received).await,
@@ -220,6 +225,7 @@ impl Connection {
             }
             Event::Command(Some(command)) => self.handle_command(command).await,
             Event::Machine(signal) => self.handle_signal(signal).await,
+            Event::MaySleep => self.ready = None,
             Event::Timer => {
                 self.device.handle_timer(now, luck);
                 self.parts.system.woke();
@@ -324,17 +330,18 @@ impl Connection {
 
     fn dial(&mut self) {
         drop(self.take_link());
-        let (gateway, dialling) = (self.parts.gateway.clone(), self.parts.dialling.clone());
+        let (gateway, dialling) = (self.parts.routes.next(), self.parts.dialling.clone());
+        let caller = self.parts.caller.clone();
         let store = self.parts.store.clone();
         self.dialled = Some(Box::pin(async move {
-            let link = dial(&gateway, &dialling).await.map_err(|error| error.to_string())?;
+            let link = dial(&gateway, &dialling, &caller).await.map_err(|error| error.to_string())?;
             let resume = store.resume_point().await.map_err(|error| error.to_string())?;
-            Ok((Box::new(link), resume))
+            Ok((link, resume))
         }));
     }
 
     /// Takes the link out of use, and counts what went over it.
-    fn take_link(&mut self) -> Option<Link> {
+    fn take_link(&mut self) -> Option<DeviceLink> {
         self.total = self.total();
         self.link.take()
     }
@@ -364,12 +371,11 @@ impl Connection {
 
     async fn use_gateway(&mut self, gateway: String) {
         match gateway.parse::<Gateway>() {
-            Ok(named) if self.parts.gateway.encrypted() && !named.encrypted() => {
+            Ok(named) if !self.parts.routes.use_gateway(named.clone()) => {
                 warn!("the server named an unencrypted gateway, which is not used: {named}");
             }
-            Ok(named) => {
+            Ok(_) => {
                 info!("the server named another gateway: {gateway}");
-                self.parts.gateway = named;
                 let done = self.parts.store.set_gateway(&self.parts.configured.to_string(), gateway).await;
                 self.or_log(done, ());
             }
@@ -378,6 +384,11 @@ impl Connection {
     }
 
     async fn come_online(&mut self, online: Online) {
+        self.parts.routes.arrived();
+        if self.parts.routes.offer(&online.links) {
+            let done = self.parts.store.set_links(&self.parts.configured.to_string(), &online.links).await;
+            self.or_log(done, ());
+        }
         if online.enrolled {
             let renewed = self.parts.store.renew_all().await;
             let (now, renewed) = (self.parts.clock.now(), self.or_log(renewed, Vec::new()));
@@ -435,7 +446,7 @@ impl Connection {
 
     fn publish(&mut self) {
         let today = self.today();
-        let (state, gateway) = (self.device.state(), self.parts.gateway.to_string());
+        let (state, gateway) = (self.device.state(), self.parts.routes.current().to_string());
         self.parts.status.send_if_modified(|status| {
             (status.failures, status.pulse, status.today) = (self.device.failures(), self.device.pulse(), today);
             (status.offline, status.away) = (self.device.offline().cloned(), self.device.away());
@@ -473,7 +484,7 @@ fn log_change(state: &LinkState, gateway: &str) {
     }
 }
 
-async fn next_frame(link: &mut Option<Link>) -> Result<ToDevice, LinkError> {
+async fn next_frame(link: &mut Option<DeviceLink>) -> Result<ToDevice, LinkError> {
     match link {
         Some(link) => link.next().await,
         None => std::future::pending().await,

@@ -1,6 +1,7 @@
 //! The device half: one connection to the server for every app, and D-Bus towards the apps.
 //!
-//! * [`connection`]: the link and its state machine, in one task; [`alarm`]: its clock; [`status`].
+//! * [`connection`]: the link and its state machine, in one task; [`alarm`]: its clock; [`status`];
+//!   [`routes`]: which link is dialled next.
 //! * [`store`]: what is on disk; [`plan`], pure, says what becomes of a message.
 //! * [`system`]: what the machine says of its network, power and sleep.
 //! * [`bus`]: D-Bus; [`apps`]: who is connected there; [`deliver`]: messages on their way to them.
@@ -18,6 +19,7 @@ pub mod identity;
 pub mod installed;
 pub mod pace;
 pub mod plan;
+pub mod routes;
 pub mod status;
 pub mod store;
 pub mod system;
@@ -33,8 +35,7 @@ use tracing::{info, warn};
 
 use crate::daemon::{self, Exit, Fatal, Stop};
 use crate::db::DbError;
-use crate::link::Gateway;
-use crate::link::dial::Dialling;
+use crate::link::dial::{Caller, Dialling};
 use crate::proto::device::{Device, Identity};
 use crate::tls;
 use crate::world::Clock;
@@ -46,6 +47,7 @@ use config::AgentConfig;
 use connection::Parts;
 use effects::Hints;
 use installed::Installed;
+use routes::Routes;
 use status::Status;
 use store::{Credentials, Store};
 use system::System;
@@ -122,13 +124,15 @@ fn start(args: Args) -> Result<(), Fatal> {
 pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Result<(), Fatal> {
     let database = |error: DbError| Fatal::new(Exit::IoErr, error);
     let (store, credentials) = Store::open(&config.database(), config.limits).map_err(database)?;
-    let gateway = choose_gateway(&store, &config).await.map_err(database)?;
+    let routes = routes(&store, &config).await.map_err(database)?;
+    let gateway = routes.current().clone();
     let returning = store.connected_before().await.map_err(database)?;
     let (salt, sources) = (store.salt().await.map_err(database)?, config.watch.clone());
     let (apps, clock) = (Arc::new(Apps::expecting(returning)), Clock::start());
     let (commands, inbox) = mpsc::channel(COMMANDS);
     let (changes, _) = broadcast::channel(CHANGES);
     let device_id = credentials.device;
+    let caller = Caller::new(device_id, credentials.secret.clone(), config.profile);
     let (configured, device) = (config.gateway.clone(), device(credentials, &config));
     let alarm = Alarm::new(clock).map_err(Fatal::of(Exit::Software))?;
     let (status_out, status) = watch::channel(Status::of(&gateway, &device, alarm.wakes()));
@@ -151,9 +155,10 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
     let system = System::start(&sources, gateway.clone(), Arc::clone(&dialling.ends), &salt);
     let parts = Parts {
         configured,
-        gateway,
+        routes,
         dialling,
         system,
+        caller,
         store,
         apps: Arc::clone(&apps),
         hints,
@@ -214,10 +219,13 @@ fn ended_early(ended: Result<Result<(), DbError>, tokio::task::JoinError>) -> Fa
     }
 }
 
-/// The gateway that the server named, else the configured one.
-async fn choose_gateway(store: &Store, config: &AgentConfig) -> Result<Gateway, DbError> {
-    let named = store.gateway(&config.gateway.to_string()).await?.and_then(|gateway| gateway.parse().ok());
-    Ok(named.unwrap_or_else(|| config.gateway.clone()))
+/// The links to the gateway that the server named, else to the configured one.
+async fn routes(store: &Store, config: &AgentConfig) -> Result<Routes, DbError> {
+    let configured = config.gateway.to_string();
+    let named = store.gateway(&configured).await?.and_then(|gateway| gateway.parse().ok());
+    let mut routes = Routes::new(named.unwrap_or_else(|| config.gateway.clone()), config.link);
+    routes.offer(&store.links(&configured).await?);
+    Ok(routes)
 }
 
 /// Returns when the bus has closed the connection.

@@ -1,8 +1,7 @@
-//! How a device opens a link to its gateway: address, TCP, TLS where the URL says so, WebSocket.
+//! How a device opens a link to its gateway: address, TCP, TLS where the URL says so, and what carries
+//! frames over it.
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,8 +13,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
 use tokio_rustls::TlsConnector;
 
-use super::ws::{LinkError, Socket};
-use crate::proto::frame::TO_DEVICE_MAX;
+#[cfg(feature = "mqtt")]
+use super::mqtt;
+use super::url::{Carrier, Gateway};
+use super::{Link, LinkError, Socket, Traffic};
+use crate::proto::frame::{Frame, TO_DEVICE_MAX};
+use crate::proto::keepalive::Profile;
+use crate::proto::{DeviceId, Secret};
 use crate::tls;
 
 /// How long opening a link may take altogether.
@@ -25,80 +29,16 @@ const DIAL: Duration = Duration::from_secs(20);
 /// quarter of an hour.
 const UNANSWERED_MS: u32 = 30_000;
 
-/// The port of a gateway whose URL names none.
-pub const DEFAULT_PORT: u16 = 5223;
-
-/// The URL of a gateway: `ws://host[:port]` or `wss://host[:port]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Gateway {
-    encrypted: bool,
-    host: String,
-    port: u16,
-}
-
-impl Gateway {
-    /// Whether the link is encrypted.
-    pub fn encrypted(&self) -> bool {
-        self.encrypted
-    }
-
-    /// Its name or address.
-    pub fn host(&self) -> &str {
-        &self.host
-    }
-
-    /// Its port.
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-}
-
-impl FromStr for Gateway {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const FORM: &str = "a gateway is ws://HOST[:PORT] or wss://HOST[:PORT]";
-        let (scheme, rest) = text.split_once("://").ok_or(FORM)?;
-        let encrypted = match scheme {
-            "ws" => false,
-            "wss" => true,
-            _ => return Err(FORM),
-        };
-        let authority = rest.strip_suffix('/').unwrap_or(rest);
-        // A colon inside the brackets of an IPv6 address starts no port.
-        let (host, port) = match authority.rsplit_once(':') {
-            Some((host, port)) if !port.ends_with(']') => (host, port.parse().map_err(|_| FORM)?),
-            _ => (authority, DEFAULT_PORT),
-        };
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-:_".contains(&byte);
-        if host.is_empty() || !host.bytes().all(allowed) {
-            return Err(FORM);
-        }
-        Ok(Self { encrypted, host: host.to_owned(), port })
-    }
-}
-
-impl fmt::Display for Gateway {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.encrypted { "wss" } else { "ws" };
-        match self.host.contains(':') {
-            true => write!(out, "{scheme}://[{}]:{}", self.host, self.port),
-            false => write!(out, "{scheme}://{}:{}", self.host, self.port),
-        }
-    }
-}
-
 /// A byte stream of either kind.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+pub trait Stream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Sync + Unpin> Stream for S {}
 
 /// How a device opens links.
 #[derive(Clone, Debug)]
 pub struct Dialling {
-    /// Trust for `wss://`.
+    /// Trust for `wss://` and `mqtts://`.
     pub tls: Arc<ClientConfig>,
-    /// Whether `ws://` to another machine is allowed.
+    /// Whether `ws://` and `mqtt://` to another machine is allowed.
     pub plain_text: bool,
     /// The address to dial from, where it matters (a bench with more sockets than one address
     /// has ports).
@@ -136,30 +76,122 @@ impl Ends {
     }
 }
 
+/// Who opens a link.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The device.
+    pub device: DeviceId,
+    /// What proves it to a broker, which lets nobody in who does not.
+    pub secret: Secret,
+    /// The longest silence that it may ever use.
+    pub longest_silence: Duration,
+}
+
+impl Caller {
+    /// A device and what powers it.
+    pub fn new(device: DeviceId, secret: Secret, profile: Profile) -> Self {
+        Self { device, secret, longest_silence: profile.constants().longest_silence() }
+    }
+}
+
+/// A link that a device has opened.
+pub enum DeviceLink {
+    /// To a gateway.
+    WebSocket(Box<Socket<Box<dyn Stream>>>),
+    /// Through a broker.
+    #[cfg(feature = "mqtt")]
+    Mqtt(Box<mqtt::Socket>),
+}
+
+impl DeviceLink {
+    /// The longest silence that who is in between allows, if it says.
+    pub fn longest_silence(&self) -> Option<Duration> {
+        match self {
+            Self::WebSocket(_) => None,
+            #[cfg(feature = "mqtt")]
+            Self::Mqtt(socket) => socket.longest_silence(),
+        }
+    }
+}
+
+impl Link for DeviceLink {
+    fn queue(&mut self, frame: &impl Frame) -> Result<(), LinkError> {
+        match self {
+            Self::WebSocket(socket) => socket.queue(frame),
+            #[cfg(feature = "mqtt")]
+            Self::Mqtt(socket) => socket.queue(frame),
+        }
+    }
+
+    async fn next<F: Frame>(&mut self) -> Result<F, LinkError> {
+        match self {
+            Self::WebSocket(socket) => socket.next().await,
+            #[cfg(feature = "mqtt")]
+            Self::Mqtt(socket) => socket.next().await,
+        }
+    }
+
+    async fn close(self) -> Result<(), LinkError> {
+        match self {
+            Self::WebSocket(socket) => socket.close().await,
+            #[cfg(feature = "mqtt")]
+            Self::Mqtt(socket) => socket.close().await,
+        }
+    }
+
+    fn traffic(&self) -> Traffic {
+        match self {
+            Self::WebSocket(socket) => socket.traffic(),
+            #[cfg(feature = "mqtt")]
+            Self::Mqtt(socket) => socket.traffic(),
+        }
+    }
+}
+
 /// Opens a link. The error says which step failed.
-pub async fn dial(gateway: &Gateway, how: &Dialling) -> Result<Socket<Box<dyn Stream>>, LinkError> {
-    match tokio::time::timeout(DIAL, open(gateway, how)).await {
+pub async fn dial(gateway: &Gateway, how: &Dialling, caller: &Caller) -> Result<DeviceLink, LinkError> {
+    match tokio::time::timeout(DIAL, open(gateway, how, caller)).await {
         Ok(result) => result,
         Err(_) => Err(LinkError::Broken(format!("{gateway} did not answer within {} s", DIAL.as_secs()))),
     }
 }
 
-async fn open(gateway: &Gateway, how: &Dialling) -> Result<Socket<Box<dyn Stream>>, LinkError> {
+async fn open(gateway: &Gateway, how: &Dialling, caller: &Caller) -> Result<DeviceLink, LinkError> {
+    match gateway.carrier() {
+        Carrier::WebSocket => {
+            let stream = stream(gateway, how).await?;
+            let socket = Socket::connect(stream, &gateway.to_string(), TO_DEVICE_MAX).await?;
+            Ok(DeviceLink::WebSocket(Box::new(socket)))
+        }
+        #[cfg(feature = "mqtt")]
+        Carrier::Mqtt(root) => {
+            let stream = stream(gateway, how).await?;
+            Ok(DeviceLink::Mqtt(Box::new(mqtt::Socket::connect(stream, gateway, root, caller).await?)))
+        }
+        #[cfg(not(feature = "mqtt"))]
+        Carrier::Mqtt(_) => {
+            let _ = caller;
+            Err(LinkError::NotAGateway(format!("{gateway}: this program was built without MQTT")))
+        }
+    }
+}
+
+/// Opens a byte stream to where the URL leads, encrypted if it says so.
+pub async fn stream(gateway: &Gateway, how: &Dialling) -> Result<Box<dyn Stream>, LinkError> {
     let stream = connect(gateway, how).await?;
-    let stream: Box<dyn Stream> = match gateway.encrypted {
+    Ok(match gateway.encrypted() {
         true => Box::new(encrypt(gateway, how, stream).await?),
         false => Box::new(stream),
-    };
-    Socket::connect(stream, &gateway.to_string(), TO_DEVICE_MAX).await
+    })
 }
 
 async fn connect(gateway: &Gateway, how: &Dialling) -> Result<TcpStream, LinkError> {
     let broken = |error: std::io::Error| LinkError::Broken(format!("{gateway}: {error}"));
     let mut last = LinkError::Broken(format!("{gateway}: the name has no address"));
-    for address in lookup_host((gateway.host.as_str(), gateway.port)).await.map_err(broken)? {
-        if !gateway.encrypted && !how.plain_text && !address.ip().is_loopback() {
+    for address in lookup_host((gateway.host(), gateway.port())).await.map_err(broken)? {
+        if !gateway.encrypted() && !how.plain_text && !address.ip().is_loopback() {
             return Err(LinkError::NotAGateway(format!(
-                "{gateway} is unencrypted and not on this machine; use wss://, or set `allow-plain-text = true`"
+                "{gateway} is unencrypted and not on this machine; use encryption, or set `allow-plain-text = true`"
             )));
         }
         match connect_to(address, how.from).await {
@@ -192,29 +224,9 @@ async fn encrypt(
     how: &Dialling,
     stream: TcpStream,
 ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, LinkError> {
-    let name = ServerName::try_from(gateway.host.clone())
-        .map_err(|_| LinkError::NotAGateway(format!("{} is no name that a certificate can hold", gateway.host)))?;
+    let name = ServerName::try_from(gateway.host().to_owned())
+        .map_err(|_| LinkError::NotAGateway(format!("{} is no name that a certificate can hold", gateway.host())))?;
     let connector = TlsConnector::from(Arc::clone(&how.tls));
     let broken = |error: std::io::Error| LinkError::Broken(format!("{gateway}: {}", tls::explain(&error)));
     connector.connect(name, stream).await.map_err(broken)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn gateways_have_a_scheme_a_host_and_perhaps_a_port() {
-        for (text, full) in [
-            ("ws://localhost", "ws://localhost:5223"),
-            ("wss://push.example.org:443/", "wss://push.example.org:443"),
-            ("ws://[::1]:99", "ws://[::1]:99"),
-            ("wss://[2001:db8::1]", "wss://[2001:db8::1]:5223"),
-        ] {
-            assert_eq!(text.parse::<Gateway>().unwrap().to_string(), full);
-        }
-        for bad in ["localhost", "http://x", "ws://", "ws://a:b", "ws://a b", "ws://a/path"] {
-            assert!(bad.parse::<Gateway>().is_err(), "{bad}");
-        }
-    }
 }

@@ -19,30 +19,14 @@ use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
+use super::{Link, LinkError, Traffic, bytes};
 use crate::proto::frame::{Frame, FrameError, SUBPROTOCOL};
 use crate::tls;
 
 /// Bytes of the read buffer that each socket holds from the start; it grows for a larger frame.
 const READ_BUFFER: usize = 512;
 /// Bytes that may wait to be written: a full window of the largest frames.
-const WRITE_BUFFER_MAX: usize = 4 * 1024 * 1024;
-
-/// Why a link ended or could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum LinkError {
-    /// The peer closed it in order.
-    #[error("the connection was closed")]
-    Closed,
-    /// The peer sent what is no frame: end the session.
-    #[error(transparent)]
-    Frame(#[from] FrameError),
-    /// The connection broke, or could not be made: try again.
-    #[error("the connection failed: {0}")]
-    Broken(String),
-    /// The peer speaks something else: for the operator.
-    #[error("no push gateway answers there: {0}")]
-    NotAGateway(String),
-}
+pub(super) const WRITE_BUFFER_MAX: usize = 4 * 1024 * 1024;
 
 impl From<WsError> for LinkError {
     fn from(error: WsError) -> Self {
@@ -74,15 +58,6 @@ pub struct Socket<S> {
     traffic: Traffic,
 }
 
-/// Bytes of the frames that went over a link.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Ours.
-    pub sent: u64,
-    /// The peer's.
-    pub received: u64,
-}
-
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     /// The server's side of the handshake; frames up to `frame_max` bytes are read.
     pub async fn accept(stream: S, frame_max: usize) -> Result<Self, LinkError> {
@@ -102,44 +77,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         Ok(Self { stream, unflushed: false, traffic: Traffic::default() })
     }
 
-    /// Queues a frame; [`Socket::next`] or [`Socket::flush`] sends it.
-    pub fn queue(&mut self, frame: &impl Frame) -> Result<(), LinkError> {
-        self.unflushed = true;
-        let text = frame.encode();
-        self.traffic.sent += bytes(&text);
-        Ok(Pin::new(&mut self.stream).start_send(Message::text(text))?)
-    }
-
-    /// What went over the link so far.
-    pub fn traffic(&self) -> Traffic {
-        self.traffic
-    }
-
-    /// Sends what is queued and waits for the next frame. Safe to cancel.
-    pub async fn next<F: Frame>(&mut self) -> Result<F, LinkError> {
-        loop {
-            match poll_fn(|context| self.poll_next(context)).await? {
-                Message::Text(text) => {
-                    self.traffic.received += bytes(&text);
-                    return Ok(F::decode(&text)?);
-                }
-                Message::Binary(_) => return Err(LinkError::NotAGateway("a binary frame".into())),
-                Message::Close(_) => return Err(LinkError::Closed),
-                // The library answers pings itself; sending the pong needs a flush.
-                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => self.unflushed = true,
-            }
-        }
-    }
-
     /// Sends what is queued. Safe to cancel.
     pub async fn flush(&mut self) -> Result<(), LinkError> {
         poll_fn(|context| self.poll_flush(context)).await
-    }
-
-    /// Sends what is queued and closes the link.
-    pub async fn close(mut self) -> Result<(), LinkError> {
-        self.flush().await?;
-        Ok(poll_fn(|context| Pin::new(&mut self.stream).poll_close(context)).await?)
     }
 
     fn poll_flush(&mut self, context: &mut Context<'_>) -> Poll<Result<(), LinkError>> {
@@ -163,8 +103,37 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
     }
 }
 
-fn bytes(text: &str) -> u64 {
-    u64::try_from(text.len()).unwrap_or(u64::MAX)
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Link for Socket<S> {
+    fn queue(&mut self, frame: &impl Frame) -> Result<(), LinkError> {
+        self.unflushed = true;
+        let text = frame.encode();
+        self.traffic.sent += bytes(text.len());
+        Ok(Pin::new(&mut self.stream).start_send(Message::text(text))?)
+    }
+
+    async fn next<F: Frame>(&mut self) -> Result<F, LinkError> {
+        loop {
+            match poll_fn(|context| self.poll_next(context)).await? {
+                Message::Text(text) => {
+                    self.traffic.received += bytes(text.len());
+                    return Ok(F::decode(&text)?);
+                }
+                Message::Binary(_) => return Err(LinkError::NotAGateway("a binary frame".into())),
+                Message::Close(_) => return Err(LinkError::Closed),
+                // The library answers pings itself; sending the pong needs a flush.
+                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => self.unflushed = true,
+            }
+        }
+    }
+
+    async fn close(mut self) -> Result<(), LinkError> {
+        self.flush().await?;
+        Ok(poll_fn(|context| Pin::new(&mut self.stream).poll_close(context)).await?)
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.traffic
+    }
 }
 
 fn config(frame_max: usize) -> WebSocketConfig {

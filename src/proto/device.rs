@@ -80,12 +80,14 @@ pub enum DeviceAction {
 }
 
 /// What the server said when it opened the session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Online {
     /// The region of the regIds it issues.
     pub region: Region,
     /// It knows none of this device's registrations: ask for each of them again.
     pub enrolled: bool,
+    /// The URLs of the links that the device may use.
+    pub links: Vec<String>,
 }
 
 /// Where the connection stands, for people.
@@ -174,6 +176,8 @@ pub struct Device {
     pulse: Pulse,
     profile: Profile,
     surroundings: Surroundings,
+    /// What carries the link allows no longer silence.
+    longest_silence: Option<Duration>,
     /// There is no network.
     away: bool,
     /// When a network's coming last caused an attempt.
@@ -202,6 +206,7 @@ impl Device {
             pulse: Pulse::new(profile),
             profile,
             surroundings: Surroundings::default(),
+            longest_silence: None,
             away: false,
             canary: None,
             woken: None,
@@ -313,7 +318,9 @@ impl Device {
         if !came && !other {
             return;
         }
-        self.watch_reach(now);
+        if came {
+            self.watch_reach(now);
+        }
         match self.state {
             LinkState::Waiting { .. } => self.timers.set(Timer::Canary, now.after(QUIET)),
             // The link may have been of the other network.
@@ -389,12 +396,13 @@ impl Device {
     }
 
     /// The link that was asked for is open. `resume` are the ids of the last [`WINDOW`] pushes on
-    /// disk.
-    pub fn handle_link_up(&mut self, now: Moment, mut resume: Vec<MessageId>) {
+    /// disk, `longest_silence` what carries the link allows, if it says.
+    pub fn handle_link_up(&mut self, now: Moment, mut resume: Vec<MessageId>, longest_silence: Option<Duration>) {
         if self.state != LinkState::Dialling {
             return;
         }
         resume.truncate(WINDOW);
+        self.longest_silence = longest_silence;
         self.state = LinkState::Greeting;
         self.timers.set(Timer::Greeting, now.after(GREETING));
         let identity = self.identity.clone();
@@ -505,13 +513,18 @@ impl Device {
     }
 
     fn open(&mut self, now: Moment, welcome: &Welcome) {
-        self.pulse.open(now, Duration::from_secs(welcome.ka_max_s.into()));
+        let allowed = Duration::from_secs(welcome.ka_max_s.into());
+        self.pulse.open(now, self.longest_silence.map_or(allowed, |longest| longest.min(allowed)));
         self.session = Some(Session { since: now, proven: false, last_push: 0 });
         self.state = LinkState::Online { since: now, region: welcome.region };
         self.timers.clear(Timer::Greeting);
         self.end_offline();
         self.heard(now);
-        self.actions.push_back(DeviceAction::Online(Online { region: welcome.region, enrolled: welcome.enrolled }));
+        self.actions.push_back(DeviceAction::Online(Online {
+            region: welcome.region,
+            enrolled: welcome.enrolled,
+            links: welcome.links.clone(),
+        }));
         self.ask(now);
     }
 

@@ -41,12 +41,12 @@ fn actions(device: &mut Device) -> Vec<DeviceAction> {
 }
 
 fn welcome(ka_max_s: u32) -> ToDevice {
-    ToDevice::Welcome(Welcome { version: VERSION, region: Region(3), enrolled: false, ka_max_s })
+    ToDevice::Welcome(Welcome { version: VERSION, region: Region(3), enrolled: false, ka_max_s, links: Vec::new() })
 }
 
 /// Brings a device that dials to the greeting.
 fn greet(device: &mut Device, now: Moment) {
-    device.handle_link_up(now, vec![]);
+    device.handle_link_up(now, vec![], None);
 }
 
 /// Brings a device that dials online and forgets what it said on the way.
@@ -121,7 +121,7 @@ fn a_new_link_is_greeted_with_identity_and_resume_point() {
     let mut device = device();
     device.start();
     actions(&mut device);
-    device.handle_link_up(START, (0..WINDOW as u64 + 5).map(id).collect());
+    device.handle_link_up(START, (0..WINDOW as u64 + 5).map(id).collect(), None);
     let hello = Hello {
         version: VERSION,
         device: DeviceId::from_uuid(Uuid::from_u128(1)),
@@ -150,7 +150,7 @@ fn a_greeting_without_answer_is_given_up_after_thirty_seconds() {
 fn the_welcome_opens_the_session() {
     let mut device = greeting();
     device.handle_frame(later(1), welcome(3600), LOW);
-    let online = Online { region: Region(3), enrolled: false };
+    let online = Online { region: Region(3), enrolled: false, links: Vec::new() };
     assert_eq!(actions(&mut device), [DeviceAction::Online(online)]);
     assert_eq!(device.state(), &LinkState::Online { since: later(1), region: Region(3) });
 }
@@ -166,7 +166,7 @@ fn a_repeated_welcome_changes_nothing() {
 #[test]
 fn a_server_of_another_version_is_left() {
     let mut device = greeting();
-    let welcome = Welcome { version: VERSION + 1, region: Region(3), enrolled: false, ka_max_s: 1 };
+    let welcome = Welcome { version: VERSION + 1, region: Region(3), enrolled: false, ka_max_s: 1, links: Vec::new() };
     device.handle_frame(START, ToDevice::Welcome(welcome), LOW);
     assert_eq!(actions(&mut device), farewell(Reason::Version));
 }
@@ -710,7 +710,7 @@ fn what_comes_from_a_link_that_was_given_up_does_nothing() {
     device.handle_garbage(START, LOW);
     device.handle_stored(START, &[id(1)]);
     device.handle_store_failed(START, LOW);
-    device.handle_link_up(START, vec![]);
+    device.handle_link_up(START, vec![], None);
     assert_eq!(actions(&mut device), []);
     assert_eq!(device.state(), &before);
 }
@@ -773,7 +773,10 @@ fn an_answered_wish_is_not_asked_for_in_the_next_session() {
     greet(&mut device, START);
     actions(&mut device);
     device.handle_frame(START, welcome(3600), LOW);
-    assert_eq!(actions(&mut device), [DeviceAction::Online(Online { region: Region(3), enrolled: false })]);
+    assert_eq!(
+        actions(&mut device),
+        [DeviceAction::Online(Online { region: Region(3), enrolled: false, links: Vec::new() })]
+    );
 }
 
 #[test]

@@ -165,6 +165,10 @@ pub struct Welcome {
     pub enrolled: bool,
     /// The longest silence that the path to this server survives, in seconds.
     pub ka_max_s: u32,
+    /// URLs of all links that the device may use from its next session on, at most [`LIST_MAX`]; none if
+    /// there is only the gateway that it knows.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<String>,
 }
 
 /// A push on its way to a device.
@@ -376,6 +380,12 @@ pub trait Frame: Serialize + DeserializeOwned {
     /// The longest text, in bytes.
     const MAX: usize;
 
+    /// From when on it must not be delivered, if there is such a time.
+    fn expires(&self) -> Option<UnixMillis>;
+
+    /// Whether its sender repeats it where it is lost: a ping or its answer.
+    fn is_pulse(&self) -> bool;
+
     /// The frame as text.
     fn encode(&self) -> String {
         // Invariant: these types hold no map with non-text keys and no failing Serialize.
@@ -393,10 +403,37 @@ pub trait Frame: Serialize + DeserializeOwned {
 
 impl Frame for ToServer {
     const MAX: usize = TO_SERVER_MAX;
+
+    fn expires(&self) -> Option<UnixMillis> {
+        None
+    }
+
+    fn is_pulse(&self) -> bool {
+        matches!(self, Self::Ping { .. })
+    }
 }
 
 impl Frame for ToDevice {
     const MAX: usize = TO_DEVICE_MAX;
+
+    fn expires(&self) -> Option<UnixMillis> {
+        match self {
+            Self::Push(delivery) => Some(delivery.push.expires_ms),
+            Self::Welcome(_)
+            | Self::Registered { .. }
+            | Self::Refused { .. }
+            | Self::Deregistered { .. }
+            | Self::Unregistered { .. }
+            | Self::Noted { .. }
+            | Self::Pong { .. }
+            | Self::Redirect { .. }
+            | Self::Bye(_) => None,
+        }
+    }
+
+    fn is_pulse(&self) -> bool {
+        matches!(self, Self::Pong { .. })
+    }
 }
 
 #[cfg(test)]

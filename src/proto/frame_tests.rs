@@ -126,12 +126,14 @@ fn to_server() -> impl Strategy<Value = ToServer> {
 }
 
 fn to_device() -> impl Strategy<Value = ToDevice> {
-    let welcome = any::<(u16, u8, bool, u32)>().prop_map(|(version, region, enrolled, ka_max_s)| Welcome {
-        version,
-        region: Region(region),
-        enrolled,
-        ka_max_s,
-    });
+    let welcome =
+        any::<(u16, u8, bool, u32, Vec<String>)>().prop_map(|(version, region, enrolled, ka_max_s, links)| Welcome {
+            version,
+            region: Region(region),
+            enrolled,
+            ka_max_s,
+            links,
+        });
     let delivery = (any::<u64>(), any::<u32>(), push())
         .prop_map(|(n, dropped, push)| ToDevice::Push(Box::new(Delivery { n, dropped, replaces: vec![], push })));
     let refusal = prop::sample::select(vec![Refusal::UnknownApp, Refusal::TooMany]);
@@ -291,8 +293,14 @@ fn the_text_of_frames_to_the_device_is_frozen() {
     let times = r#""accepted_ms":1760000000000,"expires_ms":1760003600000"#;
     let text = Push { payload: Some(Payload::text("\"ä\"\n")), ..plain_push() };
     let delivery = |n, dropped, push| ToDevice::Push(Box::new(Delivery { n, dropped, replaces: vec![], push }));
-    let welcome = Welcome { version: 1, region: Region(3), enrolled: true, ka_max_s: 300 };
+    let links = vec!["mqtts://example.org".to_owned()];
+    let welcome = Welcome { version: 1, region: Region(3), enrolled: true, ka_max_s: 300, links: Vec::new() };
     assert_frozen(vec![
+        (
+            ToDevice::Welcome(Welcome { links, ..welcome.clone() }),
+            r#"{"welcome":{"version":1,"region":"03","enrolled":true,"ka_max_s":300,"links":["mqtts://example.org"]}}"#
+                .into(),
+        ),
         (
             ToDevice::Welcome(welcome),
             r#"{"welcome":{"version":1,"region":"03","enrolled":true,"ka_max_s":300}}"#.into(),

@@ -102,12 +102,14 @@ impl Greeting {
 }
 
 /// What the server tells every device.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Terms {
     /// The region of the regIds issued here.
     pub region: Region,
     /// The longest silence that the path to this server survives.
     pub ka_max_s: u32,
+    /// The URLs of the links that it may use.
+    pub links: Vec<String>,
 }
 
 /// What the caller is to do, in order.
@@ -221,6 +223,7 @@ impl Session {
             region: terms.region,
             enrolled,
             ka_max_s: terms.ka_max_s,
+            links: terms.links,
         }));
         session.fetch();
         session

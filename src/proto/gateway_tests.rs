@@ -60,7 +60,7 @@ fn actions(session: &mut Session) -> Vec<GatewayAction> {
 }
 
 fn resumed(resume: Vec<MessageId>) -> Session {
-    let terms = Terms { region: Region(3), ka_max_s: 300 };
+    let terms = Terms { region: Region(3), ka_max_s: 300, links: Vec::new() };
     let mut session = Session::open(Claim { hello: hello(resume) }, terms, false, START);
     actions(&mut session);
     session
@@ -136,9 +136,9 @@ fn a_resume_point_longer_than_the_window_is_refused() {
 
 #[test]
 fn a_session_opens_with_the_welcome_and_asks_for_what_waits() {
-    let terms = Terms { region: Region(3), ka_max_s: 300 };
+    let terms = Terms { region: Region(3), ka_max_s: 300, links: Vec::new() };
     let mut session = Session::open(Claim { hello: hello(vec![]) }, terms, true, START);
-    let welcome = Welcome { version: VERSION, region: Region(3), enrolled: true, ka_max_s: 300 };
+    let welcome = Welcome { version: VERSION, region: Region(3), enrolled: true, ka_max_s: 300, links: Vec::new() };
     let expected =
         [GatewayAction::Send(ToDevice::Welcome(welcome)), GatewayAction::Fetch { after: Seq(0), limit: WINDOW }];
     assert_eq!(actions(&mut session), expected);

@@ -270,7 +270,7 @@ impl World {
             Event::Dialled(link) => {
                 if link == self.link {
                     (self.traffic, self.forgotten) = (self.now, false);
-                    self.device.handle_link_up(now, vec![]);
+                    self.device.handle_link_up(now, vec![], None);
                 }
             }
             Event::ToDevice(link, frame) if self.asleep => self.at(self.now + MINUTE, Event::ToDevice(link, frame)),
@@ -346,7 +346,7 @@ impl World {
         let now = self.moment();
         if let ToServer::Hello(_) = frame {
             let claim = Greeting.handle_frame(frame).unwrap();
-            let terms = Terms { region: Region(0), ka_max_s: 3600 };
+            let terms = Terms { region: Region(0), ka_max_s: 3600, links: Vec::new() };
             self.session = Some((link, Session::open(claim, terms, false, now)));
         } else if let Some((_, session)) = self.session.as_mut().filter(|(of, _)| *of == link) {
             session.handle_frame(now, frame);

@@ -86,6 +86,13 @@ pub struct Constants {
     pub networks: usize,
 }
 
+impl Constants {
+    /// The longest silence on any network.
+    pub fn longest_silence(&self) -> Duration {
+        self.ceiling.max(self.ceiling_cellular)
+    }
+}
+
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 

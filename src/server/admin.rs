@@ -89,6 +89,10 @@ enum Command {
         /// A file that `backup` has written
         file: PathBuf,
     },
+    /// What an MQTT broker needs to carry frames
+    #[cfg(feature = "mqtt")]
+    #[command(subcommand)]
+    Mqtt(super::broker::command::MqttCommand),
     /// The tokens of the admin API and the metrics
     #[command(subcommand)]
     Token(TokenCommand),
@@ -206,6 +210,10 @@ fn dispatch(args: Args) -> Result<(), Fatal> {
         Some(Command::App(command)) => administer(&config, async |store| app(&config, store, command, args.json).await),
         Some(Command::Key(command)) => administer(&config, async |store| key(store, command, args.json).await),
         Some(Command::Token(command)) => administer(&config, async |store| token(store, command, args.json).await),
+        #[cfg(feature = "mqtt")]
+        Some(Command::Mqtt(command)) => {
+            administer(&config, async |store| command.run(store, &config.mqtt, args.json).await)
+        }
         Some(Command::Backup { file, force }) => back_up(&config, &file, force, args.json),
         Some(Command::Restore { file }) => restore(&config, &file, args.json),
         // Handled above, where no configuration is needed.
@@ -232,7 +240,8 @@ fn administer(config: &ServerConfig, work: impl AsyncFnOnce(&Store) -> Result<()
     daemon::private_folder(&config.state_folder)?;
     // Beside a running server, but not while its database is replaced.
     let _store = daemon::share_file(&config.state_folder, "server.db")?;
-    let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(Fatal::of(Exit::Software))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Fatal::of(Exit::Software))?;
     runtime.block_on(async {
         let store = Store::open(&config.database(), config.limits).map_err(database)?;
         work(&store).await
@@ -473,7 +482,8 @@ fn print_removed(json: bool, gone: &Removed) {
     print(json, gone, || format!("removed {}", gone.removed));
 }
 
-fn print(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) {
+/// Prints a result as JSON or as text.
+pub fn print(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) {
     // Invariant: every result has texts as keys, which is what JSON needs.
     let shown = if json { serde_json::to_string(value).expect("a result is JSON") } else { text() };
     daemon::say(&shown);

@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 
 use crate::config::{self, ConfigError, LogFormat, LogLevel, TlsFiles, check_plain_text, loopback};
 use crate::link;
+use crate::link::url::{Carrier, Root};
 use crate::proto::Region;
 
 /// The highest rate that is told from none.
@@ -31,6 +32,8 @@ pub struct ServerConfig {
     pub api: Api,
     /// Where devices connect.
     pub gateway: Gateway,
+    /// The broker that carries frames, if there is one.
+    pub mqtt: Mqtt,
     /// What is for operators and their programs.
     pub admin: Admin,
     /// The base URL of the API of each other region.
@@ -73,6 +76,9 @@ pub struct Gateway {
     pub enrolment_key: Option<String>,
     /// The longest silence that everything between devices and this server survives, in seconds.
     pub ka_max_s: u32,
+    /// The URLs of all links that devices may use, which they are told; none if there is only the gateway.
+    #[serde(deserialize_with = "links")]
+    pub links: Vec<link::Gateway>,
     /// The URL of the gateway that every device is sent to from here on; none is served here then.
     pub move_to: Option<String>,
     /// Most connections that may be in their handshake at a time.
@@ -91,6 +97,52 @@ impl Gateway {
         let least = devices.checked_div(self.handshakes_per_second).unwrap_or(0);
         // A little more, as they do not come evenly.
         self.reconnect_window_s.max(least.saturating_add(least / 4))
+    }
+}
+
+/// A broker that carries frames between this server and devices.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Mqtt {
+    /// Where this server reaches it; none is used if absent.
+    #[serde(deserialize_with = "broker")]
+    pub broker: Option<link::Gateway>,
+    /// The name by which this server is let in.
+    pub user: String,
+    /// The password that goes with it.
+    pub password: Option<String>,
+    /// Certificates that authenticate the broker; the system's if absent.
+    pub ca: Option<PathBuf>,
+    /// Allows an unencrypted broker on another machine.
+    pub allow_plain_text: bool,
+}
+
+impl Default for Mqtt {
+    fn default() -> Self {
+        Self { broker: None, user: "bellwire-server".into(), password: None, ca: None, allow_plain_text: false }
+    }
+}
+
+impl Mqtt {
+    /// What all topics begin with.
+    pub fn root(&self) -> Root {
+        match self.broker.as_ref().map(link::Gateway::carrier) {
+            Some(Carrier::Mqtt(root)) => root.clone(),
+            Some(Carrier::WebSocket) | None => Root::default(),
+        }
+    }
+}
+
+fn links<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<link::Gateway>, D::Error> {
+    let all = Vec::<String>::deserialize(from)?;
+    all.iter().map(|url| url.parse().map_err(serde::de::Error::custom)).collect()
+}
+
+fn broker<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<link::Gateway>, D::Error> {
+    let url: link::Gateway = String::deserialize(from)?.parse().map_err(serde::de::Error::custom)?;
+    match url.carrier() {
+        Carrier::Mqtt(_) => Ok(Some(url)),
+        Carrier::WebSocket => Err(serde::de::Error::custom("a broker is mqtt://HOST[:PORT][/ROOT] or mqtts://...")),
     }
 }
 
@@ -166,6 +218,7 @@ impl Default for ServerConfig {
             log_format: LogFormat::default(),
             api: Api::default(),
             gateway: Gateway::default(),
+            mqtt: Mqtt::default(),
             admin: Admin::default(),
             regions: BTreeMap::new(),
             regions_ca: None,
@@ -190,6 +243,7 @@ impl Default for Gateway {
             allow_plain_text: false,
             enrolment_key: None,
             ka_max_s: 1650,
+            links: Vec::new(),
             move_to: None,
             handshakes: 256,
             handshakes_per_second: 1000,

@@ -22,13 +22,14 @@ use tracing::debug;
 
 use crate::daemon::Stop;
 use crate::db::DbError;
-use crate::link::{LinkError, Socket};
+use crate::link::{Link, LinkError, Socket};
 use crate::proto::frame::{Bye, Frame, Reason, Refusal, TO_SERVER_MAX, ToDevice, ToServer};
 use crate::proto::gateway::{Claim, Done, GatewayAction, Greeting, HELLO, Seq, Session, Terms};
 use crate::proto::{AppId, DeviceId, Moment, UnixMillis};
 use crate::world;
 
 use super::Server;
+use super::config::Gateway;
 use super::metrics::Handshake;
 use super::registry::{Line, Signals};
 use super::store::devices::SEEN_EVERY_MS;
@@ -38,9 +39,9 @@ use super::store::{DeviceCheck, Registered};
 /// How long a goodbye may take to be sent.
 const FAREWELL: Duration = Duration::from_secs(5);
 /// What devices are asked to wait when the server ends, before they come back one after the other.
-const RESTART_S: u32 = 1;
+pub const RESTART_S: u32 = 1;
 /// What a device is asked to wait when the server cannot serve it.
-const BUSY_RETRY_S: u32 = 30;
+pub const BUSY_RETRY_S: u32 = 30;
 /// A session that lasts longer is noted again, so that its device is not forgotten.
 const SEEN_EVERY: Duration = Duration::from_millis(SEEN_EVERY_MS.unsigned_abs());
 /// The pause after the system refused another connection (too many open files).
@@ -48,7 +49,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Accepts devices until the stop comes.
 pub async fn serve(server: Arc<Server>, listener: TcpListener, tls: Option<TlsAcceptor>, mut stop: Stop) {
-    let door = Arc::new(Mutex::new(Door { listener, pace: pace(server.config.gateway.handshakes_per_second) }));
+    let door = Arc::new(Mutex::new(listener));
     let mut greeters = JoinSet::new();
     for _ in 0..server.config.gateway.handshakes {
         greeters.spawn(greeter(Arc::clone(&server), Arc::clone(&door), tls.clone()));
@@ -60,17 +61,12 @@ pub async fn serve(server: Arc<Server>, listener: TcpListener, tls: Option<TlsAc
 /// Takes one connection after the other through its handshake. While all greeters are at work,
 /// further connections wait in the kernel's queue. A handshake needs much memory for a moment: as
 /// greeters live on, it is not taken from between the memory of sessions, which would leave holes.
-async fn greeter(server: Arc<Server>, door: Arc<Mutex<Door>>, tls: Option<TlsAcceptor>) {
+async fn greeter(server: Arc<Server>, door: Arc<Mutex<TcpListener>>, tls: Option<TlsAcceptor>) {
     loop {
-        let accepted = door.lock().await.next().await;
+        let accepted = accept(&server, &door).await;
         match accepted {
             Ok((stream, _)) => {
-                let handshake = welcome(Arc::clone(&server), stream, tls.clone());
-                let end = tokio::time::timeout(HELLO, handshake).await.unwrap_or_else(|_| {
-                    debug!("a connection did not greet in time");
-                    Handshake::Timeout
-                });
-                server.metrics.handshake(end);
+                shake(&server, welcome(Arc::clone(&server), stream, tls.clone())).await;
             }
             Err(error) => {
                 debug!("a connection could not be accepted: {error}");
@@ -80,48 +76,61 @@ async fn greeter(server: Arc<Server>, door: Arc<Mutex<Door>>, tls: Option<TlsAcc
     }
 }
 
-type Pace = RateLimiter<NotKeyed, InMemoryState, MonotonicClock, NoOpMiddleware<Instant>>;
-
-/// Where connections come in, one after the other.
-struct Door {
-    listener: TcpListener,
-    pace: Option<Pace>,
+/// The next connection, when it is time for one.
+async fn accept(server: &Server, door: &Mutex<TcpListener>) -> std::io::Result<(TcpStream, SocketAddr)> {
+    let door = door.lock().await;
+    let accepted = door.accept().await?;
+    server.admission.next().await;
+    Ok(accepted)
 }
 
-impl Door {
-    /// The next connection, when it is time for one.
-    async fn next(&self) -> std::io::Result<(TcpStream, SocketAddr)> {
-        let accepted = self.listener.accept().await?;
-        while let Some(Err(until)) = self.pace.as_ref().map(|pace| pace.check()) {
+type Pace = RateLimiter<NotKeyed, InMemoryState, MonotonicClock, NoOpMiddleware<Instant>>;
+
+/// How many handshakes begin in a second, over whatever link.
+pub struct Admission(Option<Pace>);
+
+impl Admission {
+    /// So many, a tenth of them at once; 0 for no limit.
+    pub fn new(per_second: u32) -> Self {
+        let pace = |per_second: NonZeroU32| {
+            let burst = NonZeroU32::new(per_second.get() / 10).unwrap_or(NonZeroU32::MIN);
+            RateLimiter::direct_with_clock(Quota::per_second(per_second).allow_burst(burst), MonotonicClock)
+        };
+        Self(NonZeroU32::new(per_second).map(pace))
+    }
+
+    /// Waits until it is time for another one.
+    pub async fn next(&self) {
+        while let Some(Err(until)) = self.0.as_ref().map(|pace| pace.check()) {
             tokio::time::sleep(until.wait_time_from(MonotonicClock.now())).await;
         }
-        Ok(accepted)
     }
 }
 
-/// So many handshakes a second, a tenth of them at once.
-fn pace(per_second: u32) -> Option<Pace> {
-    let per_second = NonZeroU32::new(per_second)?;
-    let burst = NonZeroU32::new(per_second.get() / 10).unwrap_or(NonZeroU32::MIN);
-    let quota = Quota::per_second(per_second).allow_burst(burst);
-    Some(RateLimiter::direct_with_clock(quota, MonotonicClock))
+/// Carries a handshake out, and counts how it ended.
+pub async fn shake(server: &Server, handshake: impl Future<Output = Result<Handshake, LinkError>>) {
+    let end = match tokio::time::timeout(HELLO, handshake).await {
+        Ok(Ok(end)) => end,
+        Ok(Err(error)) => {
+            debug!("a connection ended before its session began: {error}");
+            Handshake::Broken
+        }
+        Err(_) => {
+            debug!("a connection did not greet in time");
+            Handshake::Timeout
+        }
+    };
+    server.metrics.handshake(end);
 }
 
-async fn welcome(server: Arc<Server>, stream: TcpStream, tls: Option<TlsAcceptor>) -> Handshake {
-    let result = match tls {
-        Some(tls) => match encrypt(tls, stream).await {
-            Ok(stream) => greet(server, stream).await,
-            Err(error) => Err(error),
-        },
-        None => match stream.set_nodelay(true) {
-            Ok(()) => greet(server, stream).await,
-            Err(error) => Err(LinkError::Broken(error.to_string())),
-        },
-    };
-    result.unwrap_or_else(|error| {
-        debug!("a connection ended before its session began: {error}");
-        Handshake::Broken
-    })
+async fn welcome(server: Arc<Server>, stream: TcpStream, tls: Option<TlsAcceptor>) -> Result<Handshake, LinkError> {
+    match tls {
+        Some(tls) => greet(server, encrypt(tls, stream).await?).await,
+        None => {
+            stream.set_nodelay(true).map_err(|error| LinkError::Broken(error.to_string()))?;
+            greet(server, stream).await
+        }
+    }
 }
 
 async fn encrypt(tls: TlsAcceptor, stream: TcpStream) -> Result<tokio_rustls::server::TlsStream<TcpStream>, LinkError> {
@@ -134,8 +143,16 @@ async fn greet<S>(server: Arc<Server>, stream: S) -> Result<Handshake, LinkError
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let mut socket = Socket::accept(stream, TO_SERVER_MAX).await?;
-    let claim = match socket.next::<ToServer>().await {
+    converse_over(server, Socket::accept(stream, TO_SERVER_MAX).await?, None).await
+}
+
+/// Takes the greeting from a link, and begins a session over it. `known` is the device that the link
+/// is known to be of.
+pub async fn converse_over<L>(server: Arc<Server>, mut link: L, known: Option<DeviceId>) -> Result<Handshake, LinkError>
+where
+    L: Link + 'static,
+{
+    let claim = match link.next::<ToServer>().await {
         Ok(frame) => Greeting.handle_frame(frame),
         Err(LinkError::Frame(error)) => {
             debug!("the first frame was none: {error}");
@@ -144,13 +161,14 @@ where
         Err(error) => return Err(error),
     };
     let proven = match claim {
+        Ok(claim) if known.is_some_and(|known| known != claim.hello.device) => Err(Bye::because(Reason::BadSecret)),
         Ok(claim) => prove(&server, claim).await,
         Err(bye) => Err(bye),
     };
     let farewell = match (proven, &server.config.gateway.move_to) {
         (Ok(_), Some(gateway)) => (Handshake::Redirected, ToDevice::Redirect { gateway: gateway.clone() }),
         (Ok((claim, enrolled)), None) => {
-            begin(server, socket, claim, enrolled);
+            begin(server, link, claim, enrolled);
             return Ok(if enrolled { Handshake::Enrolled } else { Handshake::Known });
         }
         (Err(bye), _) => {
@@ -158,8 +176,8 @@ where
             (turned_away(bye.reason), ToDevice::Bye(bye))
         }
     };
-    socket.queue(&farewell.1)?;
-    socket.close().await?;
+    link.queue(&farewell.1)?;
+    link.close().await?;
     Ok(farewell.0)
 }
 
@@ -182,12 +200,28 @@ async fn prove(server: &Server, claim: Claim) -> Result<(Claim, bool), Bye> {
     };
     let agent: String = hello.agent.chars().filter(|c| !c.is_control()).take(64).collect();
     match server.store.check_device(hello.device, &hello.secret, agent, may_enrol).await {
-        Ok(DeviceCheck::Known) => Ok((claim, false)),
-        Ok(DeviceCheck::Enrolled) => Ok((claim, true)),
+        Ok(known @ (DeviceCheck::Known | DeviceCheck::Enrolled)) => {
+            note_for_broker(server, &claim).await;
+            Ok((claim, known == DeviceCheck::Enrolled))
+        }
         Ok(DeviceCheck::WrongSecret) => Err(Bye::because(Reason::BadSecret)),
         Ok(DeviceCheck::Refused) => Err(Bye::because(Reason::EnrolmentRefused)),
         Err(error) => Err(busy(&error)),
     }
+}
+
+/// A broker that reads a file can let a device in once its password has been seen here.
+async fn note_for_broker(server: &Server, claim: &Claim) {
+    #[cfg(feature = "mqtt")]
+    if server.config.mqtt.broker.is_some() {
+        let device = claim.hello.device;
+        let hash = || super::broker::mosquitto::hash(&hex::encode(claim.hello.secret.reveal()));
+        if let Err(error) = server.store.note_broker_hash(device, hash).await {
+            debug!(%device, "the broker is to know the device after its next greeting: {error}");
+        }
+    }
+    #[cfg(not(feature = "mqtt"))]
+    let _ = (server, claim);
 }
 
 fn busy(error: &DbError) -> Bye {
@@ -196,12 +230,11 @@ fn busy(error: &DbError) -> Bye {
 }
 
 /// Starts the task that lives as long as the connection.
-fn begin<S>(server: Arc<Server>, socket: Socket<S>, claim: Claim, enrolled: bool)
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+fn begin<L: Link + 'static>(server: Arc<Server>, link: L, claim: Claim, enrolled: bool) {
     let device = claim.hello.device;
-    let terms = Terms { region: server.config.region, ka_max_s: server.config.gateway.ka_max_s };
+    let Gateway { ka_max_s, links, .. } = &server.config.gateway;
+    let links = links.iter().map(ToString::to_string).collect();
+    let terms = Terms { region: server.config.region, ka_max_s: *ka_max_s, links };
     let line = server.registry.enter(device);
     let older = server.store.last_seq();
     let now = server.clock.now();
@@ -209,13 +242,13 @@ where
     debug!(%device, enrolled, "a session began");
     // Boxed, because a future holds what it is given twice: as it came and as it is used.
     let see_again = now.after(SEEN_EVERY);
-    tokio::spawn(converse(Box::new(Conversation { server, socket, session, device, line, older, see_again })));
+    tokio::spawn(converse(Box::new(Conversation { server, link, session, device, line, older, see_again })));
 }
 
-/// A session with its socket.
-struct Conversation<S> {
+/// A session with its link.
+struct Conversation<L> {
     server: Arc<Server>,
-    socket: Socket<S>,
+    link: L,
     session: Session,
     device: DeviceId,
     line: Arc<Line>,
@@ -233,7 +266,7 @@ enum Event {
 }
 
 // Whatever takes more than a moment is boxed: the future of an idle conversation stays small.
-async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send>(mut this: Box<Conversation<S>>) {
+async fn converse<L: Link>(mut this: Box<Conversation<L>>) {
     let mut result = Box::pin(this.announce_revoked()).await;
     while result.is_ok() && !this.session.is_closed() {
         let event = this.next_event().await;
@@ -242,7 +275,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send>(mut this: Box<Conver
     match result {
         Ok(()) => {
             // The goodbye is on its way or the peer is gone; either way nobody waits for long.
-            let _ = tokio::time::timeout(FAREWELL, Box::pin(this.socket.close())).await;
+            let _ = tokio::time::timeout(FAREWELL, Box::pin(this.link.close())).await;
             debug!(device = %this.device, "a session ended");
         }
         Err(error) => debug!(device = %this.device, "a session broke: {error}"),
@@ -257,10 +290,10 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send>(mut this: Box<Conver
     this.server.registry.leave(this.device, &this.line);
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
+impl<L: Link> Conversation<L> {
     async fn next_event(&mut self) -> Event {
         tokio::select! {
-            frame = self.socket.next() => Event::Frame(frame),
+            frame = self.link.next() => Event::Frame(frame),
             signals = self.line.signals() => Event::Signals(signals),
             () = self.server.clock.sleep_until(self.session.poll_timeout()) => Event::Timer,
         }
@@ -351,7 +384,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<S> {
                 if let ToDevice::Push(delivery) = &frame {
                     self.server.metrics.sent(since(delivery.push.accepted_ms));
                 }
-                self.socket.queue(&frame)?;
+                self.link.queue(&frame)?;
                 Ok(())
             }
             GatewayAction::Fetch { after, limit } => match store.backlog(self.device, after, limit).await {

@@ -18,6 +18,8 @@
 pub mod admin;
 pub mod api;
 pub mod backup;
+#[cfg(feature = "mqtt")]
+pub mod broker;
 pub mod config;
 pub mod doors;
 pub mod gateway;
@@ -61,6 +63,7 @@ use crate::tls;
 use crate::world::Clock;
 
 use config::ServerConfig;
+use gateway::Admission;
 use metrics::Metrics;
 use rates::Rates;
 use regid::KeyRing;
@@ -92,6 +95,8 @@ pub struct Server {
     pub rates: Rates,
     /// How many requests of each app are at the store.
     pub turns: Turns,
+    /// How many devices greet in a second.
+    pub admission: Admission,
     /// The clock of the sessions.
     pub clock: Clock,
     /// What is counted.
@@ -118,6 +123,7 @@ impl Server {
             accepted: Notify::new(),
             rates: Rates::new(&config.limits),
             turns: Turns::new(config.limits.app_requests),
+            admission: Admission::new(config.gateway.handshakes_per_second),
             clock: Clock::start(),
             metrics: Metrics::new(api::paths()),
             stopping: AtomicBool::new(false),
@@ -198,6 +204,15 @@ pub async fn run(config: ServerConfig, listeners: Listeners, mut stop: Stop) -> 
     let _admin = operators.zip(listeners.admin).map(|(router, listener)| Web::start(router, listener, admin_tls));
     let mut devices =
         tokio::spawn(gateway::serve(Arc::clone(&server), gateway, gateway_tls.map(TlsAcceptor::from), stop.clone()));
+    #[cfg(feature = "mqtt")]
+    let broker = broker::Broker::start(&server)?;
+    #[cfg(not(feature = "mqtt"))]
+    if let Some(broker) = &server.config.mqtt.broker {
+        return Err(Fatal::new(
+            Exit::Config,
+            format!("`[mqtt] broker` is {broker}, but this program was built without MQTT"),
+        ));
+    }
     tokio::spawn(timekeeper::run(Arc::clone(&server)));
     tokio::spawn(receipts::run(Arc::clone(&server), stop.clone()));
     tokio::spawn(upkeep::run(Arc::clone(&server), stop.clone()));
@@ -212,7 +227,12 @@ pub async fn run(config: ServerConfig, listeners: Listeners, mut stop: Stop) -> 
         error!("{why}");
         return Err(Fatal::new(Exit::Software, why));
     }
-    if drain(&server, api).await {
+    let orderly = drain(&server, api).await;
+    #[cfg(feature = "mqtt")]
+    if let Some(broker) = broker {
+        broker.end().await;
+    }
+    if orderly {
         server.store.end().await.map_err(Fatal::of(Exit::IoErr))?;
     }
     Ok(())

@@ -13,8 +13,13 @@ use crate::proto::pulse::{Memory, Network};
 use crate::proto::surroundings::Surroundings;
 use crate::world;
 
-/// How long the last words before a sleep may take.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long the link may take for what was said last before a sleep.
+const LAST_WORDS: Duration = Duration::from_millis(50);
+
+/// Returns when what was said last has been sent, as far as can be known. Safe to cancel.
+pub(super) async fn last_words() {
+    tokio::time::sleep(LAST_WORDS).await;
+}
 
 impl Connection {
     /// What was learned by an earlier run. Its error is one of the store at the start.
@@ -48,6 +53,7 @@ impl Connection {
             Signal::Asleep(ready) => {
                 debug!("the device is about to sleep");
                 self.device.handle_asleep(now);
+                // Until what has come is acknowledged.
                 self.ready = Some(ready);
             }
             Signal::Awake => {
@@ -78,18 +84,6 @@ impl Connection {
     async fn recall(&mut self, network: Network) -> Option<Memory> {
         let memory = self.parts.store.memory(network.key).await;
         self.or_log(memory, None)
-    }
-
-    /// Lets the machine sleep once what has come is acknowledged.
-    pub(super) async fn let_sleep(&mut self) {
-        if self.stored.is_some() || self.ready.is_none() {
-            return;
-        }
-        if let Some(link) = &mut self.link {
-            // A link that takes nothing now is found out when the device is awake.
-            let _ = tokio::time::timeout(LAST_WORDS, link.flush()).await;
-        }
-        self.ready = None;
     }
 
     fn note_source(&mut self, source: Source, there: bool) {

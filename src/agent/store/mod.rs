@@ -75,6 +75,20 @@ impl Store {
         self.worker.write(move |db| schema::set_fact(db, &name, &gateway)).await
     }
 
+    /// The links that the server at the `configured` gateway offered.
+    pub async fn links(&self, configured: &str) -> Result<Vec<String>, DbError> {
+        let name = links_of(configured);
+        let stored = self.worker.read(move |db| schema::fact(db, &name)).await?;
+        // One that cannot be read is offered again with the next greeting.
+        Ok(stored.and_then(|links| serde_json::from_str(&links).ok()).unwrap_or_default())
+    }
+
+    /// Remembers the links that the server at the `configured` gateway offers.
+    pub async fn set_links(&self, configured: &str, links: &[String]) -> Result<(), DbError> {
+        let (name, links) = (links_of(configured), serde_json::json!(links).to_string());
+        self.worker.write(move |db| schema::set_fact(db, &name, &links)).await
+    }
+
     /// Whether the user wants to be left alone.
     pub async fn do_not_disturb(&self) -> Result<bool, DbError> {
         self.worker.read(do_not_disturb).await
@@ -84,6 +98,10 @@ impl Store {
     pub async fn set_do_not_disturb(&self, on: bool) -> Result<(), DbError> {
         self.worker.write(move |db| schema::set_fact(db, DO_NOT_DISTURB, if on { "yes" } else { "no" })).await
     }
+}
+
+fn links_of(configured: &str) -> String {
+    format!("links of {configured}")
 }
 
 fn do_not_disturb(db: &rusqlite::Connection) -> schema::Result<bool> {

@@ -16,8 +16,8 @@ use tokio::sync::{Semaphore, mpsc};
 use super::quantiles::Quantiles;
 use crate::daemon::{self, Exit, Fatal, lock};
 use crate::db::{self, Worker};
-use crate::link::dial::{Dialling, Stream};
-use crate::link::{Gateway, LinkError, Socket, dial};
+use crate::link::dial::{Caller, Dialling};
+use crate::link::{DeviceLink, Gateway, Link, LinkError, dial};
 use crate::proto::device::{Device, DeviceAction, Identity};
 use crate::proto::frame::{Delivery, ToDevice};
 use crate::proto::keepalive::Profile;
@@ -137,12 +137,13 @@ pub async fn run(args: DevicesArgs) -> Result<(), Fatal> {
 async fn live(world: World, number: u32, app: Option<AppId>, ready: mpsc::Sender<Option<RegId>>) {
     let identity =
         Identity { device: world::device_id(), secret: world::secret(), agent: "bench".into(), enrolment_key: None };
+    let caller = Caller::new(identity.device, identity.secret.clone(), Profile::default());
     let mut device = Device::new(identity, Profile::default());
     if let Some(app) = &app {
         device.register(world.clock.now(), app.clone());
     }
     device.start();
-    let mut simulated = Simulated { world, number, link: None, ready: Some(ready), registers: app.is_some() };
+    let mut simulated = Simulated { world, number, caller, link: None, ready: Some(ready), registers: app.is_some() };
     loop {
         simulated.act(&mut device).await;
         let luck = world::luck();
@@ -166,7 +167,8 @@ async fn live(world: World, number: u32, app: Option<AppId>, ready: mpsc::Sender
 struct Simulated {
     world: World,
     number: u32,
-    link: Option<Socket<Box<dyn Stream>>>,
+    caller: Caller,
+    link: Option<DeviceLink>,
     ready: Option<mpsc::Sender<Option<RegId>>>,
     registers: bool,
 }
@@ -207,10 +209,10 @@ impl Simulated {
         let address = self.number / PER_ADDRESS + 1;
         let from = IpAddr::V4(Ipv4Addr::from(0x7f01_0001 + (address << 8)));
         let dialling = Dialling { from: Some(from), ..self.world.dialling.clone() };
-        match dial(&self.world.gateway, &dialling).await {
+        match dial(&self.world.gateway, &dialling, &self.caller).await {
             Ok(link) => {
                 self.link = Some(link);
-                device.handle_link_up(now, Vec::new());
+                device.handle_link_up(now, Vec::new(), None);
             }
             Err(error) => device.handle_link_down(now, &error.to_string(), luck),
         }
@@ -258,7 +260,7 @@ impl Simulated {
     }
 }
 
-async fn next_frame(link: &mut Option<Socket<Box<dyn Stream>>>) -> Result<ToDevice, LinkError> {
+async fn next_frame(link: &mut Option<DeviceLink>) -> Result<ToDevice, LinkError> {
     match link {
         Some(link) => link.next().await,
         None => std::future::pending().await,

@@ -12,8 +12,10 @@ use super::load::{Senders, multicast, settle, single};
 use super::{APP, BenchArgs, Devices, SECRET};
 use crate::cli::lab::{Lab, free_port};
 use crate::daemon::{Exit, Fatal};
-use crate::link::dial::{Dialling, dial};
+use crate::link::Link;
+use crate::link::dial::{Caller, Dialling, dial};
 use crate::proto::frame::{Hello, ToDevice, ToServer, VERSION};
+use crate::proto::keepalive::Profile;
 use crate::tls;
 use crate::world;
 
@@ -80,13 +82,14 @@ async fn stalled_device(gateway: &str) -> Result<(String, impl Sized), Fatal> {
     let broken = |what: &str| Fatal::new(Exit::Unavailable, format!("the device that stalls: {what}"));
     let tls = tls::client(None).map_err(Fatal::of(Exit::Config))?;
     let gateway = gateway.parse().map_err(|why| Fatal::new(Exit::Usage, why))?;
-    let mut link = dial(&gateway, &Dialling { tls, plain_text: false, from: None, ends: Arc::default() })
-        .await
-        .map_err(|error| broken(&error.to_string()))?;
+    let (device, secret) = (world::device_id(), world::secret());
+    let caller = Caller::new(device, secret.clone(), Profile::default());
+    let dialling = Dialling { tls, plain_text: false, from: None, ends: Arc::default() };
+    let mut link = dial(&gateway, &dialling, &caller).await.map_err(|error| broken(&error.to_string()))?;
     let hello = Hello {
         version: VERSION,
-        device: world::device_id(),
-        secret: world::secret(),
+        device,
+        secret,
         agent: "bench".into(),
         enrolment_key: None,
         resume: Vec::new(),

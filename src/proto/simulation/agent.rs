@@ -71,7 +71,7 @@ impl World {
         let resume = self.agent.disk.iter().rev().take(WINDOW).map(|push| push.id).collect();
         let now = self.moment();
         if let Some(machine) = &mut self.agent.machine {
-            machine.handle_link_up(now, resume);
+            machine.handle_link_up(now, resume, None);
         }
     }
 

@@ -100,7 +100,7 @@ impl World {
         };
         self.server.session.iter_mut().for_each(|open| open.machine.close(Bye::because(Reason::Replaced)));
         self.serve();
-        let terms = Terms { region: Region(0), ka_max_s: 3600 };
+        let terms = Terms { region: Region(0), ka_max_s: 3600, links: Vec::new() };
         let mut machine = Session::open(claim, terms, false, self.moment());
         self.server.revoked.iter().for_each(|app| machine.unregistered(app.clone()));
         self.server.session = Some(Open { link, machine, on_their_way: BTreeSet::new() });

@@ -290,7 +290,7 @@ async fn read<T: DeserializeOwned + Default>(headers: &HeaderMap, body: Body) ->
 }
 
 /// What a body asks for that has to be there.
-async fn read_some<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
+pub async fn read_some<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, Problem> {
     read_object(headers, body).await.and_then(|object| understand(object.unwrap_or_default()))
 }
 

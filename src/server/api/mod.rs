@@ -6,6 +6,8 @@
 //! the answers to paths that nobody serves.
 
 pub mod admin;
+#[cfg(feature = "mqtt")]
+pub mod broker;
 pub mod health;
 pub mod problem;
 
@@ -37,6 +39,8 @@ use problem::{Kind, Problem};
 /// The tags of the document.
 const HEALTH: &str = "health";
 const ADMIN: &str = "admin";
+#[cfg(feature = "mqtt")]
+const BROKER: &str = "broker";
 
 type Api = OpenApiRouter<Arc<Server>>;
 
@@ -61,7 +65,18 @@ fn operators(server: &Arc<Server>) -> Api {
         Access::Token => scraping().route_layer(guard()),
         Access::Open => scraping(),
     };
-    admin::router().route_layer(guard()).merge(metrics)
+    admin::router().route_layer(guard()).merge(metrics).merge(brokers(server))
+}
+
+/// What brokers ask, behind the password that they share with the server.
+#[cfg(feature = "mqtt")]
+fn brokers(server: &Arc<Server>) -> Api {
+    broker::router().route_layer(from_fn_with_state(Arc::clone(server), broker::authorize))
+}
+
+#[cfg(not(feature = "mqtt"))]
+fn brokers(_: &Arc<Server>) -> Api {
+    OpenApiRouter::new()
 }
 
 /// What is on every listener.
@@ -143,6 +158,8 @@ pub fn document() -> OpenApi {
     let base = OpenApiBuilder::new().info(info).build();
     let all =
         OpenApiRouter::with_openapi(base).merge(public()).merge(common()).merge(scraping()).merge(admin::router());
+    #[cfg(feature = "mqtt")]
+    let all = all.merge(broker::router());
     let mut document = all.into_openapi();
     let components = document.components.get_or_insert_default();
     components.schemas.insert("Problem".into(), Problem::schema());
@@ -154,6 +171,9 @@ pub fn document() -> OpenApi {
     let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer);
     let token = token.description(Some("A token of `bellwire-server token add`")).build();
     components.add_security_scheme("token", SecurityScheme::Http(token));
+    let basic = HttpBuilder::new().scheme(HttpAuthScheme::Basic);
+    let basic = basic.description(Some("`[mqtt] user` and `password`")).build();
+    components.add_security_scheme("broker", SecurityScheme::Http(basic));
     document
 }
 
@@ -167,6 +187,17 @@ pub struct Always;
 
 /// Answers of what needs a token.
 struct Admin;
+
+/// Answers of what a broker asks.
+#[cfg(feature = "mqtt")]
+struct Broker;
+
+#[cfg(feature = "mqtt")]
+impl IntoResponses for Broker {
+    fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
+        refusals(&[("401", "Not the user and password of the broker", &[("WWW-Authenticate", "Basic")])])
+    }
+}
 
 /// Answers of what is about one thing of a name.
 struct OfOne;

@@ -11,7 +11,7 @@ pub mod histogram;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
@@ -116,6 +116,8 @@ pub struct Metrics {
     tizen: [Counter; tizen::TABLE.len()],
     routes: Box<[Route]>,
     handshakes: [Counter; Handshake::ALL.len()],
+    /// Whether the broker that carries frames is connected.
+    pub broker_connected: AtomicBool,
     outcomes: [Counter; Fate::ALL.len()],
     sent: Histogram,
     acknowledged: Histogram,
@@ -132,6 +134,7 @@ impl Metrics {
             tizen: [const { Counter(AtomicU64::new(0)) }; tizen::TABLE.len()],
             routes: paths.into_iter().chain([OTHER.to_owned()]).map(route).collect(),
             handshakes: Default::default(),
+            broker_connected: AtomicBool::new(false),
             outcomes: Default::default(),
             sent: Histogram::new(PATIENT),
             acknowledged: Histogram::new(QUICK),
@@ -236,6 +239,10 @@ impl Collector for Scrape {
         out.info("build", "Version and region of the server", &self.server)?;
         out.gauge("start_time", "When the server started, since 1970", Some(Unit::Seconds), started(metrics))?;
         out.gauge("devices_connected", "Devices with a session", None, count(self.connected))?;
+        if self.server.config.mqtt.broker.is_some() {
+            let connected = metrics.broker_connected.load(Ordering::Relaxed);
+            out.gauge("broker_connected", "Whether the MQTT broker is connected", None, i64::from(connected))?;
+        }
         if let Some(waiting) = self.waiting {
             out.gauge("messages_waiting", "Messages that wait in the store", None, waiting)?;
         }

@@ -51,6 +51,32 @@ impl Store {
         Ok(if row.fresh { DeviceCheck::Enrolled } else { DeviceCheck::Known })
     }
 
+    /// Whether this is a device with its secret.
+    pub async fn knows(&self, device: DeviceId, secret: &Secret) -> Result<bool, DbError> {
+        let (given, forget_before) = (hash(secret.reveal()), self.forget_before(world::now()));
+        let row = self.reader().read(move |db| devices::find(db, device)).await?;
+        Ok(row.is_some_and(|row| row.seen_ms > forget_before && bool::from(row.secret_hash.ct_eq(&given))))
+    }
+
+    /// Notes what a broker is to know of a device, unless that is noted already. Not waited for: the next
+    /// greeting does it again.
+    pub async fn note_broker_hash(&self, device: DeviceId, make: impl FnOnce() -> String) -> Result<(), DbError> {
+        if self.reader().read(move |db| devices::has_broker_hash(db, device)).await? {
+            return Ok(());
+        }
+        let hash = make();
+        self.writer.write_later(move |db| devices::set_broker_hash(db, device, &hash)).await
+    }
+
+    /// The next devices by id that a broker may let in, with the hashes of their passwords.
+    pub async fn broker_users(
+        &self,
+        after: Option<DeviceId>,
+        limit: usize,
+    ) -> Result<Vec<(DeviceId, String)>, DbError> {
+        self.reader().read(move |db| devices::broker_users(db, after, limit)).await
+    }
+
     /// Notes that a device is here. Not waited for: if it is lost, the next greeting says it again.
     pub async fn saw(&self, device: DeviceId) -> Result<(), DbError> {
         self.writer.write_later(move |db| devices::saw(db, device, world::now())).await

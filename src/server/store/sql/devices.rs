@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::proto::{DeviceId, UnixMillis};
 
-use super::{Result, end_all};
+use super::{Result, device_in, end_all};
 
 /// Most rows that one step of forgetting removes.
 pub const STEP: usize = 1000;
@@ -53,6 +53,30 @@ pub fn enrol(
     )?
     .execute(params![device.as_bytes(), hash, agent, now.0])?;
     Ok(None)
+}
+
+pub fn has_broker_hash(db: &Connection, device: DeviceId) -> Result<bool> {
+    let found = db
+        .prepare_cached("SELECT broker_hash IS NOT NULL FROM devices WHERE device = ?1")?
+        .query_row([device.as_bytes()], |row| row.get(0));
+    Ok(found.optional()?.unwrap_or(false))
+}
+
+pub fn set_broker_hash(db: &Connection, device: DeviceId, hash: &str) -> Result<()> {
+    db.prepare_cached("UPDATE devices SET broker_hash = ?2 WHERE device = ?1")?
+        .execute(params![device.as_bytes(), hash])?;
+    Ok(())
+}
+
+/// The next of those that have one, by id.
+pub fn broker_users(db: &Connection, after: Option<DeviceId>, limit: usize) -> Result<Vec<(DeviceId, String)>> {
+    let after = after.as_ref().map_or(&[][..], |device| device.as_bytes());
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let mut rows = db.prepare_cached(
+        "SELECT device, broker_hash FROM devices WHERE device > ?1 AND broker_hash IS NOT NULL ORDER BY device LIMIT ?2",
+    )?;
+    let rows = rows.query_map(params![after, limit], |row| Ok((device_in(row)?, row.get(1)?)))?;
+    rows.collect()
 }
 
 /// The device has greeted, or is still here.

@@ -131,4 +131,8 @@ pub const MIGRATIONS: &[&str] = &[
         body BLOB NOT NULL
     ) STRICT;
 ",
+    "
+    -- broker_hash: the device's password at an MQTT broker, as mosquitto stores it.
+    ALTER TABLE devices ADD COLUMN broker_hash TEXT;
+",
 ];
