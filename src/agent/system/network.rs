@@ -67,7 +67,7 @@ impl Lookout {
     }
 
     fn recognize(&mut self, found: Identity, source: Option<IpAddr>) -> Way {
-        let identity = found.as_known(self.last.as_ref());
+        let identity = found.or_remembered(self.last.as_ref());
         let network = Network { key: identity.key(&self.salt), kind: identity.kind() };
         self.last = Some(identity);
         Way { network, source }
@@ -93,7 +93,7 @@ fn identify(interface: &Interface, kind: NetworkKind, next: IpAddr, hardware: Op
 
 impl Identity {
     /// The same with what was known of it before: the kernel may have forgotten who the router is.
-    fn as_known(self, last: Option<&Self>) -> Self {
+    fn or_remembered(self, last: Option<&Self>) -> Self {
         match (self, last) {
             (
                 Self::Router { kind, address, hardware: None },
