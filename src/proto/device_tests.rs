@@ -6,6 +6,7 @@ use super::*;
 use crate::proto::UnixMillis;
 use crate::proto::frame::Fate;
 use crate::proto::keepalive::NetworkKind;
+use crate::proto::pulse::Network;
 use crate::proto::samples::{self, app, message_id as id};
 
 const START: Moment = Moment(1_000);
