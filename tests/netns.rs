@@ -57,20 +57,22 @@ impl Net {
         Some(net)
     }
 
-    fn in_server(&self, program: &str, arguments: &[&str]) {
-        must("ip", &[&["netns", "exec", &self.server, program], arguments].concat());
+    fn in_server(&self, program: &str, arguments: &[&str]) -> String {
+        must("ip", &[&["netns", "exec", &self.server, program], arguments].concat())
     }
 
-    fn in_device(&self, program: &str, arguments: &[&str]) {
-        must("ip", &[&["netns", "exec", &self.device, program], arguments].concat());
+    fn in_device(&self, program: &str, arguments: &[&str]) -> String {
+        must("ip", &[&["netns", "exec", &self.device, program], arguments].concat())
     }
 
-    /// From now on the cable loses every fifth packet, in both directions, and takes its time.
-    fn spoil(&self) {
+    /// From now on the cable loses every fifth packet, in both directions, and takes its time. Returns how
+    /// to ask what it has done.
+    fn spoil(&self) -> &'static [&'static str] {
         let netem = ["qdisc", "add", "dev", CABLE, "root", "netem", "loss", "20%", "delay", "50ms", "10ms"];
         let in_server = run("ip", &[["netns", "exec", &self.server, "tc"].as_slice(), &netem].concat());
         if in_server.status.success() {
-            return self.in_device("tc", &netem);
+            self.in_device("tc", &netem);
+            return &["tc", "-statistics", "qdisc", "show", "dev", CABLE];
         }
         // A kernel without netem has another dice, but no delay.
         println!("no netem in this kernel: {}", String::from_utf8_lossy(&in_server.stderr).trim());
@@ -80,6 +82,20 @@ impl Net {
         );
         self.in_server("nft", &[&rules]);
         self.in_device("nft", &[&rules]);
+        &["nft", "list", "ruleset"]
+    }
+
+    /// How many packets the cable has lost on the way to each side.
+    fn lost(&self, ask: &[&str]) -> [u64; 2] {
+        let (program, arguments) = ask.split_first().expect("a program");
+        [self.in_server(program, arguments), self.in_device(program, arguments)].map(|told| {
+            let words: Vec<&str> = told.split([' ', ',']).collect();
+            let counted = words.windows(3).find_map(|words| match words {
+                ["counter", "packets", count] | ["(dropped", count, _] => count.parse().ok(),
+                _ => None,
+            });
+            counted.unwrap_or_else(|| panic!("no count in {told}"))
+        })
     }
 
     /// The words that run a program in a namespace.
@@ -101,9 +117,11 @@ fn run(program: &str, arguments: &[&str]) -> Output {
     output.unwrap_or_else(|error| panic!("{program}: {error}: apt-get install iproute2 nftables"))
 }
 
-fn must(program: &str, arguments: &[&str]) {
+/// What a program says that must not fail.
+fn must(program: &str, arguments: &[&str]) -> String {
     let output = run(program, arguments);
     assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).expect("it is text")
 }
 
 /// A server and a device at the two ends of a cable, and an app.
@@ -203,7 +221,7 @@ async fn messages_keep_coming_and_nothing_is_unlearned_while_address_and_link_ch
 async fn a_fifth_of_all_packets_may_be_lost() {
     let Some(mut stage) = Stage::set().await else { return };
     let learned = stage.learned();
-    stage.net.spoil();
+    let ask = stage.net.spoil();
     for number in 0..20 {
         stage.send(&number.to_string());
         stage.receive(&number.to_string()).await;
@@ -214,4 +232,6 @@ async fn a_fifth_of_all_packets_may_be_lost() {
     assert_eq!(stage.learned(), learned, "{}", stage.device.link());
     stage.send("last");
     stage.receive("last").await;
+    let lost = stage.net.lost(ask);
+    assert!(lost.iter().all(|count| *count >= 5), "{lost:?}");
 }

@@ -213,7 +213,7 @@ impl Connection {
                 let longest_silence = link.longest_silence();
                 self.link = Some(link);
                 // By now the kernel knows the router.
-                self.look(&[]).await;
+                self.look_again().await;
                 self.device.handle_link_up(now, resume, longest_silence);
             }
             Event::Dialled(Err(why)) => self.device.handle_link_down(now, &why, luck),

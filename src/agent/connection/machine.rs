@@ -64,14 +64,28 @@ impl Connection {
         }
     }
 
-    /// Looks which network there is, of which what is remembered counts.
-    pub(super) async fn look(&mut self, gateway: &[IpAddr]) {
-        let Some(way) = self.parts.system.look(gateway) else { return };
+    /// Looks which network there is.
+    async fn look(&mut self, gateway: &[IpAddr]) {
+        match self.parts.system.look(gateway) {
+            Some(Some(way)) => self.note_way(way).await,
+            Some(None) => {
+                self.address = None;
+                self.device.handle_network(self.parts.clock.now(), None);
+            }
+            None => {}
+        }
+    }
+
+    /// Looks which network a link goes over that has just been opened: there is one.
+    pub(super) async fn look_again(&mut self) {
+        if let Some(Some(way)) = self.parts.system.look(&[]) {
+            self.note_way(way).await;
+        }
+    }
+
+    /// The network is this one, of which what is remembered counts.
+    async fn note_way(&mut self, Way { network, source }: Way) {
         let now = self.parts.clock.now();
-        let Some(Way { network, source }) = way else {
-            self.address = None;
-            return self.device.handle_network(now, None);
-        };
         let other = self.device.pulse().network != network;
         let memory = if other { self.recall(network).await } else { None };
         self.device.handle_network(now, Some((network, memory)));
