@@ -10,7 +10,7 @@
 //! | room | what it is for |
 //! |---|---|
 //! | [`proto`] | what is said between device and server, and when. Pure: time and luck are arguments |
-//! | [`link`] | frames over a WebSocket, from either end; how a device dials |
+//! | [`link`] | frames over a WebSocket or MQTT, from either end; how a device dials |
 //! | [`agent`] | the device half, `bellwired`: connection, the machine's signals, store, plan, D-Bus, delivery, effects |
 //! | [`server`] | the server half, `bellwire-server`: sender APIs, store, gateway, regions, administration |
 //! | [`cli`] | the tool, `bellwire`: one file a command |
@@ -39,7 +39,7 @@
 //!    [`Store::backlog`](server::store::Store::backlog) then reads becomes frames
 //!    ([`handle_backlog`](proto::gateway::Session::handle_backlog)), as many as fit the window.
 //! 4. **The wire.** A [`ToDevice::Push`](proto::frame::ToDevice::Push), as JSON, over a
-//!    [`Socket`](link::Socket).
+//!    [`Link`](link::Link): a WebSocket of the device's own, or a broker's topic.
 //! 5. **The device's disk.** [`agent::connection::run`] has the other end and a
 //!    [`Device`](proto::device::Device), which decides. What it wants
 //!    [stored](proto::device::DeviceAction::Store) goes in batches to
@@ -95,6 +95,8 @@
 //! | how long a connection may be silent | [`proto::keepalive`], [`proto::pulse`] | fourteen days of an idle device in `proto/idle.rs`, beside the study's table |
 //! | what the machine says of network, power and sleep | [`agent::system`] | nobody of whom it hears is needed: `tests/system.rs`; `tests/netns.rs` changes the network |
 //! | what a session sends and when it ends | [`proto::gateway`] | the same |
+//! | how frames travel | [`link`], `server/broker`, `man/bellwire-mqtt.7` | nothing may depend on what carries them: `tests/mqtt.rs` |
+//! | which link a device uses | [`agent::routes`] | a link that fails is followed by the next |
 //! | a sender API | [`server::doors`]; a new one beside [`tizen`](server::doors::tizen) | it has no queue and no model of its own |
 //! | a path of the HTTP API | [`server::api`] | `#[utoipa::path]` documents it; `make test-api` judges it |
 //! | what is counted | [`server::metrics`] | no label that grows; `man/bellwire-server-api.7` has each |

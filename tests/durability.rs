@@ -3,6 +3,8 @@
 
 #![cfg(all(feature = "agent", feature = "server"))]
 
+#[path = "common/broker.rs"]
+mod broker;
 mod common;
 #[path = "common/device.rs"]
 mod device;
@@ -12,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bellwire::http::HttpClient;
+use broker::Broker;
 use common::{App, DEADLINE, Server};
 use device::{Device, DeviceApp, Manners, Message, NAME, codes, post, request, within};
 use futures_util::StreamExt;
@@ -113,10 +116,11 @@ const AGENT_KILLS: usize = 4;
 async fn chaos(
     mut server: Server,
     mut device: Device,
+    mut broker: Option<Broker>,
     mut answered: watch::Receiver<usize>,
     mut arrived: watch::Receiver<usize>,
     starts: watch::Sender<usize>,
-) -> (Server, Device) {
+) -> (Server, Device, Option<Broker>) {
     for (blow, after_answers, after_arrivals) in BLOWS {
         within("enough answers", answered.wait_for(|count| *count >= after_answers)).await.expect("senders run");
         within("enough arrivals", arrived.wait_for(|count| *count >= after_arrivals)).await.expect("the app runs");
@@ -126,21 +130,45 @@ async fn chaos(
         if matches!(blow, Blow::Agent | Blow::Both) {
             device.kill_agent();
             device.restart_agent();
+            if let Some(broker) = &mut broker {
+                broker.kill();
+                broker.start();
+            }
         }
         if matches!(blow, Blow::Server | Blow::Both) {
             server.restart();
             starts.send_modify(|starts| *starts += 1);
         }
-        device.until_online().await;
+        match &broker {
+            Some(broker) => device.until_over("mqtt://", || broker.log()).await,
+            None => device.until_online().await,
+        }
     }
-    (server, device)
+    (server, device, broker)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_answered_arrives_once_and_in_order_whatever_is_killed() {
     let server = Server::start("00", SERVER_LIMITS);
-    let App { id, secret } = server.app_add(APP);
     let device = Device::start(&server.gateway, AGENT_LIMITS);
+    survive(server, device, None).await;
+}
+
+#[cfg(feature = "mqtt")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_arrives_over_a_broker_too_which_is_killed_as_well() {
+    let mut broker = Broker::new();
+    let server = Server::start("00", &format!("{}{SERVER_LIMITS}", broker.settings()));
+    let device = Device::start(&server.gateway, &format!("{}\n{AGENT_LIMITS}", broker::PREFER));
+    device.until_online().await;
+    broker.sync(&server);
+    broker.start();
+    survive(server, device, Some(broker)).await;
+}
+
+/// Posts a thousand times while one after the other is killed, and judges what arrives.
+async fn survive(server: Server, device: Device, broker: Option<Broker>) {
+    let App { id, secret } = server.app_add(APP);
     let (app, mut inbox) = device.app(APP).await.split();
     let app = Arc::new(app);
     let keeper = tokio::spawn(keep_connected(Arc::clone(&app)));
@@ -159,7 +187,7 @@ async fn what_was_answered_arrives_once_and_in_order_whatever_is_killed() {
     };
     let answered = Arc::clone(&senders.answered);
     let posting: Vec<_> = (0..SENDERS).map(|sender| tokio::spawn(senders.clone().run(sender))).collect();
-    let chaos = tokio::spawn(chaos(server, device, answered_count, arrived_count, starts_in));
+    let chaos = tokio::spawn(chaos(server, device, broker, answered_count, arrived_count, starts_in));
     let receiving = tokio::spawn(async move {
         let mut arrived: Vec<Message> = Vec::new();
         while arrived.last().is_none_or(|last| last.data() != "the end") {
@@ -171,7 +199,7 @@ async fn what_was_answered_arrives_once_and_in_order_whatever_is_killed() {
     for sender in posting {
         sender.await.expect("senders end");
     }
-    let (server, device) = chaos.await.expect("everything is up again");
+    let (server, device, _broker) = chaos.await.expect("everything is up again");
     let last = post(&server, &App { id, secret }, &request(app.reg_id.clone(), "end", "the end"));
     assert_eq!(codes(&last), [1000], "{last:?}");
     let mut arrived = receiving.await.unwrap_or_else(|error| panic!("{error}\n{}{}", server.log(), device.log()));

@@ -34,8 +34,6 @@ use super::system::{Ready, Signal, Source, System};
 
 mod machine;
 
-use machine::last_words;
-
 /// What others ask of the connection.
 #[derive(Clone, Debug)]
 pub enum Command {
@@ -114,6 +112,8 @@ struct Connection {
 
 /// Milliseconds of a day.
 const DAY_MS: i64 = 24 * 3600 * 1000;
+/// A session over another link than the preferred one is left after this time, when the device is awake anyway.
+const PREFER_AFTER: Duration = Duration::from_secs(3600);
 /// How long a goodbye may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -183,7 +183,7 @@ impl Connection {
             stored = when_done(&mut self.stored) => Event::Stored(stored),
             command = self.parts.commands.recv() => Event::Command(command),
             signal = self.parts.system.next() => Event::Machine(signal),
-            () = last_words(), if self.ready.is_some() && self.stored.is_none() => Event::MaySleep,
+            () = machine::last_words(), if self.ready.is_some() && self.stored.is_none() => Event::MaySleep,
             () = self.parts.alarm.ring(self.device.poll_timeout()) => Event::Timer,
             () = stop.wait() => Event::Stop,
         }
@@ -229,6 +229,7 @@ impl Connection {
             Event::Timer => {
                 self.device.handle_timer(now, luck);
                 self.parts.system.woke();
+                self.prefer(PREFER_AFTER);
             }
             // Both end the loop before they come here.
             Event::Command(None) | Event::Stop => {}
@@ -240,7 +241,19 @@ impl Connection {
         match command {
             Command::Wish(app, wish) => self.device.wish(now, app, wish),
             Command::Report => self.report().await,
-            Command::TryNow => self.device.try_now(),
+            Command::TryNow => {
+                self.device.try_now();
+                self.prefer(Duration::ZERO);
+            }
+        }
+    }
+
+    /// Leaves a link for a better one, if the session over it is as old as that.
+    fn prefer(&mut self, age: Duration) {
+        let LinkState::Online { since, .. } = *self.device.state() else { return };
+        if self.parts.routes.better() && self.parts.clock.now().since(since) >= age {
+            debug!("the device tries a link that it prefers");
+            self.device.redial(self.parts.clock.now());
         }
     }
 
@@ -330,7 +343,7 @@ impl Connection {
 
     fn dial(&mut self) {
         drop(self.take_link());
-        let (gateway, dialling) = (self.parts.routes.next(), self.parts.dialling.clone());
+        let (gateway, dialling) = (self.parts.routes.take_next(), self.parts.dialling.clone());
         let caller = self.parts.caller.clone();
         let store = self.parts.store.clone();
         self.dialled = Some(Box::pin(async move {

@@ -27,7 +27,7 @@ impl Routes {
     }
 
     /// The one to dial now.
-    pub fn next(&mut self) -> Gateway {
+    pub fn take_next(&mut self) -> Gateway {
         let place = self.tried.map_or(0, |tried| (tried + 1) % self.order.len());
         self.tried = Some(place);
         self.current = self.order[place].clone();
@@ -37,6 +37,11 @@ impl Routes {
     /// The one that was dialled last.
     pub fn current(&self) -> &Gateway {
         &self.current
+    }
+
+    /// Whether there is one that is preferred to the one that was dialled last.
+    pub fn better(&self) -> bool {
+        self.order.first() != Some(&self.current)
     }
 
     /// It has led to a session.
@@ -86,7 +91,7 @@ mod tests {
     }
 
     fn dialled(routes: &mut Routes, times: usize) -> Vec<String> {
-        (0..times).map(|_| routes.next().to_string()).collect()
+        (0..times).map(|_| routes.take_next().to_string()).collect()
     }
 
     const A: &str = "wss://a:5223";
@@ -98,8 +103,10 @@ mod tests {
         assert_eq!(dialled(&mut routes, 3), [B, A, B]);
         routes.arrived();
         assert_eq!(routes.current().to_string(), B);
+        assert!(!routes.better());
         assert_eq!(dialled(&mut routes, 2), [B, A]);
         routes.arrived();
+        assert!(routes.better());
         assert_eq!(dialled(&mut routes, 1), [B], "it begins anew");
     }
 

@@ -252,6 +252,16 @@ impl Device {
         }
     }
 
+    /// Ends the session, if one is open, and opens a link at once: there is a better one.
+    pub fn redial(&mut self, now: Moment) {
+        if self.session.is_some() {
+            self.credit(now);
+            self.leave(Bye::because(Reason::Shutdown));
+            self.forget_session();
+            self.dial();
+        }
+    }
+
     /// Ends the session in order and stays away.
     pub fn stop(&mut self) {
         if self.session.is_some() {

@@ -174,6 +174,11 @@ impl Device {
         common::stop(&mut self.agent)
     }
 
+    /// The number of the agent's process.
+    pub fn agent_id(&self) -> u32 {
+        self.agent.id()
+    }
+
     /// Whether the agent runs.
     pub fn agent_runs(&mut self) -> bool {
         self.agent.try_wait().expect("the agent is ours").is_none()
@@ -228,6 +233,26 @@ impl Device {
             so(what(&link), || format!("{link}\n{}", self.log())).map(|()| link)
         })
         .await
+    }
+
+    /// The URL of the link that it uses.
+    pub fn gateway(&self) -> String {
+        self.link()["gateway"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Waits until it is online over a link of this kind, without its pauses between attempts.
+    pub async fn until_over(&self, scheme: &str, logs: impl Fn() -> String) {
+        let (bus, started) = (self.connect().await, Instant::now());
+        loop {
+            let link = self.link();
+            if link["state"] == "online" && link["gateway"].as_str().is_some_and(|url| url.starts_with(scheme)) {
+                return;
+            }
+            assert!(started.elapsed() < DEADLINE, "{link}\n{}\n{}", self.log(), logs());
+            // A link that is not the preferred one is left as well.
+            self.manage::<()>(&bus, "TryNow", &()).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// Waits until the device is online, without its pauses between attempts.

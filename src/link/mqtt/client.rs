@@ -63,6 +63,8 @@ pub struct Terms {
     pub frame_max: usize,
     /// Publications that the broker may send without an acknowledgement.
     pub receive_max: u16,
+    /// Whether what nobody reads ends the connection: a device has nobody else to talk to.
+    pub needs_reader: bool,
 }
 
 /// Something to publish.
@@ -117,6 +119,7 @@ impl Client {
     /// Connects over an open stream. What comes in waits in the inbox, up to `room`; while it is full, nothing
     /// more is read.
     pub async fn connect(stream: Box<dyn Stream>, terms: Terms, room: usize) -> Result<(Self, Inbox), LinkError> {
+        let needs_reader = terms.needs_reader;
         let options = options(stream, terms);
         let (client, mut events) =
             AsyncClient::builder(options).capacity(OUTBOX).try_build().map_err(|error| broken(&error))?;
@@ -127,7 +130,7 @@ impl Client {
         let (outbox, outgoing) = mpsc::channel(OUTBOX);
         let this = Self {
             forward: tokio::spawn(forward(client.clone(), outgoing)),
-            pump: tokio::spawn(pump(events, inbound)),
+            pump: tokio::spawn(pump(events, inbound, needs_reader)),
             client,
             outbox,
             longest_silence: keep_alive
@@ -162,7 +165,7 @@ impl Client {
 }
 
 fn options(stream: Box<dyn Stream>, terms: Terms) -> MqttOptions {
-    let Terms { login, keep_alive, will, frame_max, receive_max } = terms;
+    let Terms { login, keep_alive, will, frame_max, receive_max, needs_reader: _ } = terms;
     // The stream is open: the name of the broker is of no use to the library.
     let mut options = MqttOptions::new(login.id, Broker::tcp("broker", 0));
     let once = Mutex::new(Some(stream));
@@ -230,7 +233,7 @@ fn how_to_publish(outgoing: &Outgoing) -> Option<PublishOptions> {
 }
 
 /// Has the library's event loop, until the connection or its owner ends.
-async fn pump(mut events: EventLoop, inbound: mpsc::Sender<Result<Event, LinkError>>) {
+async fn pump(mut events: EventLoop, inbound: mpsc::Sender<Result<Event, LinkError>>, needs_reader: bool) {
     loop {
         let polled = tokio::select! {
             polled = events.poll() => polled,
@@ -238,7 +241,7 @@ async fn pump(mut events: EventLoop, inbound: mpsc::Sender<Result<Event, LinkErr
             () = inbound.closed() => return,
         };
         let event = match polled {
-            Ok(LibraryEvent::Incoming(packet)) => take(packet),
+            Ok(LibraryEvent::Incoming(packet)) => take(packet, needs_reader),
             Ok(LibraryEvent::Outgoing(_) | LibraryEvent::Auth(_)) => None,
             Err(error) => Some(Err(explain(error))),
         };
@@ -252,7 +255,7 @@ async fn pump(mut events: EventLoop, inbound: mpsc::Sender<Result<Event, LinkErr
 
 // The enum is another crate's: most of its variants are the library's own business.
 #[allow(clippy::wildcard_enum_match_arm)]
-fn take(packet: Packet) -> Option<Result<Event, LinkError>> {
+fn take(packet: Packet, needs_reader: bool) -> Option<Result<Event, LinkError>> {
     match packet {
         Packet::Publish(publish) => Some(Ok(Event::Arrived(arrived(publish)))),
         Packet::SubAck(ack) => {
@@ -264,6 +267,9 @@ fn take(packet: Packet) -> Option<Result<Event, LinkError>> {
         }
         Packet::PubAck(ack) if ack.reason == PubAckReason::NotAuthorized => {
             Some(Err(LinkError::NotAGateway("the broker refuses a publication: not authorized".into())))
+        }
+        Packet::PubAck(ack) if ack.reason == PubAckReason::NoMatchingSubscribers && needs_reader => {
+            Some(Err(LinkError::Broken("no server takes what the device says to the broker".into())))
         }
         Packet::Disconnect(bye) => {
             Some(Err(LinkError::Broken(format!("the broker ended the connection: {:?}", bye.reason_code))))

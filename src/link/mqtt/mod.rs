@@ -85,6 +85,7 @@ impl Socket {
             will: Will { topic: topics.gone(), text: ToServer::Bye(Bye::because(Reason::Silent)).encode() },
             frame_max: TO_DEVICE_MAX,
             receive_max: u16::try_from(INBOX).unwrap_or(u16::MAX),
+            needs_reader: true,
         };
         let (client, mut inbox) = Client::connect(stream, terms, INBOX).await.map_err(named)?;
         client.subscribe([topics.down(), topics::ends_of_servers(root)]).await?;

@@ -147,6 +147,7 @@ impl Attendant {
             will: Will { topic: topics::end_of_server(&self.root, &name), text: ToDevice::Bye(bye).encode() },
             frame_max: TO_SERVER_MAX,
             receive_max: u16::MAX,
+            needs_reader: false,
         };
         let stream = dial::stream(&self.url, &self.dialling).await?;
         let (client, inbox) = Client::connect(stream, terms, ARRIVALS).await?;
