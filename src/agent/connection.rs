@@ -33,6 +33,7 @@ use super::store::{AppRow, Received, Store};
 use super::system::{Ready, Signal, Source, System};
 
 mod machine;
+mod publish;
 
 /// What others ask of the connection.
 #[derive(Clone, Debug)]
@@ -110,8 +111,6 @@ struct Connection {
     day: (i64, Tally),
 }
 
-/// Milliseconds of a day.
-const DAY_MS: i64 = 24 * 3600 * 1000;
 /// A session over another link than the preferred one is left after this time, when the device is awake anyway.
 const PREFER_AFTER: Duration = Duration::from_secs(3600);
 /// How long a goodbye may take.
@@ -359,19 +358,6 @@ impl Connection {
         self.link.take()
     }
 
-    /// What it did since the start.
-    fn total(&self) -> Tally {
-        let pulse = self.device.pulse();
-        let traffic = self.link.as_ref().map(|link| link.traffic()).unwrap_or_default();
-        Tally {
-            pings: pulse.pings,
-            losses: pulse.losses,
-            connects: self.total.connects,
-            sent: self.total.sent + traffic.sent,
-            received: self.total.received + traffic.received,
-        }
-    }
-
     fn hang_up(&mut self) {
         self.dialled = None;
         if let Some(link) = self.take_link() {
@@ -455,45 +441,6 @@ impl Connection {
             error!("the store failed: {error}");
             otherwise
         })
-    }
-
-    fn publish(&mut self) {
-        let today = self.today();
-        let (state, gateway) = (self.device.state(), self.parts.routes.current().to_string());
-        self.parts.status.send_if_modified(|status| {
-            (status.failures, status.pulse, status.today) = (self.device.failures(), self.device.pulse(), today);
-            (status.offline, status.away) = (self.device.offline().cloned(), self.device.away());
-            status.surroundings = self.device.surroundings();
-            status.sources.clone_from(&self.sources);
-            let out_of_reach = self.device.out_of_reach();
-            // Whoever waits for a change waits for these alone.
-            let changed = status.state != *state || status.gateway != gateway || status.out_of_reach != out_of_reach;
-            if changed {
-                status.out_of_reach = out_of_reach;
-                log_change(state, &gateway);
-                (status.state, status.gateway) = (state.clone(), gateway);
-            }
-            changed
-        });
-    }
-
-    /// What it did on this day.
-    fn today(&mut self) -> Tally {
-        let total = self.total();
-        let today = world::now().0.div_euclid(DAY_MS);
-        if self.day.0 != today {
-            self.day = (today, total);
-        }
-        total.since(self.day.1)
-    }
-}
-
-/// One line when the device comes online or goes offline; retries in between are debug.
-fn log_change(state: &LinkState, gateway: &str) {
-    match state {
-        LinkState::Online { region, .. } => info!(%region, "connected to {gateway}"),
-        LinkState::Waiting { why, .. } => debug!("not connected to {gateway}: {why}"),
-        LinkState::Stopped | LinkState::Dialling | LinkState::Greeting => debug!(?state, "{gateway}"),
     }
 }
 
