@@ -21,7 +21,7 @@ const REMEMBERED_MS: i64 = 90 * 24 * 3600 * 1000;
 const SALT: &str = "salt of networks";
 
 impl Store {
-    /// What networks are hashed with; made at the first call.
+    /// What networks are hashed with.
     pub async fn salt(&self) -> Result<[u8; 32], DbError> {
         self.worker.write(salt).await
     }
@@ -37,7 +37,8 @@ impl Store {
     }
 }
 
-fn salt(db: &Connection) -> Result<[u8; 32]> {
+/// What networks are hashed with; made if there is none, as in a database of an earlier version.
+pub fn salt(db: &Connection) -> Result<[u8; 32]> {
     let mut salt = [0; 32];
     match schema::fact(db, SALT)? {
         Some(text) if hex::decode_to_slice(&text, &mut salt).is_ok() => Ok(salt),

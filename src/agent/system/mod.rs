@@ -118,6 +118,8 @@ pub struct System {
     signals: mpsc::Receiver<Signal>,
     /// None if the network is not watched.
     lookout: Option<Lookout>,
+    /// The gateway, if it is no name.
+    address: Option<IpAddr>,
     ends: Arc<Ends>,
     woke: Arc<Notify>,
 }
@@ -132,13 +134,13 @@ impl System {
             .then(News::listen)
             .and_then(|news| news.inspect_err(|error| debug!("the kernel does not tell of the network: {error}")).ok());
         let lookout = news.is_some().then(|| Lookout::new(salt));
-        let watched = news.is_some();
+        let (watched, address) = (news.is_some(), gateway.host().parse().ok());
         if let Some(news) = news {
             tokio::spawn(tell_of_network(news, gateway, Arc::clone(&ends), out.clone()));
         }
         let named = Source::ALL.into_iter().filter(|source| source.bus_name().is_some() && sources.contains(source));
         tokio::spawn(bus::run(named.collect(), watched, out, Arc::clone(&woke)));
-        Self { signals, lookout, ends, woke }
+        Self { signals, lookout, address, ends, woke }
     }
 
     /// The next signal; never if nobody is left who could say something. Safe to cancel.
@@ -153,7 +155,7 @@ impl System {
     /// beside that of the newest connection are those given.
     pub fn look(&mut self, gateway: &[IpAddr]) -> Option<Option<Way>> {
         let peer = self.ends.get().map(|ends| ends.there.ip());
-        let addresses: Vec<IpAddr> = peer.into_iter().chain(gateway.iter().copied()).collect();
+        let addresses: Vec<IpAddr> = peer.into_iter().chain(self.address).chain(gateway.iter().copied()).collect();
         let looked = self.lookout.as_mut()?.look(&addresses);
         looked.inspect_err(|error| debug!("the kernel does not say which network there is: {error}")).ok()
     }
@@ -220,7 +222,7 @@ mod tests {
         assert!(matches!(system.next().await, Signal::Source(Source::Netlink, true)));
         let Signal::Network(addresses) = system.next().await else { panic!("no look at the network") };
         assert_eq!(addresses, [IpAddr::from([127, 0, 0, 1])]);
-        let way = system.look(&addresses).unwrap().unwrap();
+        let way = system.look(&[]).unwrap().unwrap();
         assert_eq!(way.source, Some([127, 0, 0, 1].into()));
         assert!(!system.address_is_gone(), "there is no connection");
     }
