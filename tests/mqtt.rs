@@ -9,12 +9,16 @@ mod common;
 #[path = "common/device.rs"]
 mod device;
 
-use std::process::Stdio;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 
 use broker::{Broker, PREFER};
 use common::{App, Server, so, until};
 use device::{Device, codes, post, request};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 const APP: &str = "org.example.Chat";
@@ -35,7 +39,7 @@ impl Stage {
         let app = server.app_add(APP);
         assert_eq!(broker.sync(&server)["changed"], true);
         broker.start();
-        until(async || so(server.log().contains("connected to the broker broker="), || server.log())).await;
+        until_connected(&server).await;
         let device = Device::start(&server.gateway, &format!("{PREFER}\n{device}"));
         device.until_online().await;
         let this = Self { broker, server, app, device };
@@ -54,6 +58,11 @@ impl Stage {
         let answer = post(&self.server, &self.app, &request(reg_id, text, text));
         assert_eq!(codes(&answer), [1000]);
     }
+}
+
+/// Waits until the server is at its broker.
+async fn until_connected(server: &Server) {
+    until(async || so(server.log().contains("connected to the broker broker="), || server.log())).await;
 }
 
 #[tokio::test]
@@ -144,6 +153,89 @@ async fn a_device_cannot_read_write_or_end_what_is_another_one_s() {
     assert_eq!(other.log().matches("connected to mqtt://").count(), 1, "{}", other.log());
 }
 
+/// A program that ends with the test.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Devices of a fleet, and messages for each: as many as a window has, so that all of them are at the broker.
+const FLEET: (usize, usize) = (64, 32);
+
+#[tokio::test]
+async fn what_a_broker_holds_when_it_is_killed_arrives_all_the_same() {
+    let mut broker = Broker::new();
+    let server = Server::start("00", &broker.settings());
+    let app = server.app_add(APP);
+    broker.sync(&server);
+    broker.start();
+    until_connected(&server).await;
+    let (port, (devices, each)) = (broker.port.to_string(), FLEET);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/mqtt/fleet.py");
+    let mut command = std::process::Command::new(common::python_for("mqtt"));
+    command.args([script, &server.gateway, &port, APP, &devices.to_string(), &each.to_string()]);
+    let mut fleet = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("Python runs");
+    let lines = common::follow(fleet.stdout.take().expect("it is piped"), Arc::default());
+    let mut fleet = Guard(fleet);
+    let log = broker.path("log");
+    let next = || {
+        lines.recv_timeout(common::DEADLINE).unwrap_or_else(|_| {
+            panic!(
+                "the fleet is silent:\n{}\n{}",
+                server.log(),
+                String::from_utf8_lossy(&std::fs::read(&log).unwrap_or_default())
+            )
+        })
+    };
+    let registered = next();
+    let reg_ids: Vec<&str> = registered.split(' ').skip(1).collect();
+    assert_eq!(reg_ids.len(), devices);
+    assert_eq!(broker.sync(&server)["devices"], devices);
+    fleet.0.stdin.take().expect("it is piped").write_all(b"go on\n").expect("it reads");
+    for _ in 0..devices {
+        assert!(next().starts_with("welcome "));
+    }
+
+    // They are connected and do not move: what is sent to them stays at the broker.
+    let pid = Pid::from_raw(i32::try_from(fleet.0.id()).expect("small"));
+    kill(pid, Signal::SIGSTOP).expect("it is ours");
+    for number in 0..each {
+        let text = number.to_string();
+        let answer = post(&server, &app, &request(json!(reg_ids), &text, &text));
+        assert_eq!(codes(&answer), vec![1000; devices]);
+    }
+    until(async || {
+        let taken = broker.log().matches("Received PUBLISH from bellwire-server-").count();
+        so(taken >= devices * (each + 1), || format!("{taken} frames are at the broker"))
+    })
+    .await;
+    broker.kill();
+    kill(pid, Signal::SIGCONT).expect("it is ours");
+    broker.start();
+
+    let mut arrived: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let repeated = loop {
+        let line = next();
+        match line.split(' ').collect::<Vec<_>>().as_slice() {
+            ["has", reg_id, text] => arrived.entry((*reg_id).to_owned()).or_default().push((*text).to_owned()),
+            ["done", repeated] => break (*repeated).to_owned(),
+            _ => assert!(line.starts_with("welcome "), "{line}"),
+        }
+    };
+    assert!(fleet.0.wait().expect("it is ours").success());
+    assert_eq!(arrived.len(), devices);
+    let all: Vec<String> = (0..each).map(|number| number.to_string()).collect();
+    for (reg_id, texts) in &arrived {
+        assert_eq!(*texts, all, "all, each once, in order: {reg_id}");
+    }
+    println!("{} arrived; {repeated} came again and were passed over", devices * each);
+}
+
 /// How many notifications wait when the broker is killed.
 const WAITING: usize = 2000;
 
@@ -154,8 +246,8 @@ async fn a_broker_that_is_killed_with_thousands_on_their_way_loses_none() {
     let mut stage = Stage::new(&format!("[limits]\n{waiting}"), &unread).await;
     let mut app = stage.device.app(APP).await;
     // The device is there and does not move: the broker holds a window, the server the rest.
-    let pid = nix::unistd::Pid::from_raw(i32::try_from(stage.device.agent_id()).expect("small"));
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).expect("it is ours");
+    let pid = Pid::from_raw(i32::try_from(stage.device.agent_id()).expect("small"));
+    kill(pid, Signal::SIGSTOP).expect("it is ours");
     let sent: Vec<String> = (0..WAITING).map(|number| number.to_string()).collect();
     for texts in sent.chunks(100) {
         let messages: Value = texts.iter().map(|text| request(app.reg_id.as_str(), text, text)).collect();
@@ -163,7 +255,7 @@ async fn a_broker_that_is_killed_with_thousands_on_their_way_loses_none() {
         assert_eq!(codes(&answer), vec![1000; texts.len()]);
     }
     stage.broker.kill();
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).expect("it is ours");
+    kill(pid, Signal::SIGCONT).expect("it is ours");
     stage.broker.start();
     // And again while they come.
     let mut arrived = app.next_data(WAITING / 2).await;
@@ -176,7 +268,7 @@ async fn a_broker_that_is_killed_with_thousands_on_their_way_loses_none() {
 }
 
 /// An example, with stock clients.
-fn example(name: &str, arguments: &[&str]) -> std::process::Child {
+fn example(name: &str, arguments: &[&str]) -> Child {
     let script = format!("{}/examples/{name}", env!("CARGO_MANIFEST_DIR"));
     let mut command = std::process::Command::new(common::python_for("mqtt"));
     command.arg(script).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
@@ -241,7 +333,7 @@ async fn a_server_that_is_lost_is_known_to_its_devices_at_once() {
     })
     .await;
     stage.server.restart();
-    until(async || so(stage.server.log().contains("connected to the broker broker="), || stage.server.log())).await;
+    until_connected(&stage.server).await;
     stage.until_over("mqtt://").await;
     stage.send(&app.reg_id, "after that");
     assert_eq!(app.next().await.data(), "after that");
