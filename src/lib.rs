@@ -11,7 +11,7 @@
 //! |---|---|
 //! | [`proto`] | what is said between device and server, and when. Pure: time and luck are arguments |
 //! | [`link`] | frames over a WebSocket or MQTT, from either end; how a device dials |
-//! | [`agent`] | the device half, `bellwired`: connection, store, plan, D-Bus, delivery, effects |
+//! | [`agent`] | the device half, `bellwired`: connection, the machine's signals, store, plan, D-Bus, delivery, effects |
 //! | [`server`] | the server half, `bellwire-server`: sender APIs, store, gateway, regions, administration |
 //! | [`cli`] | the tool, `bellwire`: one file a command |
 //! | [`db`] | SQLite as both halves use it: one writing thread, commits shared by all who wait |
@@ -93,6 +93,7 @@
 //! | a frame or its members | [`proto::frame`] | its frozen samples, [`VERSION`](proto::frame::VERSION), `man/bellwire-protocol.7` |
 //! | when a device connects, pings, gives up | [`proto::device`], [`proto::backoff`] | the simulation of both halves in `proto/simulation.rs` |
 //! | how long a connection may be silent | [`proto::keepalive`], [`proto::pulse`] | fourteen days of an idle device in `proto/idle.rs`, beside the study's table |
+//! | what the machine says of network, power and sleep | [`agent::system`] | nobody of whom it hears is needed: `tests/system.rs`; `tests/netns.rs` changes the network |
 //! | what a session sends and when it ends | [`proto::gateway`] | the same |
 //! | what a device is woken for, and what is held back | [`proto::urgency`], [`proto::backlog`] | the store reads what they choose in one moment: `server/store/sql/backlog.rs`; `tests/urgency.rs` |
 //! | how frames travel | [`link`], `server/broker`, `man/bellwire-mqtt.7` | nothing may depend on what carries them: `tests/mqtt.rs` |

@@ -56,7 +56,7 @@ for_build="gcc libc6-dev ca-certificates"
 for_demo="$for_build dbus"
 for_test="$for_demo curl openssl python3-venv groff-base
     dunst xvfb xdotool libglib2.0-bin bubblewrap faketime tinyproxy-bin systemd jq libsystemd-dev pkg-config
-    mosquitto mosquitto-clients"
+    mosquitto mosquitto-clients python3-dbusmock iproute2 nftables"
 for_systemd="$for_build python3 systemd-container mmdebstrap"
 case ${1-} in
     build) packages=$for_build lints= ;;

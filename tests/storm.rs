@@ -110,6 +110,7 @@ async fn a_thousand_devices_come_back_spread_over_the_window_and_none_is_left_be
         plain_text: false,
         from: None,
         proxies: Proxies::none(),
+        ends: Arc::default(),
     };
     let arrivals = Arrivals::default();
     for _ in 0..DEVICES {

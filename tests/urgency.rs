@@ -7,6 +7,8 @@ mod common;
 #[path = "common/device.rs"]
 mod device;
 
+use std::sync::Arc;
+
 use bellwire::link::dial::{Caller, DeviceLink, Dialling, dial};
 use bellwire::link::proxy::Proxies;
 use bellwire::link::{Link as _, LinkError};
@@ -111,7 +113,7 @@ struct Link {
 impl Link {
     async fn start(gateway: &str, taking: Taking) -> Self {
         let tls = tls::client(None).expect("TLS has defaults");
-        let how = Dialling { tls, plain_text: false, from: None, proxies: Proxies::none() };
+        let how = Dialling { tls, plain_text: false, from: None, ends: Arc::default(), proxies: Proxies::none() };
         let (device, secret) = (world::device_id(), world::secret());
         let caller = Caller::new(device, secret.clone(), Profile::Mains);
         let socket = dial(&gateway.parse().expect("a gateway"), &how, &caller).await.expect("the server listens");

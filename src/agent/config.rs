@@ -11,6 +11,8 @@ use crate::link::url::LinkKind;
 use crate::proto::keepalive::Profile;
 use crate::tls::Pin;
 
+use super::system::Source;
+
 /// Everything an integrator may set. Keys in the file are written with `-` instead of `_`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
@@ -41,6 +43,8 @@ pub struct AgentConfig {
     /// On a battery, in networks that forget connections too soon, to come back every so many minutes instead
     /// of staying connected; 0 is never.
     pub interval_mode_minutes: u32,
+    /// Who is asked about the machine's network, power and sleep.
+    pub watch: Vec<Source>,
     /// Which bus the apps are on.
     pub bus: Bus,
     /// The folder of the database.
@@ -104,6 +108,7 @@ impl Default for AgentConfig {
             enrolment_key: None,
             profile: Profile::default(),
             interval_mode_minutes: 0,
+            watch: Source::ALL.to_vec(),
             bus: Bus::Session,
             state_folder: config::user_state_folder().unwrap_or_else(config::system_state_folder),
             log: LogLevel::default(),

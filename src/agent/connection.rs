@@ -5,6 +5,7 @@
 //! acknowledged when their batch is on disk.
 
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +31,10 @@ use super::effects::Hints;
 use super::routes::Routes;
 use super::status::{Status, Tally};
 use super::store::{AppRow, Received, Store};
+use super::system::{Ready, Signal, Source, System};
+
+mod machine;
+mod publish;
 
 /// What others ask of the connection.
 #[derive(Clone, Debug)]
@@ -73,6 +78,8 @@ pub struct Parts {
     pub clock: Clock,
     /// Its alarm.
     pub alarm: Alarm,
+    /// What the machine says of itself.
+    pub system: System,
     /// What others ask.
     pub commands: mpsc::Receiver<Command>,
     /// Who listens to registrations.
@@ -91,6 +98,12 @@ struct Connection {
     stored: Later<Result<Received, DbError>>,
     /// Pushes for the next batch; at most a window of them.
     waiting: Vec<Delivery>,
+    /// Who tells about the machine, in order.
+    sources: Vec<Source>,
+    /// The address that the device had when the network was last looked at.
+    address: Option<IpAddr>,
+    /// The machine waits for this before it sleeps.
+    ready: Option<Ready>,
     /// The last link, on its way out.
     farewell: Option<JoinHandle<()>>,
     /// What it did since the start, over the links that are gone.
@@ -99,8 +112,6 @@ struct Connection {
     day: (i64, Tally),
 }
 
-/// Milliseconds of a day.
-const DAY_MS: i64 = 24 * 3600 * 1000;
 /// A session over another link than the preferred one is left after this time, when the device is awake anyway.
 const PREFER_AFTER: Duration = Duration::from_secs(3600);
 /// How long a goodbye may take.
@@ -112,6 +123,8 @@ enum Event {
     Dialled(Result<Opened, Failed>),
     Stored(Result<Received, DbError>),
     Command(Option<Command>),
+    Machine(Signal),
+    MaySleep,
     Timer,
     Stop,
 }
@@ -125,6 +138,9 @@ pub async fn run(device: Device, parts: Parts, mut stop: Stop) -> Result<(), DbE
         dialled: None,
         stored: None,
         waiting: Vec::new(),
+        sources: Vec::new(),
+        address: None,
+        ready: None,
         farewell: None,
         total: Tally::default(),
         day: (0, Tally::default()),
@@ -158,14 +174,6 @@ impl Connection {
         Ok(())
     }
 
-    /// What was learned by an earlier run.
-    async fn load_network(&mut self) -> Result<(), DbError> {
-        let network = self.device.pulse().network;
-        let memory = self.parts.store.memory(network.key).await?;
-        self.device.handle_network(self.parts.clock.now(), Some((network, memory)));
-        Ok(())
-    }
-
     async fn next_event(&mut self, stop: &mut Stop) -> Event {
         // A server that sends more than the window allows is not read until that much is stored.
         let room = self.waiting.len() < WINDOW;
@@ -174,6 +182,8 @@ impl Connection {
             dialled = when_done(&mut self.dialled) => Event::Dialled(dialled),
             stored = when_done(&mut self.stored) => Event::Stored(stored),
             command = self.parts.commands.recv() => Event::Command(command),
+            signal = self.parts.system.next() => Event::Machine(signal),
+            () = machine::last_words(), if self.ready.is_some() && self.stored.is_none() => Event::MaySleep,
             () = self.parts.alarm.ring(self.device.poll_timeout()) => Event::Timer,
             () = stop.wait() => Event::Stop,
         }
@@ -202,6 +212,8 @@ impl Connection {
             Event::Dialled(Ok((link, resume))) => {
                 let longest_silence = link.longest_silence();
                 self.link = Some(link);
+                // By now the kernel knows the router.
+                self.look_again().await;
                 self.device.handle_link_up(now, resume, longest_silence);
             }
             Event::Dialled(Err(failed)) => {
@@ -217,8 +229,11 @@ impl Connection {
                 self.device.handle_store_failed(now, luck);
             }
             Event::Command(Some(command)) => self.handle_command(command).await,
+            Event::Machine(signal) => self.handle_signal(signal).await,
+            Event::MaySleep => self.ready = None,
             Event::Timer => {
                 self.device.handle_timer(now, luck);
+                self.parts.system.woke();
                 self.prefer(PREFER_AFTER);
             }
             // Both end the loop before they come here.
@@ -344,19 +359,6 @@ impl Connection {
         self.link.take()
     }
 
-    /// What it did since the start.
-    fn total(&self) -> Tally {
-        let pulse = self.device.pulse();
-        let traffic = self.link.as_ref().map(|link| link.traffic()).unwrap_or_default();
-        Tally {
-            pings: pulse.pings,
-            losses: pulse.losses,
-            connects: self.total.connects,
-            sent: self.total.sent + traffic.sent,
-            received: self.total.received + traffic.received,
-        }
-    }
-
     fn hang_up(&mut self) {
         self.dialled = None;
         if let Some(link) = self.take_link() {
@@ -440,42 +442,6 @@ impl Connection {
             error!("the store failed: {error}");
             otherwise
         })
-    }
-
-    fn publish(&mut self) {
-        let today = self.today();
-        let (state, gateway) = (self.device.state(), self.parts.routes.current().to_string());
-        let proxy = self.parts.dialling.proxies.of(self.parts.routes.current()).map(ToString::to_string);
-        self.parts.status.send_if_modified(|status| {
-            (status.failures, status.pulse, status.today) = (self.device.failures(), self.device.pulse(), today);
-            status.proxy = proxy;
-            // Whoever waits for a change waits for these alone.
-            let changed = status.state != *state || status.gateway != gateway;
-            if changed {
-                log_change(state, &gateway);
-                (status.state, status.gateway) = (state.clone(), gateway);
-            }
-            changed
-        });
-    }
-
-    /// What it did on this day.
-    fn today(&mut self) -> Tally {
-        let total = self.total();
-        let today = world::now().0.div_euclid(DAY_MS);
-        if self.day.0 != today {
-            self.day = (today, total);
-        }
-        total.since(self.day.1)
-    }
-}
-
-/// One line when the device comes online or goes offline; retries in between are debug.
-fn log_change(state: &LinkState, gateway: &str) {
-    match state {
-        LinkState::Online { region, .. } => info!(%region, "connected to {gateway}"),
-        LinkState::Waiting { why, .. } => debug!("not connected to {gateway}: {why}"),
-        LinkState::Stopped | LinkState::Dialling | LinkState::Greeting => debug!(?state, "{gateway}"),
     }
 }
 

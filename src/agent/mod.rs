@@ -3,6 +3,7 @@
 //! * [`connection`]: the link and its state machine, in one task; [`alarm`]: its clock; [`status`];
 //!   [`routes`]: which link is dialled next; [`attempt`].
 //! * [`store`]: what is on disk; [`plan`], pure, says what becomes of a message.
+//! * [`system`]: what the machine says of its network, power and sleep.
 //! * [`bus`]: D-Bus; [`apps`]: who is connected there; [`deliver`]: messages on their way to them.
 //! * [`effects`]: alerts, starts of apps and badges, at the [`pace`] that one app may have.
 //! * [`identity`]: who is calling; [`installed`]: manifests and desktop files; [`uninstall`].
@@ -22,6 +23,7 @@ pub mod plan;
 pub mod routes;
 pub mod status;
 pub mod store;
+pub mod system;
 pub mod uninstall;
 
 use std::path::PathBuf;
@@ -51,6 +53,7 @@ use installed::Installed;
 use routes::Routes;
 use status::Status;
 use store::{Credentials, Store};
+use system::System;
 
 /// Commands that may wait for the connection.
 const COMMANDS: usize = 64;
@@ -111,7 +114,13 @@ fn start(args: Args) -> Result<(), Fatal> {
     daemon::start_logging(config.log, config.log_format);
     daemon::private_folder(&config.state_folder)?;
     let _mine = daemon::lock_folder(&config.state_folder, "bellwired")?;
-    let dialling = Dialling { tls, plain_text: config.allow_plain_text, from: None, proxies: proxies(&config) };
+    let dialling = Dialling {
+        tls,
+        plain_text: config.allow_plain_text,
+        from: None,
+        ends: Arc::default(),
+        proxies: proxies(&config),
+    };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Fatal::of(Exit::Software))?;
     runtime.block_on(async {
@@ -127,6 +136,7 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
     let routes = routes(&store, &config).await.map_err(database)?;
     let gateway = routes.current().clone();
     let returning = store.connected_before().await.map_err(database)?;
+    let (salt, sources) = (store.salt().await.map_err(database)?, config.watch.clone());
     let (apps, clock) = (Arc::new(Apps::expecting(returning)), Clock::start());
     let (commands, inbox) = mpsc::channel(COMMANDS);
     let (changes, _) = broadcast::channel(CHANGES);
@@ -151,10 +161,12 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
     // The name is on the bus before the network is touched: apps may call while we are offline.
     let bus = bus::serve(Arc::clone(&shared)).await.map_err(no_bus)?;
     info!(device = %shared.device, gateway = %gateway, "ready");
+    let system = System::start(&sources, gateway.clone(), Arc::clone(&dialling.ends), &salt);
     let parts = Parts {
         configured,
         routes,
         dialling,
+        system,
         caller,
         store,
         apps: Arc::clone(&apps),

@@ -1,8 +1,11 @@
 //! How the connection is, for people: written by its task, read by whoever is asked.
 
 use crate::link::Gateway;
-use crate::proto::device::{Device, LinkState};
+use crate::proto::device::{Device, LinkState, Offline};
 use crate::proto::pulse::Reading;
+use crate::proto::surroundings::Surroundings;
+
+use super::system::Source;
 
 /// Where the connection stands, for people.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,8 +18,18 @@ pub struct Status {
     pub proxy: Option<String>,
     /// Attempts that failed since a session last lasted.
     pub failures: u32,
+    /// The time that it is offline, if an attempt has failed.
+    pub offline: Option<Offline>,
+    /// It is offline for long although there is a network.
+    pub out_of_reach: bool,
+    /// There is no network.
+    pub away: bool,
     /// How its silences are.
     pub pulse: Reading,
+    /// Power and price.
+    pub surroundings: Surroundings,
+    /// Who tells about the machine, in order.
+    pub sources: Vec<Source>,
     /// Whether its alarm wakes a device that sleeps.
     pub wakes: bool,
     /// What it did today.
@@ -31,7 +44,12 @@ impl Status {
             gateway: gateway.to_string(),
             proxy: None,
             failures: device.failures(),
+            offline: None,
+            out_of_reach: false,
+            away: false,
             pulse: device.pulse(),
+            surroundings: device.surroundings(),
+            sources: Vec::new(),
             wakes,
             today: Tally::default(),
         }

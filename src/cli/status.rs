@@ -12,7 +12,13 @@ pub async fn status(bus_name: &BusName, output: Output) -> Result<(), Fatal> {
     let link = to_json(&manager.get_status().await.map_err(fatal)?);
     let apps: Vec<Map<String, Value>> = manager.list_apps().await.map_err(fatal)?.iter().map(to_json).collect();
     output.print(&json!({ "link": link, "apps": apps }), || {
-        let lines = [describe_link(&link), describe_silence(&link), describe_today(&link), describe_alerts(&link)];
+        let lines = [
+            describe_link(&link),
+            describe_silence(&link),
+            describe_machine(&link),
+            describe_today(&link),
+            describe_alerts(&link),
+        ];
         format!("{}\n{}", lines.join("\n"), describe_apps(&apps))
     });
     Ok(())
@@ -76,8 +82,9 @@ fn describe_link(link: &Map<String, Value>) -> String {
             format!("online   at {gateway}{how}, region {}, for {} s", text(link, "region"), text(link, "online_s"))
         }
         "waiting" => format!(
-            "offline  {}\n         next attempt at {gateway} in {} s ({} failed)",
+            "offline  {}{}\n         next attempt at {gateway} in {} s ({} failed)",
             text(link, "why"),
+            describe_reach(link),
             text(link, "retry_in_s"),
             text(link, "failures")
         ),
@@ -99,6 +106,26 @@ fn describe_silence(link: &Map<String, Value>) -> String {
     let asleep =
         if link.get("wakes_device") == Some(&Value::Bool(false)) { "; does not wake a device that sleeps" } else { "" };
     format!("silence  {} s over {} ({how}){next}{asleep}", text(link, "silence_s"), text(link, "network"))
+}
+
+fn describe_reach(link: &Map<String, Value>) -> String {
+    match link.get("out_of_reach") {
+        Some(Value::Bool(true)) => format!(", for {} s although there is a network", text(link, "offline_s")),
+        _ => String::new(),
+    }
+}
+
+fn describe_machine(link: &Map<String, Value>) -> String {
+    let power = match text(link, "power").as_str() {
+        "battery" => "on battery",
+        "low-battery" => "on a low battery",
+        _ => "on external power",
+    };
+    let price = if link.get("metered") == Some(&Value::Bool(true)) { ", network paid for by the byte" } else { "" };
+    let sources = link.get("sources").and_then(Value::as_array).cloned().unwrap_or_default();
+    let sources: Vec<&str> = sources.iter().filter_map(Value::as_str).collect();
+    let sources = if sources.is_empty() { "nobody".to_owned() } else { sources.join(", ") };
+    format!("machine  {power}{price} (told by {sources})")
 }
 
 fn describe_today(link: &Map<String, Value>) -> String {

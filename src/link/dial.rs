@@ -1,8 +1,8 @@
 //! How a device opens a link to its gateway: address, TCP, TLS where the URL says so, and what carries
 //! frames over it.
 
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::socket::setsockopt;
@@ -46,6 +46,37 @@ pub struct Dialling {
     pub from: Option<IpAddr>,
     /// What is between the device and its gateway.
     pub proxies: Proxies,
+    /// Where the newest connection is noted.
+    pub ends: Arc<Ends>,
+}
+
+/// The two ends of the newest connection, for whoever watches the network.
+#[derive(Debug, Default)]
+pub struct Ends {
+    newest: Mutex<Option<Between>>,
+}
+
+/// The two ends of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Between {
+    /// The device's.
+    pub here: SocketAddr,
+    /// The gateway's, or that of what stands before it.
+    pub there: SocketAddr,
+}
+
+impl Ends {
+    /// Those of the newest connection, if there was one.
+    pub fn get(&self) -> Option<Between> {
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, stream: &TcpStream) {
+        // A connection that is gone already has no ends.
+        if let (Ok(here), Ok(there)) = (stream.local_addr(), stream.peer_addr()) {
+            *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Between { here, there });
+        }
+    }
 }
 
 /// Who opens a link.
@@ -162,7 +193,7 @@ pub async fn stream(gateway: &Gateway, how: &Dialling) -> Result<Box<dyn Stream>
 
 async fn connect(gateway: &Gateway, how: &Dialling) -> Result<TcpStream, LinkError> {
     let allowed = |address: IpAddr| gateway.encrypted() || how.plain_text || address.is_loopback();
-    reach(gateway, (gateway.host(), gateway.port()), how.from, allowed).await
+    reach(gateway, (gateway.host(), gateway.port()), how, allowed).await
 }
 
 /// A tunnel through the proxy, which resolves the gateway's name.
@@ -173,7 +204,7 @@ async fn connect_through(proxy: &Proxy, gateway: &Gateway, how: &Dialling) -> Re
         other @ (LinkError::Closed | LinkError::Frame(_) | LinkError::Broken(_) | LinkError::NotAGateway(_)) => other,
     };
     let shown = format!("the proxy {proxy}");
-    let mut stream = reach(shown, proxy.address(), how.from, |_| true).await.map_err(unreached)?;
+    let mut stream = reach(shown, proxy.address(), how, |_| true).await.map_err(unreached)?;
     match proxy::tunnel(&mut stream, proxy, gateway).await {
         Ok(()) => Ok(stream),
         // Proxies say no to ports that are not usual.
@@ -188,7 +219,7 @@ async fn connect_through(proxy: &Proxy, gateway: &Gateway, how: &Dialling) -> Re
 async fn reach(
     shown: impl std::fmt::Display,
     name: (&str, u16),
-    from: Option<IpAddr>,
+    how: &Dialling,
     allowed: impl Fn(IpAddr) -> bool,
 ) -> Result<TcpStream, LinkError> {
     let broken = |error: std::io::Error| LinkError::Broken(format!("{shown}: {error}"));
@@ -199,8 +230,11 @@ async fn reach(
                 "{shown} is unencrypted and not on this machine; use encryption, or set `allow-plain-text = true`"
             )));
         }
-        match connect_to(address, from).await {
-            Ok(stream) => return Ok(stream),
+        match connect_to(address, how.from).await {
+            Ok(stream) => {
+                how.ends.note(&stream);
+                return Ok(stream);
+            }
             Err(error) => last = LinkError::Unreachable(format!("{shown}: {error}")),
         }
     }

@@ -11,6 +11,7 @@
 //! [`Device::handle_stored`] has said that the push is on disk.
 
 mod ends;
+mod machine;
 mod pinging;
 mod polling;
 mod terms;
@@ -24,12 +25,13 @@ use super::frame::{
 };
 use super::ids::{AppId, MessageId};
 use super::keepalive::Profile;
-use super::pulse::{Memory, Network, Pulse, Reading};
+use super::pulse::{Pulse, Reading};
 use super::surroundings::Surroundings;
 use super::timers::{Moment, TimerName, Timers};
 use super::urgency::Taking;
 use super::wishes::{Wish, Wishes};
 
+pub use machine::{OUT_OF_REACH, Offline};
 pub use terms::{DeviceAction, Identity, LinkState, Online};
 
 /// How long the server may take to answer the greeting.
@@ -54,6 +56,8 @@ enum Timer {
     Canary,
     /// A sync is over.
     Quiet,
+    /// The device is offline for so long that people are told. It outlives attempts.
+    OutOfReach,
 }
 
 impl TimerName for Timer {
@@ -66,6 +70,7 @@ impl TimerName for Timer {
         Timer::Pong,
         Timer::Canary,
         Timer::Quiet,
+        Timer::OutOfReach,
     ];
 
     fn slot(self) -> usize {
@@ -89,7 +94,7 @@ pub struct Device {
     identity: Identity,
     state: LinkState,
     session: Option<Session>,
-    timers: Timers<Timer, 8>,
+    timers: Timers<Timer, 9>,
     backoff: Backoff,
     wishes: Wishes,
     pulse: Pulse,
@@ -107,6 +112,12 @@ pub struct Device {
     away: bool,
     /// When a network's coming last caused an attempt.
     canary: Option<Moment>,
+    /// When the device was last said to have been asleep.
+    woken: Option<Moment>,
+    /// Set while there is no session, once there was a failure.
+    offline: Option<Offline>,
+    /// It has been offline for long although there is a network.
+    out_of_reach: bool,
     /// What a server or a dying link last said about the end, until the wait begins.
     farewell: Option<Bye>,
     actions: VecDeque<DeviceAction>,
@@ -131,6 +142,9 @@ impl Device {
             between_syncs: false,
             away: false,
             canary: None,
+            woken: None,
+            offline: None,
+            out_of_reach: false,
             farewell: None,
             actions: VecDeque::new(),
         }
@@ -198,6 +212,7 @@ impl Device {
         }
         self.hangup();
         self.forget_session();
+        self.end_offline();
         self.state = LinkState::Stopped;
     }
 
@@ -221,25 +236,6 @@ impl Device {
         self.wish(now, app, Wish::Deregister);
     }
 
-    /// The network is this one now, of which this is remembered; `None` if there is none.
-    pub fn handle_network(&mut self, now: Moment, network: Option<(Network, Option<Memory>)>) {
-        let Some((network, memory)) = network else {
-            self.away = true;
-            return self.pulse.disturb();
-        };
-        let came = std::mem::replace(&mut self.away, false);
-        let other = self.pulse.set_network(now, network, memory);
-        if !came && !other {
-            return;
-        }
-        match self.state {
-            LinkState::Waiting { .. } => self.timers.set(Timer::Canary, now.after(QUIET)),
-            // The link may have been of the other network.
-            LinkState::Online { .. } => self.ping(now),
-            LinkState::Stopped | LinkState::Dialling | LinkState::Greeting => {}
-        }
-    }
-
     /// The device's power or the price of its network is this now. The server is told at once if that
     /// changes what the device takes.
     pub fn handle_surroundings(&mut self, now: Moment, surroundings: Surroundings) {
@@ -250,15 +246,6 @@ impl Device {
     /// What is known of power and price.
     pub fn surroundings(&self) -> Surroundings {
         self.surroundings
-    }
-
-    /// The device was asleep: the server is asked whether it still listens, or tried anew.
-    pub fn handle_awake(&mut self, now: Moment) {
-        match self.state {
-            LinkState::Waiting { .. } => self.try_canary(now),
-            LinkState::Online { .. } => self.ping(now),
-            LinkState::Stopped | LinkState::Dialling | LinkState::Greeting => {}
-        }
     }
 
     /// Reports outcomes if a session is open; otherwise `Online` will ask for them.
@@ -368,6 +355,7 @@ impl Device {
                 Timer::Pong => self.lose(now, luck),
                 Timer::Canary => self.try_canary(now),
                 Timer::Quiet => self.end_sync(now),
+                Timer::OutOfReach => self.out_of_reach = true,
             }
         }
     }
@@ -394,6 +382,7 @@ impl Device {
         self.session = Some(Session { since: now, proven: false, last_push: 0, storing: 0 });
         self.state = LinkState::Online { since: now, region: welcome.region };
         self.timers.clear(Timer::Greeting);
+        self.end_offline();
         self.heard(now);
         self.actions.push_back(DeviceAction::Online(Online {
             region: welcome.region,

@@ -7,6 +7,7 @@ use crate::proto::backoff;
 use crate::proto::frame::Fate;
 use crate::proto::frame::Refusal;
 use crate::proto::keepalive::NetworkKind;
+use crate::proto::pulse::Network;
 use crate::proto::pulse::NetworkKey;
 use crate::proto::samples::{self, app, message_id as id};
 use crate::proto::surroundings::Power;
@@ -94,7 +95,8 @@ fn farewell(reason: Reason) -> [DeviceAction; 2] {
 /// How long the device waits before its next attempt, counted from `now`.
 fn waits(device: &Device, now: Moment) -> Duration {
     let LinkState::Waiting { until, .. } = device.state() else { panic!("{:?}", device.state()) };
-    assert_eq!(device.poll_timeout(), Some(*until), "the wait is the only deadline");
+    let told = device.timers.is_set(Timer::OutOfReach).then(|| device.offline().unwrap().since.after(OUT_OF_REACH));
+    assert_eq!(device.poll_timeout(), Some(*until).min(told.or(Some(*until))), "beside the wait only people wait");
     until.since(now)
 }
 
@@ -465,6 +467,131 @@ fn a_session_over_another_network_is_asked_whether_it_lives() {
     assert_eq!(actions(&mut device), []);
     device.handle_frame(later(102), pong(1), LOW);
     assert_eq!(device.poll_timeout(), Some(later(342)));
+}
+
+#[test]
+fn an_address_that_changes_costs_a_ping_and_counts_for_nothing() {
+    let mut device = online();
+    for round in 1..=3 {
+        // The path knows nothing of the new address, and the session is lost.
+        device.handle_moved(later(1000 * round + 240));
+        assert_eq!(actions(&mut device).len(), 1);
+        device.handle_moved(later(1000 * round + 241));
+        assert_eq!(actions(&mut device), [], "it is asking");
+        pass(&mut device, later(1000 * round + 300));
+        device.try_now();
+        connect(&mut device, later(1000 * round + 300));
+    }
+    let reading = device.pulse();
+    assert_eq!((reading.losses, reading.last_loss.unwrap().counts), (3, false));
+    assert_eq!(reading.interval, Duration::from_secs(240));
+}
+
+#[test]
+fn a_link_whose_address_is_gone_is_replaced_at_once_and_is_no_loss() {
+    let mut device = online();
+    device.handle_frame(later(1), delivery(1), LOW);
+    actions(&mut device);
+    device.handle_address_gone(later(400), HIGH);
+    assert_eq!(actions(&mut device), [DeviceAction::Hangup]);
+    assert_eq!(waits(&device, later(400)), Duration::from_secs(1));
+    assert_eq!((device.pulse().losses, device.failures()), (0, 0));
+    device.handle_address_gone(later(400), HIGH);
+    assert_eq!(actions(&mut device), [], "there is no link");
+    // Addresses that flicker are met with more patience.
+    device.try_now();
+    connect(&mut device, later(401));
+    device.handle_address_gone(later(402), HIGH);
+    assert_eq!(waits(&device, later(402)), Duration::from_secs(2));
+}
+
+// Sleep.
+
+#[test]
+fn an_answer_that_a_sleep_swallows_is_asked_for_again_and_counts_for_nothing() {
+    for told in [true, false] {
+        let mut device = online();
+        assert_eq!(pass(&mut device, later(240)), [ping(1, 420)]);
+        if told {
+            device.handle_asleep(later(241));
+        }
+        device.handle_awake(later(5000));
+        assert_eq!(actions(&mut device), [ping(2, 420)], "told: {told}");
+        device.handle_timer(later(5000), LOW);
+        assert_eq!(actions(&mut device), [], "it is asking");
+        pass(&mut device, later(5030));
+        assert_eq!(device.pulse().last_loss.map(|loss| loss.counts), Some(false));
+    }
+}
+
+#[test]
+fn one_sleep_that_two_tell_of_costs_one_ping() {
+    let mut device = online();
+    device.handle_awake(later(1000));
+    assert_eq!(actions(&mut device).len(), 1);
+    device.handle_frame(later(1001), pong(1), LOW);
+    device.handle_awake(later(1002));
+    assert_eq!(actions(&mut device), []);
+    device.handle_awake(later(2000));
+    assert_eq!(actions(&mut device).len(), 1);
+}
+
+#[test]
+fn a_device_that_was_to_sleep_and_did_not_goes_on() {
+    let mut device = online();
+    assert_eq!(pass(&mut device, later(240)), [ping(1, 420)]);
+    device.handle_asleep(later(241));
+    assert_eq!(pass(&mut device, later(1000)).first(), Some(&ping(2, 420)));
+}
+
+// Out of reach.
+
+#[test]
+fn a_device_that_is_offline_for_long_with_a_network_says_so_once() {
+    let mut device = online();
+    device.handle_link_down(later(10), "cut", LOW);
+    assert_eq!(device.offline(), Some(&Offline { since: later(10), why: "cut".into() }));
+    for seconds in [100, 200, 300] {
+        device.try_now();
+        device.handle_link_down(later(seconds), "unreachable", LOW);
+        assert!(!device.out_of_reach());
+    }
+    pass(&mut device, later(310));
+    assert!(device.out_of_reach());
+    assert_eq!(device.offline(), Some(&Offline { since: later(10), why: "unreachable".into() }));
+    device.try_now();
+    device.handle_link_down(later(400), "unreachable", HIGH);
+    assert!(!device.timers.is_set(Timer::OutOfReach), "it is told once");
+    device.try_now();
+    connect(&mut device, later(500));
+    assert_eq!((device.out_of_reach(), device.offline()), (false, None));
+    assert_eq!(pass(&mut device, later(739)), []);
+    // The next such time is told again.
+    device.handle_link_down(later(739), "cut", LOW);
+    pass(&mut device, later(1039));
+    assert!(device.out_of_reach());
+    device.stop();
+    assert_eq!((device.out_of_reach(), device.offline(), device.poll_timeout()), (false, None, None));
+}
+
+#[test]
+fn the_time_without_a_network_and_that_of_a_sleep_are_not_out_of_reach() {
+    let mut device = online();
+    device.handle_network(later(10), None);
+    device.handle_link_down(later(10), "unreachable", LOW);
+    pass(&mut device, later(800));
+    assert!(!device.out_of_reach());
+    device.handle_network(later(800), Some((network(1), None)));
+    pass(&mut device, later(1099));
+    assert!(!device.out_of_reach());
+    device.handle_awake(later(5000));
+    device.handle_timer(later(5000), LOW);
+    device.handle_link_down(later(5001), "unreachable", LOW);
+    assert!(!device.out_of_reach());
+    pass(&mut device, later(5300));
+    assert!(device.out_of_reach());
+    device.handle_network(later(5301), None);
+    assert!(!device.out_of_reach());
 }
 
 // Waiting.

@@ -12,6 +12,17 @@ pub enum Power {
     LowBattery,
 }
 
+impl Power {
+    /// Its word, wherever it is shown.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::External => "external",
+            Self::Battery => "battery",
+            Self::LowBattery => "low-battery",
+        }
+    }
+}
+
 /// What is known of the surroundings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {

@@ -60,6 +60,13 @@ impl<T: TimerName, const N: usize> Timers<T, N> {
         self.deadlines = [None; N];
     }
 
+    /// Forgets every deadline but that of `timer`.
+    pub fn clear_all_but(&mut self, timer: T) {
+        let kept = self.deadlines[timer.slot()];
+        self.deadlines = [None; N];
+        self.deadlines[timer.slot()] = kept;
+    }
+
     /// Whether `timer` has a deadline.
     pub fn is_set(&self, timer: T) -> bool {
         self.deadlines[timer.slot()].is_some()

@@ -40,6 +40,8 @@ pub struct Device {
     /// The agent.
     pub agent: Child,
     bus: Child,
+    /// The command that runs the agent.
+    inside: Vec<String>,
     log: Arc<Mutex<String>>,
 }
 
@@ -53,6 +55,24 @@ impl Device {
 
     /// The same with this state folder.
     pub fn start_in(folder: TempDir, state: &str, gateway: &str, settings: &str) -> Self {
+        Self::launch_in(folder, state, gateway, settings, Vec::new(), &[])
+    }
+
+    /// The same with an agent that is run by this command and has these variables in its environment.
+    pub fn start_inside(inside: Vec<String>, gateway: &str, settings: &str, environment: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let state = folder.path().join("state");
+        Self::launch_in(folder, &state.to_string_lossy(), gateway, settings, inside, environment)
+    }
+
+    fn launch_in(
+        folder: TempDir,
+        state: &str,
+        gateway: &str,
+        settings: &str,
+        inside: Vec<String>,
+        environment: &[(&str, &str)],
+    ) -> Self {
         let config = format!("gateway = {gateway:?}\nstate-folder = {state:?}\n{settings}\n");
         std::fs::write(folder.path().join("agent.toml"), config).expect("the folder is ours");
         let address = format!("unix:path={}", folder.path().join("bus").display());
@@ -64,8 +84,8 @@ impl Device {
         let mut bus = command.spawn().expect("dbus-daemon is missing: apt-get install dbus");
         wait_for(bus.stdout.take().expect("it is piped"), "unix:", &Arc::default());
         let log = Arc::<Mutex<String>>::default();
-        let agent = launch(&folder, &address, &[], &log);
-        Self { folder, address, agent, bus, log }
+        let agent = launch(&inside, &folder, &address, environment, &log);
+        Self { folder, address, agent, bus, inside, log }
     }
 
     /// Ends the agent as a power cut would, as far as it can tell.
@@ -82,7 +102,7 @@ impl Device {
     /// The same with these variables in its environment.
     pub fn restart_agent_with(&mut self, environment: &[(&str, &str)]) {
         self.stop_agent();
-        self.agent = launch(&self.folder, &self.address, environment, &self.log);
+        self.agent = launch(&self.inside, &self.folder, &self.address, environment, &self.log);
     }
 
     /// Installs a file below the folder of shared data: `applications/...`, `bellwire/apps.d/...`.
@@ -199,11 +219,20 @@ impl Device {
         tool(&self.address, arguments)
     }
 
-    /// The connection, as the tool tells of it.
+    /// How the connection is, as the tool tells it.
     pub fn link(&self) -> Value {
         let told = self.tool(&["--json", "status"]);
         let status: Value = serde_json::from_slice(&told.stdout).unwrap_or_else(|error| panic!("{error}: {told:?}"));
         status["link"].clone()
+    }
+
+    /// Waits until the tool tells this of the connection; returns all it tells.
+    pub async fn until_told(&self, what: impl Fn(&Value) -> bool) -> Value {
+        common::until(async || {
+            let link = self.link();
+            so(what(&link), || format!("{link}\n{}", self.log())).map(|()| link)
+        })
+        .await
     }
 
     /// The URL of the link that it uses.
@@ -307,15 +336,21 @@ fn write_bus_config(folder: &Path, address: &str) -> PathBuf {
     path
 }
 
-fn launch(folder: &TempDir, address: &str, environment: &[(&str, &str)], log: &Arc<Mutex<String>>) -> Child {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_bellwired"));
+fn launch(
+    inside: &[String],
+    folder: &TempDir,
+    address: &str,
+    environment: &[(&str, &str)],
+    log: &Arc<Mutex<String>>,
+) -> Child {
+    let mut command = common::run_inside(inside, env!("CARGO_BIN_EXE_bellwired"));
     isolate(&mut command, folder.path());
-    command.envs(environment.iter().copied());
     command
         .arg("--config")
         .arg(folder.path().join("agent.toml"))
         .env("DBUS_SESSION_BUS_ADDRESS", address)
         .env("DBUS_SYSTEM_BUS_ADDRESS", address);
+    command.envs(environment.iter().copied());
     command.stdin(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the built program runs");
     wait_for(child.stderr.take().expect("it is piped"), " ready ", log);
@@ -514,7 +549,7 @@ pub fn post(server: &Server, app: &App, request: &Value) -> Answer {
     let (id, secret) = (format!("appID: {}", app.id), format!("appSecret: {}", app.secret));
     let url = format!("{}/spp/pns/api/push", server.api);
     let arguments = ["--data-binary", "@-", "-H", "Content-Type: application/json", "-H", &id, "-H", &secret, &url];
-    common::curl(&arguments, request.to_string().as_bytes())
+    common::curl_inside(&server.inside, &arguments, request.to_string().as_bytes())
 }
 
 /// The status codes of an answer, in order.

@@ -31,6 +31,8 @@ pub struct Server {
     pub gateway: String,
     /// Its configuration and state.
     pub folder: TempDir,
+    /// The command that runs a program where the server runs.
+    pub inside: Vec<String>,
     region: String,
     settings: String,
     environment: Vec<(String, String)>,
@@ -96,11 +98,22 @@ impl Server {
 
     /// The same with these variables in its environment.
     pub fn start_with(region: &str, settings: &str, environment: Vec<(String, String)>) -> Self {
+        Self::start_inside(Vec::new(), "127.0.0.1:0", region, settings, environment)
+    }
+
+    /// The same, run by this command, with its gateway at this address.
+    pub fn start_inside(
+        inside: Vec<String>,
+        gateway: &str,
+        region: &str,
+        settings: &str,
+        environment: Vec<(String, String)>,
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (region, settings) = (region.to_owned(), settings.to_owned());
-        write_config(&folder, &region, &settings, ["127.0.0.1:0", "127.0.0.1:0"]);
-        let (child, log, [api, gateway]) = launch(&folder, &environment);
-        Self { child, api, gateway, folder, region, settings, environment, log }
+        write_config(&folder, &region, &settings, ["127.0.0.1:0", gateway]);
+        let (child, log, [api, gateway]) = launch(&inside, &folder, &environment);
+        Self { child, api, gateway, folder, inside, region, settings, environment, log }
     }
 
     /// Ends the process as a power cut would, as far as it can tell.
@@ -115,7 +128,7 @@ impl Server {
         let address = |url: &str| url.split_once("://").expect("a URL").1.to_owned();
         let (api, gateway) = (address(&self.api), address(&self.gateway));
         write_config(&self.folder, &self.region, &self.settings, [&api, &gateway]);
-        (self.child, self.log, [self.api, self.gateway]) = launch(&self.folder, &self.environment);
+        (self.child, self.log, [self.api, self.gateway]) = launch(&self.inside, &self.folder, &self.environment);
     }
 
     /// Stops it in order, if it runs, and says how it ended.
@@ -173,6 +186,14 @@ fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_bellwire-server"))
 }
 
+/// A program that is run by this command.
+pub fn run_inside(inside: &[String], program: &str) -> Command {
+    let mut words = inside.iter().map(String::as_str).chain([program]);
+    let mut command = Command::new(words.next().expect("there is the program at least"));
+    command.args(words);
+    command
+}
+
 fn config_file(folder: &TempDir) -> PathBuf {
     folder.path().join("server.toml")
 }
@@ -202,8 +223,12 @@ fn without_rates(mut text: String) -> String {
 }
 
 /// Starts the program and waits until it says where it listens: API and gateway.
-fn launch(folder: &TempDir, environment: &[(String, String)]) -> (Child, Arc<Mutex<String>>, [String; 2]) {
-    let mut command = program();
+fn launch(
+    inside: &[String],
+    folder: &TempDir,
+    environment: &[(String, String)],
+) -> (Child, Arc<Mutex<String>>, [String; 2]) {
+    let mut command = run_inside(inside, env!("CARGO_BIN_EXE_bellwire-server"));
     command.envs(environment.iter().cloned());
     command.arg("--config").arg(config_file(folder)).stdin(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the built program runs");
@@ -261,7 +286,12 @@ impl Answer {
 
 /// Runs the stock curl with these arguments and this body.
 pub fn curl(arguments: &[&str], body: &[u8]) -> Answer {
-    let mut child = Command::new("curl")
+    curl_inside(&[], arguments, body)
+}
+
+/// The same where this command runs programs.
+pub fn curl_inside(inside: &[String], arguments: &[&str], body: &[u8]) -> Answer {
+    let mut child = run_inside(inside, "curl")
         .args(["-q", "--silent", "--show-error", "--noproxy", "*", "--max-time", "30", "--dump-header", "-"])
         .args(["--header", "Expect:"])
         .args(arguments)

@@ -10,9 +10,10 @@ use zbus::{Connection, OwnedVariant, Variant, interface};
 
 use super::error::Error;
 use super::push::{link_state, registration};
-use super::{Shared, caller, identity, polkit};
+use super::{PATH, Shared, caller, identity, polkit};
 use crate::agent::connection::{Change, Command};
 use crate::agent::effects::screen;
+use crate::agent::status::Status;
 use crate::agent::store::{AppRow, Life, SwitchTo, Switches};
 use crate::proto::device::LinkState;
 use crate::proto::pulse::Reading;
@@ -89,6 +90,7 @@ impl Manager {
             ("device", Variant::from(self.shared.device.to_string())),
             ("version", Variant::from(env!("CARGO_PKG_VERSION"))),
             ("failures", Variant::from(status.failures)),
+            ("out_of_reach", Variant::from(status.out_of_reach)),
             ("wakes_device", Variant::from(status.wakes)),
             ("pings_today", Variant::from(status.today.pings)),
             ("losses_today", Variant::from(status.today.losses)),
@@ -98,9 +100,13 @@ impl Manager {
             ("do_not_disturb", Variant::from(self.shared.store.do_not_disturb().await?)),
             ("alerts", Variant::from(screen::describe(bus).await)),
         ]);
-        if let Some(proxy) = status.proxy {
-            members.insert("proxy", Variant::from(proxy));
+        if let Some(proxy) = &status.proxy {
+            members.insert("proxy", Variant::from(proxy.clone()));
         }
+        if let Some(offline) = &status.offline {
+            members.insert("offline_s", Variant::from(now.since(offline.since).as_secs()));
+        }
+        describe_machine(&mut members, &status);
         match status.state {
             LinkState::Waiting { until, why } => {
                 members.insert("why", Variant::from(why));
@@ -221,6 +227,10 @@ impl Manager {
     #[zbus(signal)]
     pub async fn launch_failed(emitter: &SignalEmitter<'_>, app: &str, id: &str, why: &str) -> zbus::Result<()>;
 
+    /// The device is offline for long although there is a network.
+    #[zbus(signal)]
+    pub async fn out_of_reach(emitter: &SignalEmitter<'_>, offline_s: u64, why: &str) -> zbus::Result<()>;
+
     async fn try_now(
         &self,
         #[zbus(connection)] bus: &Connection,
@@ -233,9 +243,20 @@ impl Manager {
     }
 }
 
+/// What the machine says of itself, and who says it.
+fn describe_machine(members: &mut Dictionary, status: &Status) {
+    let network = if status.away { "none" } else { status.pulse.network.kind.name() };
+    let sources: Vec<String> = status.sources.iter().map(|source| source.name().to_owned()).collect();
+    members.extend([
+        ("network", Variant::from(network)),
+        ("power", Variant::from(status.surroundings.power.name())),
+        ("metered", Variant::from(status.surroundings.metered)),
+        ("sources", Variant::from(sources)),
+    ]);
+}
+
 /// How long the connection may be silent, and how that is known.
 fn describe_pulse(members: &mut Dictionary, pulse: &Reading, now: Moment) {
-    members.insert("network", Variant::from(pulse.network.kind.name()));
     members.insert("silence_s", Variant::from(pulse.interval.as_secs()));
     members.insert("silence_stage", Variant::from(pulse.learned.stage.name()));
     for (name, seconds) in [("silence_proven_s", pulse.learned.good_s), ("silence_refuted_s", pulse.learned.bad_s)] {
@@ -316,6 +337,27 @@ fn describe_life(life: &Life) -> Dictionary {
         members.insert("request_id", Variant::from(request_id.clone()));
     }
     members
+}
+
+/// Tells, once each time, that the device has been offline for long although there is a network.
+pub async fn announce_reach(bus: Connection, shared: Arc<Shared>) {
+    let Ok(object) = bus.object_server().interface::<_, Manager>(PATH).await else { return };
+    let (mut status, mut told) = (shared.status.clone(), false);
+    while status.changed().await.is_ok() {
+        let (out_of_reach, offline) = {
+            let status = status.borrow_and_update();
+            (status.out_of_reach, status.offline.clone())
+        };
+        if out_of_reach
+            && !told
+            && let Some(offline) = offline
+        {
+            let seconds = shared.clock.now().since(offline.since).as_secs();
+            // Nobody hears it if the bus is gone; the daemon is ending then.
+            let _ = Manager::out_of_reach(object.signal_emitter(), seconds, &offline.why).await;
+        }
+        told = out_of_reach;
+    }
 }
 
 /// Whether the caller waits while somebody is asked for a password.

@@ -81,6 +81,7 @@ pub async fn serve(shared: Arc<Shared>) -> zbus::Result<zbus::Connection> {
     bus.request_name_with_flags(NAME, RequestNameFlags::DO_NOT_QUEUE).await?;
     tokio::spawn(push::announce_changes(bus.clone(), Arc::clone(&shared)));
     tokio::spawn(push::announce_link(bus.clone(), shared.status.clone()));
+    tokio::spawn(manager::announce_reach(bus.clone(), Arc::clone(&shared)));
     tokio::spawn(Performer::new(Arc::clone(&shared), bus.clone()).run());
     tokio::spawn(badges::run(Arc::clone(&shared), bus.clone()));
     tokio::spawn(uninstall::run(Arc::clone(&shared), bus.clone()));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::Store;
-use super::schema::{Result, json, to_json};
+use super::schema::{self, Result, json, to_json};
 use crate::db::DbError;
 use crate::proto::UnixMillis;
 use crate::proto::keepalive::Learned;
@@ -17,7 +17,15 @@ use crate::world;
 /// How long a network is remembered after it last taught something.
 const REMEMBERED_MS: i64 = 90 * 24 * 3600 * 1000;
 
+/// The fact that holds the salt.
+const SALT: &str = "salt of networks";
+
 impl Store {
+    /// What networks are hashed with.
+    pub async fn salt(&self) -> Result<[u8; 32], DbError> {
+        self.worker.write(salt).await
+    }
+
     /// Remembers this of a network, and of at most so many.
     pub async fn learn(&self, key: NetworkKey, learned: Learned, most: usize) -> Result<(), DbError> {
         self.worker.write(move |db| learn(db, key, &learned, most, world::now())).await
@@ -26,6 +34,20 @@ impl Store {
     /// What is remembered of a network.
     pub async fn memory(&self, key: NetworkKey) -> Result<Option<Memory>, DbError> {
         self.worker.read(move |db| memory(db, key, world::now())).await
+    }
+}
+
+/// What networks are hashed with; made if there is none, as in a database of an earlier version.
+pub fn salt(db: &Connection) -> Result<[u8; 32]> {
+    let mut salt = [0; 32];
+    match schema::fact(db, SALT)? {
+        Some(text) if hex::decode_to_slice(&text, &mut salt).is_ok() => Ok(salt),
+        // Another salt only makes all networks unknown.
+        Some(_) | None => {
+            salt = world::random_bytes();
+            schema::set_fact(db, SALT, &hex::encode(salt))?;
+            Ok(salt)
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::Credentials;
+use super::{Credentials, networks};
 use crate::proto::MessageId;
 use crate::proto::ids::IdError;
 use crate::world;
@@ -141,6 +141,7 @@ pub fn credentials(db: &Connection) -> Result<Credentials> {
     let step = db.unchecked_transaction()?;
     set_fact(&step, "device", &device.to_string())?;
     set_fact(&step, "secret", &hex::encode(secret.reveal()))?;
+    networks::salt(&step)?;
     step.commit()?;
     Ok(Credentials { device, secret })
 }

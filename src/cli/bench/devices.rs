@@ -104,6 +104,7 @@ pub async fn run(args: DevicesArgs) -> Result<(), Fatal> {
             plain_text: false,
             from: None,
             proxies: Proxies::none(),
+            ends: Arc::default(),
         },
         store: Worker::start("devices", connection).map_err(Fatal::of(Exit::Software))?,
         clock: Clock::start(),

@@ -86,7 +86,7 @@ async fn stalled_device(gateway: &str) -> Result<(String, impl Sized), Fatal> {
     let gateway = gateway.parse().map_err(|why| Fatal::new(Exit::Usage, why))?;
     let (device, secret) = (world::device_id(), world::secret());
     let caller = Caller::new(device, secret.clone(), Profile::default());
-    let dialling = Dialling { tls, plain_text: false, from: None, proxies: Proxies::none() };
+    let dialling = Dialling { tls, plain_text: false, from: None, ends: Arc::default(), proxies: Proxies::none() };
     let mut link = dial(&gateway, &dialling, &caller).await.map_err(|error| broken(&error.to_string()))?;
     let hello = Hello {
         version: VERSION,

@@ -12,13 +12,22 @@ impl Device {
     pub(super) fn lose(&mut self, now: Moment, luck: Luck) {
         self.pulse.lost(now);
         self.remember();
-        let bye = Bye::because(Reason::Silent);
-        if !self.credit(now) {
-            return self.fail(now, bye, luck);
+        let why = self.leave(Bye::because(Reason::Silent));
+        self.come_back(now, &why, luck);
+    }
+
+    /// Waits after the path has forgotten the session, which the server cannot know: if the session had
+    /// lasted, there is nothing to wait for.
+    pub(super) fn come_back(&mut self, now: Moment, why: &str, luck: Luck) {
+        match self.credit(now) {
+            true => self.rest(now, why, Duration::ZERO),
+            false => self.wait(now, why, luck),
         }
-        // The path has forgotten the session, which the server cannot know: there is nothing to wait for.
-        let why = self.leave(bye);
-        self.rest(now, &why, Duration::ZERO);
+    }
+
+    /// All but the one that outlives attempts.
+    pub(super) fn clear_timers(&mut self) {
+        self.timers.clear_all_but(Timer::OutOfReach);
     }
 
     /// Tries a network that has come, once in a while; the back-off neither waits for it nor ends by it.
@@ -61,7 +70,7 @@ impl Device {
     }
 
     pub(super) fn hangup(&mut self) {
-        self.timers.clear_all();
+        self.clear_timers();
         if matches!(self.state, LinkState::Dialling | LinkState::Greeting | LinkState::Online { .. }) {
             self.actions.push_back(DeviceAction::Hangup);
         }
@@ -98,14 +107,15 @@ impl Device {
     /// Makes the next attempt so much later, and not at once.
     pub(super) fn rest(&mut self, now: Moment, why: &str, delay: Duration) {
         self.forget_session();
-        self.timers.clear_all();
+        self.clear_timers();
         let until = now.after(delay.max(backoff::SHORTEST_GAP));
         self.timers.set(Timer::Retry, until);
         self.state = LinkState::Waiting { until, why: why.to_owned() };
+        self.note_offline(now, why);
     }
 
     pub(super) fn dial(&mut self) {
-        self.timers.clear_all();
+        self.clear_timers();
         self.between_syncs = false;
         self.state = LinkState::Dialling;
         self.actions.push_back(DeviceAction::Dial);

@@ -50,6 +50,8 @@ impl Device {
         let minutes = every.as_secs().div_ceil(60);
         let why = format!("interval mode: this network forgets connections too soon; a sync every {minutes} min");
         self.rest(now, &why, every);
+        // That is no failure.
+        self.end_offline();
         self.between_syncs = true;
     }
 }

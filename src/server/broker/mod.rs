@@ -60,7 +60,13 @@ impl Broker {
         let config = &server.config.mqtt;
         let (Some(url), root) = (config.broker.clone(), config.root()) else { return Ok(None) };
         let tls = tls::client(config.ca.as_deref()).map_err(Fatal::of(Exit::Config))?;
-        let dialling = Dialling { tls, plain_text: config.allow_plain_text, from: None, proxies: Proxies::none() };
+        let dialling = Dialling {
+            tls,
+            plain_text: config.allow_plain_text,
+            from: None,
+            ends: Arc::default(),
+            proxies: Proxies::none(),
+        };
         let (end, ended) = oneshot::channel();
         let this = Attendant { server: Arc::clone(server), url, root, dialling };
         Ok(Some(Self { task: tokio::spawn(this.run(ended)), end }))
