@@ -35,8 +35,11 @@ def main(url, folder):
         client.tls_set()
 
     def send(name, **members):
-        topic = server or f"{root}/{device}/hello/{link}"
-        client.publish(topic, json.dumps({name: members}), qos=0 if name == "ping" else 1)
+        topic, properties = server, None
+        if topic is None:
+            topic, properties = f"{root}/{device}/hello/{link}", Properties(PacketTypes.PUBLISH)
+            properties.MessageExpiryInterval = 15
+        client.publish(topic, json.dumps({name: members}), qos=0 if name == "ping" else 1, properties=properties)
 
     def connected(client, _data, _flags, reason, _properties):
         if reason.is_failure:

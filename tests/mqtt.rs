@@ -416,3 +416,42 @@ async fn brokers_that_ask_are_told_who_may_do_what() {
     let strange = ask_as(&broker, "vernemq", "vernemq-hook: on_client_gone", json!({ "client_id": "x" }));
     assert_eq!(strange.status, 400, "{strange:?}");
 }
+
+#[tokio::test]
+async fn a_device_that_joins_those_who_share_the_greetings_keeps_none_from_them() {
+    let Stage { broker, server, mut device, .. } = Stage::new("", "").await;
+    let thief = Device::start(&server.gateway, "");
+    thief.until_online().await;
+    broker.sync(&server);
+    let (name, password) = credentials(&thief);
+    let shared = "$share/bellwire/bellwire/+/hello/+";
+    let spy = broker.client("mosquitto_sub", &name, &password, &["-q", "1", "-v", "-t", shared]).spawn();
+    let _spy = Guard(spy.expect("mosquitto-clients is missing: apt-get install mosquitto-clients"));
+    until(async || so(broker.log().contains(&format!("Sending SUBACK to {name}")), || broker.log())).await;
+    let before = device_log_count(&device, "connected to ws://");
+    for _ in 0..6 {
+        device.restart_agent();
+        device.until_over("mqtt://", || broker.log()).await;
+    }
+    assert_eq!(device_log_count(&device, "connected to ws://"), before, "a greeting was not heard: {}", device.log());
+    assert!(!broker.log().contains(&format!("Sending PUBLISH to {name}")), "the thief has none");
+}
+
+fn device_log_count(device: &Device, what: &str) -> usize {
+    device.log().matches(what).count()
+}
+
+#[tokio::test]
+async fn a_device_that_is_lost_has_no_session_at_once() {
+    let Stage { server, broker, mut device, .. } = Stage::new("", "").await;
+    let made = server.admin(&["--json", "token", "add"]);
+    let token: Value = serde_json::from_slice(&made.stdout).expect("--json prints JSON");
+    let header = format!("Authorization: Bearer {}", token["token"].as_str().expect("a token"));
+    let connected = || {
+        let told = common::curl(&["-H", &header, &format!("{}/v1/admin/status", server.api)], b"").json();
+        told["devices_connected"].as_u64()
+    };
+    assert_eq!(connected(), Some(1));
+    device.kill_agent();
+    until(async || so(connected() == Some(0), || format!("{}\n{}", server.log(), broker.log()))).await;
+}

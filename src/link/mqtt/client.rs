@@ -13,7 +13,7 @@ use rumqttc::mqttbytes::v5::{
 };
 use rumqttc::{
     AsyncClient, Broker, ConnectionError, Event as LibraryEvent, EventLoop, MqttOptions, PublishOptions, QoS,
-    SubscribeFilter,
+    RetainForwardRule, SubscribeFilter,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -142,7 +142,12 @@ impl Client {
 
     /// Asks for what is published there; [`Event::Granted`] or an error follows.
     pub async fn subscribe(&self, filters: impl IntoIterator<Item = String>) -> Result<(), LinkError> {
-        let filters = filters.into_iter().map(|filter| SubscribeFilter::new(filter, QoS::AtLeastOnce));
+        // What a broker has kept is of nobody who is there.
+        let filter = |path| SubscribeFilter {
+            retain_forward_rule: RetainForwardRule::Never,
+            ..SubscribeFilter::new(path, QoS::AtLeastOnce)
+        };
+        let filters = filters.into_iter().map(filter);
         self.client.subscribe_many(filters.collect::<Vec<_>>()).await.map_err(|error| broken(&error))
     }
 

@@ -2,7 +2,7 @@
 //!
 //! A link whose reader does not keep up ends; it must never keep what is for others waiting.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::mpsc;
@@ -23,12 +23,24 @@ pub struct Links {
     server: Tag,
     outbox: mpsc::Sender<Outgoing>,
     open: Mutex<HashMap<LinkName, Reader>>,
+    /// Those whose greetings wait for their turn.
+    expected: Mutex<HashSet<LinkName>>,
 }
 
 impl Links {
     /// None yet. `outbox` is that of the connection.
     pub fn new(root: Root, server: Tag, outbox: mpsc::Sender<Outgoing>) -> Self {
-        Self { root, server, outbox, open: Mutex::default() }
+        Self { root, server, outbox, open: Mutex::default(), expected: Mutex::default() }
+    }
+
+    /// The greeting of this link waits for its turn.
+    pub fn expect(&self, name: LinkName) {
+        lock(&self.expected).insert(name);
+    }
+
+    /// Its turn has come; whether its device is still there.
+    pub fn is_expected(&self, name: &LinkName) -> bool {
+        lock(&self.expected).remove(name)
     }
 
     /// Opens the link with this name; what came first is read first.
@@ -36,8 +48,8 @@ impl Links {
         let (reader, inbox) = mpsc::channel(INBOX);
         // There is room: it is new.
         let _ = reader.try_send(Ok(Event::Arrived(first)));
-        lock(&self.open).insert(name.clone(), reader.clone());
-        let entry = Entry { links: Arc::clone(self), name: name.clone(), reader };
+        let entry = Entry { links: Arc::clone(self), name: name.clone(), reader: reader.downgrade() };
+        lock(&self.open).insert(name.clone(), reader);
         Socket::accepted(self.outbox.clone(), inbox, &self.topics(name), &self.server, entry)
     }
 
@@ -56,6 +68,7 @@ impl Links {
 
     /// Ends a link whose device is lost.
     pub fn lose(&self, name: &LinkName) {
+        lock(&self.expected).remove(name);
         lock(&self.open).remove(name);
     }
 
@@ -64,8 +77,12 @@ impl Links {
         lock(&self.open).clear();
     }
 
-    /// Says goodbye to a device that has no link; where the broker is too slow for it, not even that.
+    /// Says goodbye to a device that has no link. Where much waits for the broker, not even that: those who
+    /// have one come first.
     pub fn refuse(&self, name: LinkName, bye: Bye) {
+        if self.outbox.capacity() < self.outbox.max_capacity() / 2 {
+            return;
+        }
         let outgoing = Outgoing {
             topic: self.topics(name).down(),
             answer_to: None,
@@ -85,14 +102,16 @@ impl Links {
 pub(super) struct Entry {
     links: Arc<Links>,
     name: LinkName,
-    reader: Reader,
+    /// Weak: the link ends when it is no longer among the open ones.
+    reader: mpsc::WeakSender<Result<Event, LinkError>>,
 }
 
 impl Drop for Entry {
     fn drop(&mut self) {
         let mut open = lock(&self.links.open);
-        // A device may have used the name again.
-        if open.get(&self.name).is_some_and(|reader| reader.same_channel(&self.reader)) {
+        // A device may have used the name again. One that is gone already has been removed.
+        let Some(own) = self.reader.upgrade() else { return };
+        if open.get(&self.name).is_some_and(|reader| reader.same_channel(&own)) {
             open.remove(&self.name);
         }
     }

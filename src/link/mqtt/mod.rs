@@ -20,7 +20,10 @@ use super::dial::{Caller, Stream};
 use super::url::{Gateway, Root};
 use super::ws::WRITE_BUFFER_MAX;
 use super::{Link, LinkError, Traffic, bytes};
+use crate::proto::UnixMillis;
 use crate::proto::frame::{Bye, Frame, Reason, TO_DEVICE_MAX, ToServer, WINDOW};
+
+use crate::world;
 
 use client::{Arrived, Client, Event, Inbox, Login, Outgoing, Terms, Will};
 use links::Entry;
@@ -28,6 +31,8 @@ use topics::{LinkName, LinkTopics, Tag};
 
 /// Frames that wait for their reader: a window, and what goes with it.
 pub const INBOX: usize = 2 * WINDOW;
+/// How long a greeting is worth being read.
+pub const GREETING_MS: i64 = 15_000;
 
 /// A link over MQTT.
 pub struct Socket {
@@ -124,13 +129,16 @@ impl Link for Socket {
                 None => (end.topics.hello(), None),
             },
         };
+        // A greeting that nobody has read in time must not replace what has come of a later one.
+        let greets = matches!(&self.end, End::Device(end) if end.server.is_none());
+        let patience = greets.then(|| UnixMillis(world::now().0 + GREETING_MS));
         let text = frame.encode();
         self.weight += text.len();
         if self.weight > WRITE_BUFFER_MAX {
             return Err(LinkError::Broken("too much waits for the broker".into()));
         }
         self.traffic.sent += bytes(text.len());
-        let (pulse, expires) = (frame.is_pulse(), frame.expires());
+        let (pulse, expires) = (frame.is_pulse(), frame.expires().or(patience));
         self.waiting.push_back(Outgoing { topic, answer_to, text, pulse, expires });
         Ok(())
     }
@@ -159,13 +167,14 @@ impl Link for Socket {
     }
 
     async fn close(self) -> Result<(), LinkError> {
-        let Self { outbox, waiting, end, .. } = self;
+        let Self { outbox, mut inbox, waiting, end, .. } = self;
         for next in waiting {
             outbox.send(next).await.map_err(|_| LinkError::Closed)?;
         }
         drop(outbox);
         if let End::Device(end) = end {
-            end.client.close().await;
+            // What still comes is let go, as the goodbye is behind it.
+            tokio::join!(end.client.close(), async { while inbox.recv().await.is_some() {} });
         }
         Ok(())
     }

@@ -13,6 +13,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use ring::hmac;
+
 use crate::link::url::Root;
 use crate::proto::DeviceId;
 use crate::world;
@@ -120,9 +122,16 @@ pub fn end_of_server(root: &Root, server: &Tag) -> String {
     format!("{root}/{SERVERS}/{server}")
 }
 
-/// What this server reads. Greetings are shared by all servers of the same root.
-pub fn for_server(root: &Root, server: &Tag) -> [String; 3] {
-    [format!("$share/bellwire/{root}/+/hello/+"), format!("{root}/+/up/+/{server}"), format!("{root}/+/gone/+")]
+/// Who shares the greetings: all servers with this password, and nobody else. A broker may let anybody into
+/// a group whose name is known, and gives each greeting to one of the group.
+pub fn group(password: &str) -> String {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, password.as_bytes());
+    hex::encode(&hmac::sign(&key, b"who shares the greetings").as_ref()[..16])
+}
+
+/// What this server reads. Greetings are shared by its group.
+pub fn for_server(root: &Root, server: &Tag, group: &str) -> [String; 3] {
+    [format!("$share/{group}/{root}/+/hello/+"), format!("{root}/+/up/+/{server}"), format!("{root}/+/gone/+")]
 }
 
 /// Which server's end this topic tells.
@@ -197,7 +206,8 @@ mod tests {
         assert_eq!(topics.server_of(&topics.up(&server)), Some(server.clone()));
         assert_eq!(ended_server(&root, &end_of_server(&root, &server)), Some(server.clone()));
         let hello = topics.hello();
-        assert!(for_server(&root, &server).iter().all(|filter| of_servers(&root, filter)));
+        assert!(for_server(&root, &server, &group("x")).iter().all(|filter| of_servers(&root, filter)));
+        assert!(group("x") != group("y") && group("x").len() == 32);
         assert!(!of_servers(&root, "#") && !of_servers(&root, "$share/x/#"));
         for strange in
             [topics.down(), end_of_server(&root, &server), format!("x{hello}"), format!("{hello}/x"), String::new()]

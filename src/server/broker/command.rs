@@ -21,7 +21,7 @@ pub enum MqttCommand {
     /// The password file has a line for this server (`[mqtt] user` and `password`) and one for each device that has
     /// greeted since `[mqtt] broker` was set; the ACL file lets each device use its own topics alone. A file is
     /// replaced as a whole, only when it changes, and keeps its owner and mode; a new one is its owner's alone. See
-    /// bellwire-server-setup(7).
+    /// bellwire-mqtt(7).
     Sync {
         /// `password_file` of mosquitto.conf(5)
         #[arg(long, value_name = "FILE")]
@@ -48,10 +48,15 @@ impl MqttCommand {
                 "`[mqtt] password` is not set: the broker would not let this server in",
             ));
         }
+        if passwords == acl {
+            return Err(Fatal::new(Exit::Usage, "--passwords and --acl are the same file"));
+        }
         let files = Files { passwords, acl, pid: pid_file };
+        // An earlier run may have ended between writing and telling.
+        let mut first = true;
         let mut stop = Stop::on_signals().map_err(Fatal::of(Exit::Software))?;
         loop {
-            let done = mosquitto::sync(store, config, &files).await?;
+            let done = mosquitto::sync(store, config, &files, std::mem::take(&mut first)).await?;
             if every.is_none() || done.changed {
                 report(json, done, &files);
             }
@@ -70,11 +75,11 @@ fn report(json: bool, done: Synced, files: &Files) {
                         "passwords": files.passwords, "acl": files.acl });
     print(json, &table, || {
         let what = if changed { "written" } else { "nothing has changed" };
-        let broker = match (&files.pid, changed, told) {
-            (Some(_), true, true) => "; mosquitto reads its files again",
-            (Some(_), true, false) => "; mosquitto does not run",
-            (None, true, _) => "; tell mosquitto by SIGHUP",
-            (_, false, _) => "",
+        let broker = match (&files.pid, told) {
+            (Some(_), true) => "; mosquitto reads its files again",
+            (Some(_), false) => "; mosquitto does not run",
+            (None, _) if changed => "; tell mosquitto by SIGHUP",
+            (None, _) => "",
         };
         format!("{devices} devices: {what}{broker}")
     });

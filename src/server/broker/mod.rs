@@ -21,11 +21,13 @@ use tracing::{debug, info, warn};
 use crate::daemon::{Exit, Fatal};
 use crate::link::LinkError;
 use crate::link::dial::{self, Dialling};
+use crate::link::mqtt::GREETING_MS;
 use crate::link::mqtt::client::{Arrived, Client, Event, Inbox, Login, Terms, Will};
 use crate::link::mqtt::links::Links;
 use crate::link::mqtt::topics::{self, FromDevice, LinkName, Tag};
 use crate::link::proxy::Proxies;
 use crate::link::url::{Gateway, Root};
+use crate::proto::Moment;
 use crate::proto::backoff::Backoff;
 use crate::proto::frame::{Bye, Frame, Reason, TO_SERVER_MAX, ToDevice};
 use crate::tls;
@@ -45,6 +47,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 /// The least seconds over which devices spread when this server is lost: nobody then knows how many they are.
 const LOST_WINDOW_S: u32 = 30;
+/// How long connecting may take altogether.
+const CONNECT: Duration = Duration::from_secs(30);
+/// How long a greeting may wait for its turn: its device tries another link then.
+const PATIENCE: Duration = Duration::from_millis(GREETING_MS.unsigned_abs());
 /// How long the goodbye may take.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -88,12 +94,15 @@ struct Attendant {
     dialling: Dialling,
 }
 
+/// A greeting, and when it came.
+type Waiting = (LinkName, Arrived, Moment);
+
 /// A connection, with the links over it.
 struct Connection {
     client: Client,
     inbox: Inbox,
     links: Arc<Links>,
-    greetings: mpsc::Sender<(LinkName, Arrived)>,
+    greetings: mpsc::Sender<Waiting>,
     name: Tag,
 }
 
@@ -103,7 +112,7 @@ impl Attendant {
         let mut told = false;
         loop {
             let connected = tokio::select! {
-                connected = self.connect() => connected,
+                connected = self.connect_in_time() => connected,
                 _ = &mut end => return,
             };
             let why = match connected {
@@ -138,18 +147,19 @@ impl Attendant {
         self.server.metrics.broker_connected.store(is, Ordering::Relaxed);
     }
 
+    async fn connect_in_time(&self) -> Result<Connection, LinkError> {
+        let late = |_| LinkError::Broken(format!("it does not answer within {} s", CONNECT.as_secs()));
+        tokio::time::timeout(CONNECT, self.connect()).await.map_err(late)?
+    }
+
     /// A connection on which this server has what devices say.
     async fn connect(&self) -> Result<Connection, LinkError> {
         let Mqtt { user, password, .. } = &self.server.config.mqtt;
-        let name = Tag::random();
+        let (name, password) = (Tag::random(), password.clone().unwrap_or_default());
         let window_s = self.server.config.gateway.reconnect_window_s.max(LOST_WINDOW_S);
         let bye = Bye { window_s: Some(window_s), ..Bye::until(Reason::Shutdown, RESTART_S) };
         let terms = Terms {
-            login: Login {
-                id: format!("{user}-{name}"),
-                user: user.clone(),
-                password: password.clone().unwrap_or_default(),
-            },
+            login: Login { id: format!("{user}-{name}"), user: user.clone(), password: password.clone() },
             keep_alive: KEEP_ALIVE,
             will: Will { topic: topics::end_of_server(&self.root, &name), text: ToDevice::Bye(bye).encode() },
             frame_max: TO_SERVER_MAX,
@@ -158,7 +168,7 @@ impl Attendant {
         };
         let stream = dial::stream(&self.url, &self.dialling).await?;
         let (client, inbox) = Client::connect(stream, terms, ARRIVALS).await?;
-        client.subscribe(topics::for_server(&self.root, &name)).await?;
+        client.subscribe(topics::for_server(&self.root, &name, &topics::group(&password))).await?;
         let links = Arc::new(Links::new(self.root.clone(), name.clone(), client.outbox()));
         let (greetings, greeted) = mpsc::channel(GREETINGS);
         tokio::spawn(greet_all(Arc::clone(&self.server), Arc::clone(&links), greeted));
@@ -184,8 +194,10 @@ impl Attendant {
     fn pass(&self, connection: &Connection, arrived: Arrived) {
         match topics::from_device(&self.root, &arrived.topic) {
             Some(FromDevice::Hello(name)) => {
-                if let Err(refused) = connection.greetings.try_send((name, arrived)) {
-                    let (name, _) = refused.into_inner();
+                connection.links.expect(name.clone());
+                if let Err(refused) = connection.greetings.try_send((name, arrived, self.server.clock.now())) {
+                    let (name, ..) = refused.into_inner();
+                    connection.links.lose(&name);
                     connection.links.refuse(name, Bye::until(Reason::Busy, BUSY_RETRY_S));
                 }
             }
@@ -203,19 +215,25 @@ impl Connection {
 
     /// Sends what the last sessions have said, and the goodbye.
     async fn leave(self) {
-        let Self { client, links, greetings, .. } = self;
+        let Self { client, mut inbox, links, greetings, .. } = self;
         drop((links, greetings));
-        client.close().await;
+        // What devices still say is let go, as the goodbye is behind it.
+        tokio::join!(client.close(), async { while inbox.recv().await.is_some() {} });
     }
 }
 
 /// Takes one greeting after the other, as fast as devices are admitted.
-async fn greet_all(server: Arc<Server>, links: Arc<Links>, mut greeted: mpsc::Receiver<(LinkName, Arrived)>) {
+async fn greet_all(server: Arc<Server>, links: Arc<Links>, mut greeted: mpsc::Receiver<Waiting>) {
     let places = Arc::new(Semaphore::new(server.config.gateway.handshakes));
-    while let Some((name, hello)) = greeted.recv().await {
+    while let Some((name, hello, came)) = greeted.recv().await {
         server.admission.next().await;
         // Nobody closes it.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let late = server.clock.now().since(came) > PATIENCE;
+        if !links.is_expected(&name) || late {
+            debug!(device = %name.device, "a greeting was read too late");
+            continue;
+        }
         let (server, device) = (Arc::clone(&server), name.device);
         let link = links.open(name, hello);
         tokio::spawn(async move {

@@ -67,12 +67,14 @@ pub struct Synced {
     pub told: bool,
 }
 
-/// Brings the files up to date, and tells the broker if they were not.
-pub async fn sync(store: &Store, config: &Mqtt, files: &Files) -> Result<Synced, Fatal> {
+/// Brings the files up to date, and tells the broker if they were not, or if it may not have been told before.
+pub async fn sync(store: &Store, config: &Mqtt, files: &Files, tell_anyway: bool) -> Result<Synced, Fatal> {
+    // What can be wrong is found before anything is written: what is written has to be told.
+    let process = files.pid.as_deref().map(process).transpose()?.flatten();
     let (users, devices) = users(store, config, &files.passwords).await?;
     let changed = [replace(&files.passwords, &users)?, replace(&files.acl, &rules(config))?].contains(&true);
-    let told = match &files.pid {
-        Some(file) if changed => tell(file)?,
+    let told = match process {
+        Some(process) if changed || tell_anyway => tell(process)?,
         Some(_) | None => false,
     };
     Ok(Synced { devices, changed, told })
@@ -121,10 +123,15 @@ fn rules(config: &Mqtt) -> String {
 
 /// Gives the file this text, unless it has it. Returns whether it was written.
 fn replace(file: &Path, text: &str) -> Result<bool, Fatal> {
+    let failed = |error: std::io::Error| Fatal::new(Exit::IoErr, format!("{}: {error}", file.display()));
+    // What a link leads to is the file.
+    let file = &file.canonicalize().unwrap_or_else(|_| file.to_owned());
+    if std::fs::metadata(file).is_ok_and(|present| !present.is_file()) {
+        return Err(Fatal::new(Exit::DataErr, format!("{} is no regular file", file.display())));
+    }
     if std::fs::read_to_string(file).is_ok_and(|present| present == text) {
         return Ok(false);
     }
-    let failed = |error: std::io::Error| Fatal::new(Exit::IoErr, format!("{}: {error}", file.display()));
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut new = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
     new.write_all(text.as_bytes()).map_err(failed)?;
@@ -141,20 +148,25 @@ fn replace(file: &Path, text: &str) -> Result<bool, Fatal> {
     Ok(true)
 }
 
-/// Tells the broker to read its files. Returns whether it runs.
-fn tell(pid_file: &Path) -> Result<bool, Fatal> {
+/// The broker's process; none if the file is not there.
+fn process(pid_file: &Path) -> Result<Option<Pid>, Fatal> {
     let wrong = |why: String| Fatal::new(Exit::DataErr, format!("{}: {why}", pid_file.display()));
     let text = match std::fs::read_to_string(pid_file) {
         Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(wrong(error.to_string())),
     };
     let pid = text.trim().parse::<i32>().ok().filter(|pid| *pid > 1);
-    let pid = pid.ok_or_else(|| wrong("it holds no process number".into()))?;
-    match kill(Pid::from_raw(pid), Signal::SIGHUP) {
+    let pid = pid.ok_or_else(|| wrong("it holds no number that a broker's process could have".into()))?;
+    Ok(Some(Pid::from_raw(pid)))
+}
+
+/// Tells the broker to read its files. Returns whether it runs.
+fn tell(process: Pid) -> Result<bool, Fatal> {
+    match kill(process, Signal::SIGHUP) {
         Ok(()) => Ok(true),
         Err(nix::Error::ESRCH) => Ok(false),
-        Err(error) => Err(wrong(format!("process {pid} cannot be told: {error}"))),
+        Err(error) => Err(Fatal::new(Exit::IoErr, format!("process {process} cannot be told: {error}"))),
     }
 }
 
@@ -183,16 +195,25 @@ mod tests {
         assert!(!replace(&file, "a\n").unwrap());
         assert!(replace(&file, "b\n").unwrap());
         assert_eq!(std::fs::metadata(&file).unwrap().mode() & 0o777, 0o640);
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert!(!replace(&link, "b\n").unwrap() && replace(&link, "c\n").unwrap());
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "c\n", "a link stays one");
+        assert!(replace(folder.path(), "d\n").is_err());
     }
 
     #[test]
     fn a_broker_that_does_not_run_is_told_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("pid");
-        assert!(!tell(&file).unwrap());
-        std::fs::write(&file, "1\n").unwrap();
-        assert!(tell(&file).is_err(), "not the first process of the machine");
-        std::fs::write(&file, "x").unwrap();
-        assert!(tell(&file).is_err());
+        assert_eq!(process(&file).unwrap(), None);
+        for wrong in ["1\n", "x", "-5", ""] {
+            std::fs::write(&file, wrong).unwrap();
+            assert!(process(&file).is_err(), "{wrong}");
+        }
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        ended.wait().unwrap();
+        std::fs::write(&file, ended.id().to_string()).unwrap();
+        assert!(!tell(process(&file).unwrap().unwrap()).unwrap());
     }
 }
