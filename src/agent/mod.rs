@@ -33,6 +33,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use crate::daemon::{self, Exit, Fatal, Stop};
@@ -130,7 +131,7 @@ fn start(args: Args) -> Result<(), Fatal> {
 }
 
 /// Serves until the stop comes.
-pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Result<(), Fatal> {
+pub async fn run(config: AgentConfig, dialling: Dialling, stop: Stop) -> Result<(), Fatal> {
     let database = |error: DbError| Fatal::new(Exit::IoErr, error);
     let (store, credentials) = Store::open(&config.database(), config.limits).map_err(database)?;
     let routes = routes(&store, &config).await.map_err(database)?;
@@ -177,12 +178,24 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
         changes,
         status: status_out,
     };
-    let mut connection = tokio::spawn(connection::run(device, parts, stop.clone()));
+    end_in_order(tokio::spawn(connection::run(device, parts, stop.clone())), &bus, stop).await?;
+    // An app that has just been handed a message is not handed it again by the next run.
+    let _quiet = tokio::time::timeout(LAST_ANSWERS, apps.quiet()).await;
+    info!("stopped");
+    Ok(())
+}
+
+/// Waits for the stop, and for the goodbye to the server. Whatever ends before the stop is an error.
+async fn end_in_order(
+    mut connection: JoinHandle<Result<(), DbError>>,
+    bus: &zbus::Connection,
+    mut stop: Stop,
+) -> Result<(), Fatal> {
     let ended = tokio::select! {
         biased;
         () = stop.wait() => None,
         ended = &mut connection => Some(ended),
-        () = bus_lost(&bus) => return Err(Fatal::new(Exit::Unavailable, "the connection to the bus is lost")),
+        () = bus_lost(bus) => return Err(Fatal::new(Exit::Unavailable, "the connection to the bus is lost")),
     };
     let ended = match ended {
         // The connection ends with the stop, which may have come since it was looked at: that is not early.
@@ -194,9 +207,6 @@ pub async fn run(config: AgentConfig, dialling: Dialling, mut stop: Stop) -> Res
     if ended.is_err() {
         warn!("the connection did not end in order");
     }
-    // An app that has just been handed a message is not handed it again by the next run.
-    let _quiet = tokio::time::timeout(LAST_ANSWERS, apps.quiet()).await;
-    info!("stopped");
     Ok(())
 }
 

@@ -11,18 +11,17 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::config::TlsFiles;
 use crate::daemon::{self, Exit, Fatal, Stop};
-use crate::db::{self, DbError};
+use crate::db::DbError;
 use crate::proto::{AppId, UnixMillis};
 use crate::world;
 
-use super::backup;
 use super::config::ServerConfig;
 use super::manage::{self, Credentials, Refused, Removed, Rotated, SharedSecret, TokenName};
 use super::store::Store;
-use super::store::sql::{self, backup::Contents};
+use super::store::sql::backup::Contents;
 use super::{Listeners, api, run};
+use super::{backup, check};
 
 const DAY_MS: i64 = 24 * 3600 * 1000;
 
@@ -206,7 +205,7 @@ fn dispatch(args: Args) -> Result<(), Fatal> {
     let config = ServerConfig::load(args.config.as_deref()).map_err(Fatal::of(Exit::Config))?;
     match args.command {
         None | Some(Command::Run) => serve(config),
-        Some(Command::Check) => check(&config, args.json),
+        Some(Command::Check) => check::run(&config, args.json),
         Some(Command::App(command)) => administer(&config, async |store| app(&config, store, command, args.json).await),
         Some(Command::Key(command)) => administer(&config, async |store| key(store, command, args.json).await),
         Some(Command::Token(command)) => administer(&config, async |store| token(store, command, args.json).await),
@@ -250,77 +249,6 @@ fn administer(config: &ServerConfig, work: impl AsyncFnOnce(&Store) -> Result<()
 
 fn database(error: DbError) -> Fatal {
     Fatal::new(Exit::IoErr, error)
-}
-
-fn check(config: &ServerConfig, json: bool) -> Result<(), Fatal> {
-    let mut certificates = Vec::new();
-    let clients = config.gateway.client_ca.as_deref();
-    for (files, clients) in [(&config.api.tls, None), (&config.gateway.tls, clients), (&config.admin.tls, None)] {
-        let Some(files) = files else { continue };
-        crate::tls::server(files, clients).map_err(Fatal::of(Exit::Config))?;
-        certificates.push((&files.certificate, check_expiry(files)?));
-    }
-    for authorities in [&config.regions_ca, &config.callbacks_ca] {
-        crate::tls::client(authorities.as_deref()).map_err(Fatal::of(Exit::Config))?;
-    }
-    let schema = check_database(config)?;
-    let regions: Vec<String> = config.regions.keys().map(ToString::to_string).collect();
-    let expiries: Vec<serde_json::Value> =
-        certificates.iter().map(|(file, expires)| json!({ "file": file, "expires_ms": expires })).collect();
-    let table = json!({ "region": config.region, "api": config.api.listen, "gateway": config.gateway.listen,
-                        "admin": config.admin.listen, "state_folder": config.state_folder, "regions": regions, "database": config.database(),
-                        "schema": schema, "certificates": expiries });
-    print(json, &table, || {
-        let scheme = |name: &str, tls: bool| if tls { format!("{name}s") } else { name.to_owned() };
-        let (admin, admin_tls) = match config.admin.listen {
-            Some(listen) => (listen, config.admin.tls.is_some()),
-            None => (config.api.listen, config.api.tls.is_some()),
-        };
-        let mut lines = vec![format!(
-            "region {}, API on {}://{}, gateway on {}://{}, admin API on {}://{admin}, state in {}, other regions: {}",
-            config.region,
-            scheme("http", config.api.tls.is_some()),
-            config.api.listen,
-            scheme("ws", config.gateway.tls.is_some()),
-            config.gateway.listen,
-            scheme("http", admin_tls),
-            config.state_folder.display(),
-            if regions.is_empty() { "none".to_owned() } else { regions.join(", ") }
-        )];
-        lines.extend(certificates.iter().map(|(file, expires)| {
-            format!("certificate {}: expires in {} days", file.display(), (expires.0 - world::now().0) / DAY_MS)
-        }));
-        lines.push(match schema {
-            Some(schema) => format!("database {}: schema {schema}, sound", config.database().display()),
-            None => format!("database {}: not there yet", config.database().display()),
-        });
-        lines.join("\n")
-    });
-    Ok(())
-}
-
-/// When a listener's certificate expires, if it has not.
-fn check_expiry(files: &TlsFiles) -> Result<UnixMillis, Fatal> {
-    let expires = crate::tls::expiry(files).map_err(Fatal::of(Exit::Config))?;
-    if expires <= world::now() {
-        let days = (world::now().0 - expires.0) / DAY_MS;
-        let file = files.certificate.display();
-        return Err(Fatal::new(Exit::Config, format!("the certificate {file} has expired {days} days ago")));
-    }
-    Ok(expires)
-}
-
-/// The version of the database's schema, if there is a database and it is sound.
-fn check_database(config: &ServerConfig) -> Result<Option<i64>, Fatal> {
-    let path = config.database();
-    if !path.exists() {
-        return Ok(None);
-    }
-    let seen = db::inspect(&path, sql::MIGRATIONS.len()).map_err(database)?;
-    match seen.damage {
-        Some(damage) => Err(Fatal::new(Exit::IoErr, format!("the database {} is damaged: {damage}", path.display()))),
-        None => Ok(Some(seen.schema)),
-    }
 }
 
 fn back_up(config: &ServerConfig, file: &Path, force: bool, json: bool) -> Result<(), Fatal> {

@@ -4,12 +4,14 @@
 //! * [`doors`]: the sender APIs, one file each.
 //! * [`store`]: the only queue; SQL lives there.
 //! * [`regid`]: issuing and opening regIds.
-//! * [`gateway`]: devices and their sessions; [`registry`]: which of them are here.
+//! * [`gateway`]: devices and their sessions, over sockets of their own or a `broker`; [`registry`]: which of
+//!   them are here.
 //! * [`rates`]: how fast apps may send and devices be sent to.
 //! * [`timekeeper`]: what is due; [`withdraw`]: what senders take back; [`receipts`]: what they are told.
 //! * [`regions`]: the other servers.
 //! * [`upkeep`]: what is done from time to time.
-//! * [`manage`]: what an operator may do; [`admin`]: the command line; [`backup`]: copies of the store.
+//! * [`manage`]: what an operator may do; [`admin`]: the command line; [`backup`]: copies of the store;
+//!   [`check`]: whether it would start.
 //! * [`metrics`]: what is counted.
 //!
 //! The order that loses nothing: a door commits to the store, then wakes the session; a session is
@@ -20,6 +22,7 @@ pub mod api;
 pub mod backup;
 #[cfg(feature = "mqtt")]
 pub mod broker;
+pub mod check;
 pub mod config;
 pub mod doors;
 pub mod gateway;
