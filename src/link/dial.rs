@@ -155,7 +155,13 @@ impl Link for DeviceLink {
 pub async fn dial(gateway: &Gateway, how: &Dialling, caller: &Caller) -> Result<DeviceLink, LinkError> {
     match tokio::time::timeout(DIAL, open(gateway, how, caller)).await {
         Ok(result) => result,
-        Err(_) => Err(LinkError::Unreachable(format!("{gateway} did not answer within {} s", DIAL.as_secs()))),
+        Err(_) => {
+            let who = match how.proxies.of(gateway) {
+                Some(proxy) => format!("{gateway}, by way of the proxy {proxy},"),
+                None => gateway.to_string(),
+            };
+            Err(LinkError::Unreachable(format!("{who} did not answer within {} s", DIAL.as_secs())))
+        }
     }
 }
 

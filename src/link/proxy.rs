@@ -136,18 +136,22 @@ impl Proxies {
     /// What the setting says, or else the environment, in the variables that curl knows. The error names the
     /// variable whose proxy is none.
     pub fn new(setting: &Setting, variable: impl Fn(&str) -> Option<String>) -> Result<Self, &'static str> {
-        let exempt = ["no_proxy", "NO_PROXY"].into_iter().find_map(&variable).unwrap_or_default();
+        // As for curl, one that is empty is none.
+        let variable = |name: &str| variable(name).filter(|text| !text.is_empty());
+        let exempt = ["no_proxy", "NO_PROXY"].into_iter().find_map(variable).unwrap_or_default();
         let proxy = match setting {
             Setting::None => None,
             Setting::Proxy(proxy) => Some(proxy.clone()),
             Setting::Environment => {
                 let names = ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
-                let found = names.into_iter().find_map(|name| Some((name, variable(name)?)));
-                let named = found.filter(|(_, text)| !text.is_empty());
+                let named = names.into_iter().find_map(|name| Some((name, variable(name)?)));
                 named.map(|(name, text)| text.parse().map_err(|_| name)).transpose()?
             }
         };
-        Ok(Self { proxy, exempt: exempt.split([',', ' ']).filter_map(Exempt::of).collect() })
+        Ok(Self {
+            proxy,
+            exempt: exempt.split(|c: char| c == ',' || c.is_whitespace()).filter_map(Exempt::of).collect(),
+        })
     }
 
     /// The proxy on the way to this gateway.
@@ -255,6 +259,9 @@ fn status(answer: &[u8]) -> Option<Option<StatusCode>> {
     let mut response = httparse::Response::new(&mut lines);
     let httparse::Status::Complete(head) = response.parse(answer).ok()? else { return Some(None) };
     let status = StatusCode::from_u16(response.code?).ok()?;
+    if status.is_informational() {
+        return self::status(answer.get(head..).unwrap_or_default());
+    }
     (!status.is_success() || head == answer.len()).then_some(Some(status))
 }
 
@@ -302,7 +309,7 @@ mod tests {
         assert_eq!(proxies_in("http://own:1", 0).unwrap(), "http://own:1");
         assert_eq!((proxies_in("none", 0), proxies_in("", 0)), (None, None));
         let empty = [("https_proxy", ""), ("ALL_PROXY", "http://third")];
-        assert_eq!(to(&proxies("-", &empty).unwrap(), URL), None, "an empty variable says that there is none");
+        assert_eq!(to(&proxies("-", &empty).unwrap(), URL).unwrap(), "http://third:1080", "empty is none, as for curl");
         assert_eq!(proxies("-", &[("all_proxy", "socks5://x")]).unwrap_err(), "all_proxy");
     }
 
@@ -359,5 +366,13 @@ mod tests {
         ] {
             assert_eq!(answered(answer.as_bytes()).await.unwrap_err().to_string(), error);
         }
+    }
+
+    #[test]
+    fn an_answer_may_say_first_that_it_will_come() {
+        let answer = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 Connection established\r\n\r\n";
+        assert_eq!(status(answer), Some(Some(StatusCode::OK)));
+        assert_eq!(status(&answer[..30]), Some(None), "there is more to come");
+        assert_eq!(status(b"nonsense\r\n\r\n"), None);
     }
 }

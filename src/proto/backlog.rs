@@ -55,7 +55,7 @@ pub type HeldBack = Vec<(AppId, Seq)>;
 pub struct Wanted {
     /// What is after this place, and
     pub after: Seq,
-    /// instead for these apps, what is from theirs on.
+    /// for these apps, what is from theirs on as well.
     pub held: HeldBack,
     /// What of it may go.
     pub gate: Gate,
@@ -106,6 +106,8 @@ pub fn hold_back(held: &mut HeldBack, app: &AppId, seq: Seq) {
 #[derive(Debug)]
 pub struct Choosing<'a> {
     wanted: &'a Wanted,
+    /// As wanted: there may be many, and each message asks.
+    held: BTreeMap<&'a AppId, Seq>,
     now: UnixMillis,
     lanes: BTreeMap<AppId, Lane>,
 }
@@ -136,14 +138,16 @@ pub struct Chosen {
 impl<'a> Choosing<'a> {
     /// Begins.
     pub fn new(wanted: &'a Wanted, now: UnixMillis) -> Self {
-        Self { wanted, now, lanes: BTreeMap::new() }
+        let held = wanted.held.iter().map(|(app, first)| (app, *first)).collect();
+        Self { wanted, held, now, lanes: BTreeMap::new() }
     }
 
     /// The next message that waits, in order of places from [`Wanted::from`] on; `until` is when it
     /// stops to wait for a frame.
     pub fn see(&mut self, seq: Seq, app: &AppId, urgency: Urgency, until: UnixMillis) {
-        let held = self.wanted.held.iter().find(|(name, _)| name == app);
-        if !held.map_or(seq > self.wanted.after, |(_, first)| seq >= *first) {
+        // Also where the session has gone back to before what it held back of the app.
+        let meant = seq > self.wanted.after || self.held.get(app).is_some_and(|first| seq >= *first);
+        if !meant {
             return;
         }
         if !self.lanes.contains_key(app) {
@@ -287,5 +291,16 @@ mod tests {
             }
             prop_assert_eq!(sent.len(), rows.len());
         }
+    }
+
+    #[test]
+    fn what_comes_back_before_what_was_held_of_its_app_is_seen() {
+        // Place 6 was held back; place 5, which was hidden then, is shown again.
+        let wanted = Wanted { held: vec![(app("a"), Seq(6))], ..Wanted::all(Seq(4), 10) };
+        let mut choosing = Choosing::new(&wanted, NOW);
+        for place in [3, 5, 6] {
+            choosing.see(Seq(place), &app("a"), Urgency::Normal, UnixMillis(0));
+        }
+        assert_eq!(choosing.choose().go, [(Seq(5), app("a")), (Seq(6), app("a"))]);
     }
 }

@@ -204,7 +204,8 @@ impl Session {
             return;
         }
         self.timers.set(Timer::Silence, now.after(self.silence));
-        if self.timers.is_set(Timer::Patience) {
+        // What waits for a frame, or may do so and has not been asked for.
+        if self.timers.is_set(Timer::Patience) || self.more {
             (self.awake, self.more) = (true, true);
         }
         match frame {
@@ -234,6 +235,8 @@ impl Session {
     fn take(&mut self, taking: Taking) {
         let more = taking.is_more_than(std::mem::replace(&mut self.taking, taking));
         if more {
+            // It is awake to say so.
+            self.awake = true;
             self.handle_wake();
         }
     }
@@ -283,12 +286,14 @@ impl Session {
             self.cursor = self.cursor.max(seq);
         }
         self.more |= left_over;
+        let later = had || left_over || !held.is_empty();
         // What is after the cursor is asked for anyway.
         held.retain(|(_, seq)| *seq <= self.cursor);
         self.held = held;
         self.watch_patience(now, wall, until);
-        // Rows the device had take no room in the window: those after them may be on its list too.
-        if had || left_over {
+        // Rows the device had take no room in the window: those after them may be on its list too, and
+        // those that are held back.
+        if later {
             self.resume = resume;
         }
         self.settle();

@@ -697,3 +697,42 @@ fn what_is_shown_again_during_a_fetch_is_not_passed_over() {
     assert!(!session.may_have_sent(Seq(2), id(2)));
     assert_eq!(asked(&mut session), Some(Wanted::all(Seq(1), WINDOW - 2)));
 }
+
+#[test]
+fn a_device_that_takes_more_gets_the_rest_with_that_word_although_it_stays_idle() {
+    let mut session = taking(Taking { idle: true, ..NORMAL });
+    session.handle_wake();
+    actions(&mut session);
+    // What is below the least waits for no time.
+    let held = vec![(app(), Seq(1))];
+    session.handle_backlog(START, WALL, Backlog { held, ..backlog(vec![], true) });
+    let taking = Taking { least: Urgency::Low, idle: true };
+    session.handle_frame(START, ToServer::Ping { seq: 1, next_s: 9, taking });
+    assert!(!asked(&mut session).unwrap().gate.quiet, "it is awake to say so");
+}
+
+#[test]
+fn the_frame_that_makes_room_in_the_window_brings_along_what_waits_for_one() {
+    let mut session = taking(IDLE);
+    for number in 1..=32 {
+        assert!(session.offer(START, WALL, push(1_000 + number)));
+    }
+    session.handle_wake();
+    assert_eq!(asked(&mut session), None, "there is no room");
+    session.handle_frame(START, ack(1_001..=1_032));
+    assert!(!asked(&mut session).unwrap().gate.quiet);
+}
+
+#[test]
+fn what_the_device_has_of_what_is_held_back_is_remembered() {
+    let terms = Terms { region: Region(3), ka_max_s: 300, links: Vec::new() };
+    let hello = Hello { taking: NORMAL, ..hello(vec![id(1)]) };
+    let mut session = Session::open(Claim { hello }, terms, false, START);
+    let held = vec![(app(), Seq(1))];
+    session.handle_backlog(START, WALL, Backlog { held, ..backlog(vec![], true) });
+    actions(&mut session);
+    let taking = Taking { least: Urgency::Low, ..NORMAL };
+    session.handle_frame(START, ToServer::Ping { seq: 1, next_s: 9, taking });
+    session.handle_backlog(START, WALL, backlog(rows(1..=1), true));
+    assert_eq!(pushed(&actions(&mut session)), [], "it is not sent again");
+}

@@ -15,6 +15,7 @@ use zbus::fdo::DBusProxy;
 use zbus::names::WellKnownName;
 use zbus::{Connection, MatchRule, MessageStream, OwnedVariant};
 
+use super::netlink::{LONGEST, SETTLED};
 use super::{Out, Signal, Source, connman, logind, network_manager, upower};
 
 /// How long the bus may take to let us in.
@@ -144,6 +145,28 @@ async fn lost(source: Source, out: &Out) {
         // Whoever receives this may be gone.
         let _ = out.send(signal).await;
     }
+}
+
+/// Asks, and reads meanwhile what comes: a stream that nobody reads would keep the answer back. What came is
+/// news, which are let settle; the flag says that there were some.
+pub async fn ask<T>(changes: &mut MessageStream, question: impl Future<Output = T>) -> (T, bool) {
+    let mut question = std::pin::pin!(question);
+    let mut news = false;
+    let answer = loop {
+        tokio::select! {
+            answer = &mut question => break answer,
+            change = changes.next() => match change {
+                Some(_) => news = true,
+                None => break question.await,
+            },
+        }
+    };
+    if news {
+        let quiet = async { while let Ok(Some(_)) = tokio::time::timeout(SETTLED, changes.next()).await {} };
+        // Who changes all the time is asked all the same.
+        let _ = tokio::time::timeout(LONGEST, quiet).await;
+    }
+    (answer, news)
 }
 
 /// An object with properties.

@@ -7,7 +7,7 @@ use futures_util::StreamExt;
 use tracing::debug;
 use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant};
 
-use super::bus::Object;
+use super::bus::{Object, ask};
 use super::{Out, Signal};
 
 /// Its name.
@@ -22,13 +22,14 @@ type Service = (OwnedObjectPath, HashMap<String, OwnedVariant>);
 pub async fn hear(bus: &Connection, out: &Out) -> zbus::Result<()> {
     let mut changes = MANAGER.signals(bus).await?;
     loop {
-        match MANAGER.call::<Vec<Service>>(bus, "GetServices", &()).await {
+        let (answer, news) = ask(&mut changes, MANAGER.call::<Vec<Service>>(bus, "GetServices", &())).await;
+        match answer {
             Ok(services) if out.send(Signal::Metered(is_metered(&services))).await.is_err() => return Ok(()),
             Ok(_) => {}
             // It is asked again at the next change.
             Err(error) => debug!("ConnMan does not say which networks there are: {error}"),
         }
-        if changes.next().await.is_none() {
+        if !news && changes.next().await.is_none() {
             return Ok(());
         }
     }

@@ -16,9 +16,9 @@ use tokio::net::unix::pipe::Receiver;
 /// Links, and addresses and routes of both families: `RTMGRP_*` of linux/rtnetlink.h.
 const GROUPS: u32 = 0x1 | 0x10 | 0x40 | 0x100 | 0x400;
 /// The silence after the last news: an address that comes brings routes with it.
-const SETTLED: Duration = Duration::from_millis(200);
+pub const SETTLED: Duration = Duration::from_millis(200);
 /// How long that is waited for, whatever goes on changing.
-const LONGEST: Duration = Duration::from_secs(2);
+pub const LONGEST: Duration = Duration::from_secs(2);
 /// Bytes of one answer, of which the longest is an interface with all its counters.
 const ANSWER: usize = 16 * 1024;
 

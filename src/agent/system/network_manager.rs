@@ -4,7 +4,7 @@ use futures_util::StreamExt;
 use tracing::debug;
 use zbus::Connection;
 
-use super::bus::Object;
+use super::bus::{Object, ask};
 use super::{Out, Signal};
 
 /// Its name.
@@ -16,13 +16,14 @@ const MANAGER: Object = Object { name: NAME, path: "/org/freedesktop/NetworkMana
 pub async fn hear(bus: &Connection, out: &Out) -> zbus::Result<()> {
     let mut changes = MANAGER.changes(bus).await?;
     loop {
-        match MANAGER.get(bus, "Metered").await {
+        let (answer, news) = ask(&mut changes, MANAGER.get(bus, "Metered")).await;
+        match answer {
             Ok(metered) if out.send(Signal::Metered(is_metered(metered))).await.is_err() => return Ok(()),
             Ok(_) => {}
             // It is asked again at the next change.
             Err(error) => debug!("NetworkManager does not say what the network costs: {error}"),
         }
-        if changes.next().await.is_none() {
+        if !news && changes.next().await.is_none() {
             return Ok(());
         }
     }

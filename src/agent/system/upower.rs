@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tracing::debug;
 use zbus::Connection;
 
-use super::bus::Object;
+use super::bus::{Object, ask};
 use super::{Out, Signal};
 use crate::proto::surroundings::Power;
 
@@ -33,7 +33,8 @@ pub async fn hear(bus: &Connection, out: &Out, woke: &Notify) -> zbus::Result<()
     let mut changes = MACHINE.changes(bus).await?;
     let mut last = None;
     loop {
-        match power(bus).await {
+        let (answer, news) = ask(&mut changes, power(bus)).await;
+        match answer {
             Ok(power) if last != Some(power) => {
                 last = Some(power);
                 if out.send(Signal::Power(power)).await.is_err() {
@@ -43,6 +44,9 @@ pub async fn hear(bus: &Connection, out: &Out, woke: &Notify) -> zbus::Result<()
             Ok(_) => {}
             // It is asked again at the next change.
             Err(error) => debug!("UPower does not say what powers the machine: {error}"),
+        }
+        if news {
+            continue;
         }
         let change = match last {
             Some(Power::Battery | Power::LowBattery) => tokio::select! {
