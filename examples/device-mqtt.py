@@ -16,7 +16,7 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from device import identity, store
+from device import identity, keep
 
 WINDOW = 32
 
@@ -58,12 +58,8 @@ def main(url, folder):
         server = getattr(message.properties, "ResponseTopic", server)
         (name, frame), = json.loads(message.payload).items()
         if name == "push":
-            push = frame["push"]
-            path = os.path.join(folder, push["id"])
-            if not os.path.exists(path):
-                store(path, json.dumps(push))
-                print(push["id"], push.get("payload"), flush=True)
-            send("ack", ids=[push["id"]])
+            keep(folder, frame["push"])
+            send("ack", ids=[frame["push"]["id"]])
         elif name == "bye":
             sys.exit(f"the server ended the session: {frame['reason']}")
         else:

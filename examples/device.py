@@ -35,6 +35,14 @@ def identity(path):
         return json.load(file)
 
 
+def keep(folder, push):
+    """Stores a notification, unless it is there already: it may come again."""
+    path = os.path.join(folder, push["id"])
+    if not os.path.exists(path):
+        store(path, json.dumps(push))
+        print(push["id"], push.get("payload"), flush=True)
+
+
 def main(gateway, app, folder):
     os.makedirs(folder, exist_ok=True)
     link = websocket.create_connection(gateway, subprotocols=["bellwire.1"])
@@ -48,12 +56,8 @@ def main(gateway, app, folder):
         if name == "welcome":
             send("register", req=1, app=app)
         elif name == "push":
-            push = frame["push"]
-            path = os.path.join(folder, push["id"])
-            if not os.path.exists(path):
-                store(path, json.dumps(push))
-                print(push["id"], push.get("payload"), flush=True)
-            send("ack", ids=[push["id"]])
+            keep(folder, frame["push"])
+            send("ack", ids=[frame["push"]["id"]])
         elif name == "bye":
             sys.exit(f"the server ended the session: {frame['reason']}")
         else:

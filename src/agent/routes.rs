@@ -174,6 +174,7 @@ mod tests {
         assert!(plain.offer(&["mqtt://localhost".into()]));
         assert!(!plain.offer(&["mqtt://localhost".into()]), "that is no news");
     }
+
     /// As [`dialled`], where nobody is reached.
     fn unreached(routes: &mut Routes, times: usize) -> Vec<String> {
         let next = |_| {

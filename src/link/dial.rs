@@ -2,7 +2,7 @@
 //! frames over it.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::sys::socket::setsockopt;
@@ -18,6 +18,7 @@ use super::mqtt;
 use super::proxy::{self, Proxies, Proxy, TunnelError};
 use super::url::{Carrier, Gateway};
 use super::{Link, LinkError, Socket, Traffic};
+use crate::daemon::lock;
 use crate::proto::frame::{Frame, TO_DEVICE_MAX};
 use crate::proto::keepalive::Profile;
 use crate::proto::{DeviceId, Secret};
@@ -68,13 +69,13 @@ pub struct Between {
 impl Ends {
     /// Those of the newest connection, if there was one.
     pub fn get(&self) -> Option<Between> {
-        *self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.newest)
     }
 
     fn note(&self, stream: &TcpStream) {
         // A connection that is gone already has no ends.
         if let (Ok(here), Ok(there)) = (stream.local_addr(), stream.peer_addr()) {
-            *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(Between { here, there });
+            *lock(&self.newest) = Some(Between { here, there });
         }
     }
 }

@@ -23,7 +23,8 @@ use super::store::sql::backup::Contents;
 use super::{Listeners, api, run};
 use super::{backup, check};
 
-const DAY_MS: i64 = 24 * 3600 * 1000;
+/// Milliseconds of a day.
+pub const DAY_MS: i64 = 24 * 3600 * 1000;
 
 /// The push server: takes notifications from application servers and gets them to devices.
 #[derive(Debug, Parser)]

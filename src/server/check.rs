@@ -9,11 +9,9 @@ use crate::db;
 use crate::proto::UnixMillis;
 use crate::world;
 
-use super::admin::print;
+use super::admin::{DAY_MS, print};
 use super::config::ServerConfig;
 use super::store::sql;
-
-const DAY_MS: i64 = 24 * 3600 * 1000;
 
 /// Checks all of it, and says what it found.
 pub fn run(config: &ServerConfig, json: bool) -> Result<(), Fatal> {

@@ -16,12 +16,10 @@ impl Connection {
     pub(super) fn publish(&mut self) {
         let today = self.today();
         let (state, gateway) = (self.device.state(), self.parts.routes.current().to_string());
-        let proxy = self.parts.dialling.proxies.of(self.parts.routes.current()).map(ToString::to_string);
         self.parts.status.send_if_modified(|status| {
             (status.failures, status.pulse, status.today) = (self.device.failures(), self.device.pulse(), today);
             (status.offline, status.away) = (self.device.offline().cloned(), self.device.away());
             status.surroundings = self.device.surroundings();
-            status.proxy = proxy;
             status.sources.clone_from(&self.sources);
             let out_of_reach = self.device.out_of_reach();
             // Whoever waits for a change waits for these alone.
@@ -29,6 +27,7 @@ impl Connection {
             if changed {
                 status.out_of_reach = out_of_reach;
                 log_change(state, &gateway);
+                status.proxy = self.parts.dialling.proxies.of(self.parts.routes.current()).map(ToString::to_string);
                 (status.state, status.gateway) = (state.clone(), gateway);
             }
             changed

@@ -5,7 +5,7 @@
 //! The broker keeps nothing of a connection that has ended: what waits is in the server's store, where it can
 //! be replaced, taken back and looked at.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use rumqttc::mqttbytes::v5::{
@@ -18,6 +18,7 @@ use rumqttc::{
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::daemon::lock;
 use crate::link::LinkError;
 use crate::link::dial::Stream;
 use crate::proto::UnixMillis;
@@ -175,7 +176,7 @@ fn options(stream: Box<dyn Stream>, terms: Terms) -> MqttOptions {
     let mut options = MqttOptions::new(login.id, Broker::tcp("broker", 0));
     let once = Mutex::new(Some(stream));
     options.set_socket_connector(move |_, _| {
-        let stream = once.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let stream = lock(&once).take();
         async move { stream.ok_or_else(|| std::io::Error::other("the connection has ended")) }
     });
     options.set_credentials(login.user, login.password);

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::super::frame::{Bye, Reason, ToServer};
+use super::super::frame::{Bye, Reason};
 use super::super::keepalive::{Profile, Stage};
 use super::super::timers::Moment;
 use super::{Device, Timer};
@@ -45,8 +45,7 @@ impl Device {
         }
         // It did what it was for: earlier failures count no more.
         self.backoff.reset();
-        self.send(ToServer::Bye(Bye::because(Reason::Shutdown)));
-        self.hangup();
+        self.leave(Bye::because(Reason::Shutdown));
         let minutes = every.as_secs().div_ceil(60);
         let why = format!("interval mode: this network forgets connections too soon; a sync every {minutes} min");
         self.rest(now, &why, every);
@@ -67,7 +66,7 @@ mod tests {
     use super::super::{DeviceAction, LinkState};
     use super::*;
     use crate::proto::Luck;
-    use crate::proto::frame::ToDevice;
+    use crate::proto::frame::{ToDevice, ToServer};
 
     const LOW: Luck = Luck(0);
     const EVERY: Duration = Duration::from_secs(900);

@@ -62,15 +62,20 @@ pub async fn authorize(State(server): Shared, request: Request, next: Next) -> R
 
 async fn has_token(server: &Server, headers: &HeaderMap) -> Result<(), Problem> {
     let refuse = |detail: &str| Err(Problem::new(Kind::Unauthorized, detail));
-    let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|text| text.split_once(' '));
-    let Some((_, token)) = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")) else {
+    let Some(token) = authorization(headers, "bearer") else {
         return refuse("send Authorization: Bearer TOKEN, with a token of `bellwire-server token add`");
     };
-    match server.store.check_token(token.trim()).await {
+    match server.store.check_token(token).await {
         Ok(true) => Ok(()),
         Ok(false) => refuse("the token is not good; see `bellwire-server token list`"),
         Err(error) => Err(Problem::new(Kind::Unavailable, error.to_string())),
     }
+}
+
+/// What the request shows by this scheme of HTTP authentication (RFC 9110, section 11.4).
+pub fn authorization<'a>(headers: &'a HeaderMap, scheme: &str) -> Option<&'a str> {
+    let given = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ');
+    given.filter(|(named, _)| named.eq_ignore_ascii_case(scheme)).map(|(_, shown)| shown.trim())
 }
 
 /// An app to be added.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use axum::http::header::WWW_AUTHENTICATE;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -23,7 +23,7 @@ use crate::link::mqtt::topics::Access;
 use crate::server::broker::rights;
 use crate::server::{Server, same_secret};
 
-use super::admin::read_some;
+use super::admin::{authorization, read_some};
 use super::problem::{Kind, Problem};
 use super::{Always, BROKER, WithBody};
 
@@ -51,9 +51,8 @@ pub async fn authorize(State(server): Shared, request: Request, next: Next) -> R
 }
 
 fn is_broker(server: &Server, headers: &HeaderMap) -> bool {
-    let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|text| text.split_once(' '));
-    let Some((_, encoded)) = given.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic")) else { return false };
-    let Some(text) = STANDARD.decode(encoded.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok()) else {
+    let shown = authorization(headers, "basic").and_then(|encoded| STANDARD.decode(encoded).ok());
+    let Some(text) = shown.and_then(|bytes| String::from_utf8(bytes).ok()) else {
         return false;
     };
     let config = &server.config.mqtt;
