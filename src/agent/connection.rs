@@ -318,8 +318,8 @@ impl Connection {
                 self.total.connects += 1;
                 self.come_online(online).await;
             }
-            DeviceAction::Registered(app, reg_id) => {
-                let done = self.parts.store.registered(app.clone(), reg_id).await;
+            DeviceAction::Registered(app, reg_id, endpoint) => {
+                let done = self.parts.store.registered(app.clone(), reg_id, endpoint).await;
                 self.settle(done, Change::Registered(app, reg_id));
             }
             DeviceAction::Refused(app, refusal) => {

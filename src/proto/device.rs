@@ -400,9 +400,9 @@ impl Device {
         self.heard(now);
         match frame {
             ToDevice::Push(delivery) => self.receive(now, delivery, luck),
-            ToDevice::Registered { req, app, reg_id } => {
+            ToDevice::Registered { req, app, reg_id, endpoint } => {
                 if self.answered(&app, req) {
-                    self.actions.push_back(DeviceAction::Registered(app, reg_id));
+                    self.actions.push_back(DeviceAction::Registered(app, reg_id, endpoint));
                 }
             }
             ToDevice::Refused { req, app, refusal } => {

@@ -732,8 +732,8 @@ fn a_wish_is_asked_for_at_once_in_a_session_and_only_once() {
     device.register(START, app("a"));
     device.register(START, app("a"));
     assert_eq!(actions(&mut device), [send(ToServer::Register { req: 1, app: app("a") })]);
-    device.handle_frame(START, ToDevice::Registered { req: 1, app: app("a"), reg_id: reg_id() }, LOW);
-    assert_eq!(actions(&mut device), [DeviceAction::Registered(app("a"), reg_id())]);
+    device.handle_frame(START, ToDevice::Registered { req: 1, app: app("a"), reg_id: reg_id(), endpoint: None }, LOW);
+    assert_eq!(actions(&mut device), [DeviceAction::Registered(app("a"), reg_id(), None)]);
     assert_eq!(device.poll_timeout(), Some(later(240)), "nothing is waited for any more");
 }
 
@@ -766,13 +766,13 @@ fn an_answered_wish_is_not_asked_for_in_the_next_session() {
     device.deregister(START, app("b"));
     device.register(START, app("c"));
     actions(&mut device);
-    device.handle_frame(START, ToDevice::Registered { req: 1, app: app("a"), reg_id: reg_id() }, LOW);
+    device.handle_frame(START, ToDevice::Registered { req: 1, app: app("a"), reg_id: reg_id(), endpoint: None }, LOW);
     device.handle_frame(START, ToDevice::Deregistered { req: 2, app: app("b") }, LOW);
     device.handle_frame(START, ToDevice::Refused { req: 3, app: app("c"), refusal: Refusal::UnknownApp }, LOW);
     assert_eq!(
         actions(&mut device),
         [
-            DeviceAction::Registered(app("a"), reg_id()),
+            DeviceAction::Registered(app("a"), reg_id(), None),
             DeviceAction::Deregistered(app("b")),
             DeviceAction::Refused(app("c"), Refusal::UnknownApp),
         ]
@@ -797,7 +797,7 @@ fn a_changed_wish_wins_and_the_answer_to_the_old_one_is_ignored() {
         actions(&mut device),
         [send(ToServer::Register { req: 1, app: app("a") }), send(ToServer::Deregister { req: 2, app: app("a") }),]
     );
-    device.handle_frame(START, ToDevice::Registered { req: 1, app: app("a"), reg_id: reg_id() }, LOW);
+    device.handle_frame(START, ToDevice::Registered { req: 1, app: app("a"), reg_id: reg_id(), endpoint: None }, LOW);
     assert_eq!(actions(&mut device), []);
     device.handle_frame(START, ToDevice::Deregistered { req: 2, app: app("a") }, LOW);
     device.handle_frame(START, ToDevice::Deregistered { req: 2, app: app("a") }, LOW);
@@ -824,7 +824,11 @@ fn every_request_has_its_own_thirty_seconds() {
     device.register(START, app("a"));
     device.register(later(29), app("b"));
     assert_eq!(device.poll_timeout(), Some(later(30)));
-    device.handle_frame(later(29), ToDevice::Registered { req: 1, app: app("a"), reg_id: reg_id() }, LOW);
+    device.handle_frame(
+        later(29),
+        ToDevice::Registered { req: 1, app: app("a"), reg_id: reg_id(), endpoint: None },
+        LOW,
+    );
     assert_eq!(device.poll_timeout(), Some(later(59)));
     device.deregister(later(40), app("b"));
     assert_eq!(device.poll_timeout(), Some(later(70)), "nobody waits for the old wish");

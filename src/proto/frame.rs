@@ -94,6 +94,9 @@ pub enum ToDevice {
         app: AppId,
         /// Its regId.
         reg_id: RegId,
+        /// Where application servers send to it, if it is a Web Push channel: a URL of at most 1000 bytes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        endpoint: Option<String>,
     },
     /// The app was not registered.
     Refused {
@@ -296,6 +299,9 @@ pub enum Refusal {
     /// The device has as many registrations as it may have.
     #[error("this device has as many registrations as the push server allows")]
     TooMany,
+    /// The operator has not said how the server is reached from outside.
+    #[error("the push server offers no Web Push; its operator sets `[web-push] origin`")]
+    NoWebPush,
 }
 
 /// How a session ends.

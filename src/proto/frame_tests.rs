@@ -73,8 +73,15 @@ fn outcome() -> impl Strategy<Value = Outcome> {
 
 fn payload() -> impl Strategy<Value = Payload> {
     let bytes = prop_oneof![any::<String>().prop_map(String::into_bytes), vec(any::<u8>(), 0..40)];
-    (bytes, option::of(any::<String>()), option::of(any::<String>())).prop_map(
-        |(bytes, content_type, content_encoding)| Payload { bytes: Bytes(bytes), content_type, content_encoding },
+    let header = || option::of(any::<String>());
+    (bytes, header(), header(), header(), header()).prop_map(
+        |(bytes, content_type, content_encoding, encryption, crypto_key)| Payload {
+            bytes: Bytes(bytes),
+            content_type,
+            content_encoding,
+            encryption,
+            crypto_key,
+        },
     )
 }
 
@@ -142,11 +149,12 @@ fn to_device() -> impl Strategy<Value = ToDevice> {
         });
     let delivery = (any::<u64>(), any::<u32>(), push())
         .prop_map(|(n, dropped, push)| ToDevice::Push(Box::new(Delivery { n, dropped, replaces: vec![], push })));
-    let refusal = prop::sample::select(vec![Refusal::UnknownApp, Refusal::TooMany]);
+    let refusal = prop::sample::select(vec![Refusal::UnknownApp, Refusal::TooMany, Refusal::NoWebPush]);
     prop_oneof![
         welcome.prop_map(ToDevice::Welcome),
         delivery,
-        (any::<u32>(), app(), reg_id()).prop_map(|(req, app, reg_id)| ToDevice::Registered { req, app, reg_id }),
+        (any::<u32>(), app(), reg_id(), any::<Option<String>>())
+            .prop_map(|(req, app, reg_id, endpoint)| ToDevice::Registered { req, app, reg_id, endpoint }),
         (any::<u32>(), app(), refusal).prop_map(|(req, app, refusal)| ToDevice::Refused { req, app, refusal }),
         (any::<u32>(), app()).prop_map(|(req, app)| ToDevice::Deregistered { req, app }),
         app().prop_map(|app| ToDevice::Unregistered { app }),
@@ -217,7 +225,9 @@ fn full_push() -> Push {
         payload: Some(Payload {
             bytes: Bytes(vec![0xff, 0]),
             content_type: Some("text/plain".into()),
-            content_encoding: Some("aes128gcm".into()),
+            content_encoding: Some("aesgcm".into()),
+            encryption: Some("salt=s".into()),
+            crypto_key: Some("dh=k".into()),
         }),
         message: Some(MessageField::from("action=ALERT&alertMessage=Hi".to_owned())),
         sender: Some("shop".into()),
@@ -328,12 +338,18 @@ fn the_text_of_frames_to_the_device_is_frozen() {
         (
             delivery(2, 5, full_push()),
             format!(
-                r#"{{"push":{{"n":2,"dropped":5,"push":{{{head},"door":"web-push","payload":{{"base64":"/wA=","content_type":"text/plain","content_encoding":"aes128gcm"}},"message":"action=ALERT&alertMessage=Hi","sender":"shop","request_id":"000001","session_info":"s","type":-1,"time_stamp":1377525562000,{times},"reliability":"no-reliable","urgency":"very-low","collapse_key":"score","receipt":true,"background_launch":true}}}}}}"#
+                r#"{{"push":{{"n":2,"dropped":5,"push":{{{head},"door":"web-push","payload":{{"base64":"/wA=","content_type":"text/plain","content_encoding":"aesgcm","encryption":"salt=s","crypto_key":"dh=k"}},"message":"action=ALERT&alertMessage=Hi","sender":"shop","request_id":"000001","session_info":"s","type":-1,"time_stamp":1377525562000,{times},"reliability":"no-reliable","urgency":"very-low","collapse_key":"score","receipt":true,"background_launch":true}}}}}}"#
             ),
         ),
         (
-            ToDevice::Registered { req: 7, app: chat(), reg_id: reg() },
+            ToDevice::Registered { req: 7, app: chat(), reg_id: reg(), endpoint: None },
             format!(r#"{{"registered":{{"req":7,"app":"org.example.Chat","reg_id":"{reg_text}"}}}}"#),
+        ),
+        (
+            ToDevice::Registered { req: 7, app: chat(), reg_id: reg(), endpoint: Some("https://a/wp/b".into()) },
+            format!(
+                r#"{{"registered":{{"req":7,"app":"org.example.Chat","reg_id":"{reg_text}","endpoint":"https://a/wp/b"}}}}"#
+            ),
         ),
         (
             ToDevice::Refused { req: 7, app: chat(), refusal: Refusal::UnknownApp },
@@ -342,6 +358,10 @@ fn the_text_of_frames_to_the_device_is_frozen() {
         (
             ToDevice::Refused { req: 7, app: chat(), refusal: Refusal::TooMany },
             r#"{"refused":{"req":7,"app":"org.example.Chat","refusal":"too-many"}}"#.into(),
+        ),
+        (
+            ToDevice::Refused { req: 7, app: chat(), refusal: Refusal::NoWebPush },
+            r#"{"refused":{"req":7,"app":"org.example.Chat","refusal":"no-web-push"}}"#.into(),
         ),
         (
             ToDevice::Deregistered { req: 8, app: chat() },
@@ -479,6 +499,8 @@ fn the_largest_push_fits_its_frame() {
             bytes: Bytes(bytes),
             content_type: Some("\u{1}".repeat(256)),
             content_encoding: Some("\u{1}".repeat(64)),
+            encryption: Some("\"".repeat(256)),
+            crypto_key: Some("\"".repeat(512)),
         };
         let push = Push {
             app: "x".repeat(128).parse().unwrap(),

@@ -344,10 +344,10 @@ impl Session {
         self.flight.in_store()
     }
 
-    /// The answer to `Register`.
-    pub fn registered(&mut self, req: u32, app: AppId, result: Result<RegId, Refusal>) {
+    /// The answer to `Register`: the app's regId and, if it is a Web Push channel, its endpoint.
+    pub fn registered(&mut self, req: u32, app: AppId, result: Result<(RegId, Option<String>), Refusal>) {
         self.send(match result {
-            Ok(reg_id) => ToDevice::Registered { req, app, reg_id },
+            Ok((reg_id, endpoint)) => ToDevice::Registered { req, app, reg_id, endpoint },
             Err(refusal) => ToDevice::Refused { req, app, refusal },
         });
     }

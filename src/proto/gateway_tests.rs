@@ -504,13 +504,13 @@ fn requests_are_passed_on_and_answered_with_their_number() {
         ]
     );
     let reg_id = push(1).reg_id;
-    session.registered(1, app(), Ok(reg_id));
+    session.registered(1, app(), Ok((reg_id, None)));
     session.registered(3, app(), Err(Refusal::TooMany));
     session.deregistered(2, app());
     session.unregistered(app());
     session.noted(vec![id(1)]);
     let expected = [
-        ToDevice::Registered { req: 1, app: app(), reg_id },
+        ToDevice::Registered { req: 1, app: app(), reg_id, endpoint: None },
         ToDevice::Refused { req: 3, app: app(), refusal: Refusal::TooMany },
         ToDevice::Deregistered { req: 2, app: app() },
         ToDevice::Unregistered { app: app() },

@@ -177,12 +177,23 @@ pub struct Payload {
     /// Content encoding (`aes128gcm`), where the sender API has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_encoding: Option<String>,
+    /// The header `Encryption`, which the old encoding `aesgcm` needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<String>,
+    /// The header `Crypto-Key`, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crypto_key: Option<String>,
 }
 
 impl Payload {
     /// A payload of plain text.
     pub fn text(text: impl Into<String>) -> Self {
-        Self { bytes: Bytes(text.into().into_bytes()), content_type: None, content_encoding: None }
+        Self::opaque(text.into().into_bytes())
+    }
+
+    /// A payload of which nothing is said.
+    pub fn opaque(bytes: Vec<u8>) -> Self {
+        Self { bytes: Bytes(bytes), content_type: None, content_encoding: None, encryption: None, crypto_key: None }
     }
 
     /// The bytes as text, if they are UTF-8.
@@ -233,9 +244,7 @@ mod tests {
 
     #[test]
     fn text_stays_readable_and_other_bytes_become_base64() {
-        let form = |bytes: &[u8]| {
-            serde_json::to_string(&Payload { bytes: Bytes(bytes.to_vec()), ..Payload::text("") }).unwrap()
-        };
+        let form = |bytes: &[u8]| serde_json::to_string(&Payload::opaque(bytes.to_vec())).unwrap();
         assert_eq!(form("{id:asdf}ä".as_bytes()), r#"{"text":"{id:asdf}ä"}"#);
         assert_eq!(form(&[0xff, 0]), r#"{"base64":"/wA="}"#);
         assert_eq!(form(b"\x01"), r#"{"base64":"AQ=="}"#);
@@ -244,7 +253,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_payload_survives_its_text_form(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let payload = Payload { bytes: Bytes(bytes), content_type: None, content_encoding: Some("aes128gcm".into()) };
+            let payload = Payload { content_encoding: Some("aes128gcm".into()), ..Payload::opaque(bytes) };
             let text = serde_json::to_string(&payload).unwrap();
             prop_assert_eq!(serde_json::from_str::<Payload>(&text).unwrap(), payload);
         }

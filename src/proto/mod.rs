@@ -5,7 +5,7 @@
 //! values. That is what lets both halves be tested against each other in simulated time.
 //! `.clippy.toml` and the attribute below enforce it.
 //!
-//! * [`ids`]: the names of things, parsed once.
+//! * [`ids`]: the names of things, parsed once; [`channel`]: names of Web Push registrations.
 //! * [`message`]: one notification, whichever sender API it came through.
 //! * [`field`]: the `message` string of the Tizen API, parsed.
 //! * [`frame`]: everything that crosses the wire, and nothing else does.
@@ -19,6 +19,7 @@
 
 pub mod backlog;
 pub mod backoff;
+pub mod channel;
 pub mod device;
 pub mod field;
 pub mod flight;
@@ -41,6 +42,7 @@ pub(crate) mod samples;
 mod simulation;
 
 pub use backoff::Luck;
+pub use channel::Channel;
 pub use ids::{AppId, DeviceId, MessageId, RegId, Region, Secret, UnixMillis};
 pub use message::Push;
 pub use timers::Moment;

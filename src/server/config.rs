@@ -13,6 +13,8 @@ use crate::link;
 use crate::link::url::{Carrier, Root};
 use crate::proto::Region;
 
+use super::origin::Origin;
+
 /// The highest rate that is told from none.
 const RATE_MAX: u32 = 1_000_000;
 
@@ -30,6 +32,8 @@ pub struct ServerConfig {
     pub log_format: LogFormat,
     /// Where application servers post.
     pub api: Api,
+    /// What Web Push senders are told and held to.
+    pub web_push: WebPush,
     /// Where devices connect.
     pub gateway: Gateway,
     /// The broker that carries frames, if there is one.
@@ -58,6 +62,29 @@ pub struct Api {
     pub allow_plain_text: bool,
     /// Allows requests that name several recipients.
     pub multiple: bool,
+}
+
+/// The Web Push door.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct WebPush {
+    /// How the listener of the API is reached from outside: endpoints begin with it. Its address if absent;
+    /// without one that others can tell, no endpoints are given out.
+    pub origin: Option<Origin>,
+    /// Bytes of a body.
+    pub body_bytes: usize,
+    /// Takes the encoding `aesgcm` of drafts, with its headers.
+    pub aesgcm: bool,
+    /// Answers 404 where an endpoint has ended, as RFC 8030 has it, and not 410.
+    pub strict_rfc8030: bool,
+    /// Takes messages whose signature is not good for endpoints that anybody may send to.
+    pub ignore_bad_vapid: bool,
+}
+
+impl Default for WebPush {
+    fn default() -> Self {
+        Self { origin: None, body_bytes: 4096, aesgcm: true, strict_rfc8030: false, ignore_bad_vapid: false }
+    }
 }
 
 /// The listener for devices.
@@ -217,6 +244,7 @@ impl Default for ServerConfig {
             log: LogLevel::default(),
             log_format: LogFormat::default(),
             api: Api::default(),
+            web_push: WebPush::default(),
             gateway: Gateway::default(),
             mqtt: Mqtt::default(),
             admin: Admin::default(),
@@ -318,6 +346,10 @@ impl ServerConfig {
         // A frame must hold the largest message: see `proto::frame::TO_DEVICE_MAX`.
         if self.limits.app_data_bytes > 16 * 1024 {
             return Err(ConfigError::Unwise("`[limits] app-data-bytes` is at most 16384".into()));
+        }
+        // RFC 8030, section 7.2: 4096 bytes are never too many.
+        if !(4096..=16 * 1024).contains(&self.web_push.body_bytes) {
+            return Err(ConfigError::Unwise("`[web-push] body-bytes` is 4096 to 16384".into()));
         }
         if self.limits.waiting_per_registration == 0 || self.gateway.handshakes == 0 {
             return Err(ConfigError::Unwise("`waiting-per-registration` and `handshakes` are at least 1".into()));

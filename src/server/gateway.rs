@@ -23,7 +23,7 @@ use tracing::debug;
 use crate::daemon::Stop;
 use crate::db::DbError;
 use crate::link::{Link, LinkError, Socket};
-use crate::proto::frame::{Bye, Frame, Reason, Refusal, TO_SERVER_MAX, ToDevice, ToServer};
+use crate::proto::frame::{Bye, Frame, Reason, TO_SERVER_MAX, ToDevice, ToServer};
 use crate::proto::gateway::{Claim, Done, GatewayAction, Greeting, HELLO, Seq, Session, Terms};
 use crate::proto::{AppId, DeviceId, Moment, UnixMillis};
 use crate::world;
@@ -32,9 +32,9 @@ use super::Server;
 use super::config::Gateway;
 use super::metrics::Handshake;
 use super::registry::{Line, Signals};
+use super::store::DeviceCheck;
 use super::store::devices::SEEN_EVERY_MS;
 use super::store::history::News;
-use super::store::{DeviceCheck, Registered};
 
 /// How long a goodbye may take to be sent.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -439,14 +439,8 @@ impl<L: Link> Conversation<L> {
     }
 
     async fn register(&mut self, req: u32, app: AppId) -> Result<(), DbError> {
-        let result = match self.server.store.register(self.device, app.clone()).await? {
-            Registered::As { generation, newest_key } => {
-                Ok(self.server.issue(self.device, &app, generation, newest_key).await?)
-            }
-            Registered::UnknownApp => Err(Refusal::UnknownApp),
-            Registered::TooMany => Err(Refusal::TooMany),
-        };
-        self.session.registered(req, app, result);
+        let result = self.server.register(self.device, &app).await?;
+        self.session.registered(req, app, result.map(|issued| (issued.reg_id, issued.endpoint)));
         Ok(())
     }
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::db::DbError;
-use crate::proto::{AppId, DeviceId, Region, UnixMillis};
+use crate::proto::{AppId, Channel, DeviceId, Region, UnixMillis};
 use crate::world;
 
 use super::Server;
@@ -289,6 +289,9 @@ pub struct Status {
 /// Adds an app, with an id and a secret of the operator's or with random ones.
 pub async fn add_app(store: &Store, id: Option<AppId>, secret: Option<SharedSecret>) -> Result<Credentials, Refused> {
     let (id, secret) = (id.unwrap_or_else(random_app_id), secret.unwrap_or_else(SharedSecret::random));
+    if Channel::is_reserved(&id) {
+        return Err(Refused::Conflict(format!("{id} would be the name of a Web Push channel: choose another")));
+    }
     match store.add_app(id.clone(), &secret.0).await? {
         true => Ok(Credentials { app_id: id, app_secret: secret }),
         false => Err(Refused::Conflict(format!("there is an app {id} already; see `app list`"))),

@@ -3,7 +3,7 @@
 //! * [`api`]: all of HTTP: routes, health, the admin API, the OpenAPI document.
 //! * [`doors`]: the sender APIs, one file each.
 //! * [`store`]: the only queue; SQL lives there.
-//! * [`regid`]: issuing and opening regIds.
+//! * [`regid`]: issuing and opening regIds and endpoints; [`origin`]: what endpoints begin with.
 //! * [`gateway`]: devices and their sessions, over sockets of their own or a `broker`; [`registry`]: which of
 //!   them are here.
 //! * [`rates`]: how fast apps may send and devices be sent to.
@@ -28,6 +28,7 @@ pub mod doors;
 pub mod gateway;
 pub mod manage;
 pub mod metrics;
+pub mod origin;
 pub mod rates;
 pub mod receipts;
 pub mod regid;
@@ -61,18 +62,20 @@ use crate::config::TlsFiles;
 use crate::daemon::{Exit, Fatal, Stop};
 use crate::db::DbError;
 use crate::http::HttpClient;
-use crate::proto::{AppId, DeviceId, RegId};
+use crate::proto::frame::Refusal;
+use crate::proto::{AppId, Channel, DeviceId, RegId};
 use crate::tls;
 use crate::world::Clock;
 
 use config::ServerConfig;
 use gateway::Admission;
 use metrics::Metrics;
+use origin::Origin;
 use rates::Rates;
 use regid::KeyRing;
 use regions::Regions;
 use registry::Registry;
-use store::Store;
+use store::{Registered, Store};
 use turns::Turns;
 
 /// How long requests and sessions may take to end once the stop has come.
@@ -145,14 +148,37 @@ impl Server {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    /// The regId of a registration, sealed with the newest key of the store.
-    async fn issue(&self, device: DeviceId, app: &AppId, generation: u64, newest_key: i64) -> Result<RegId, DbError> {
+    /// Registers an app or a Web Push channel on a device, or finds it registered.
+    pub async fn register(&self, device: DeviceId, app: &AppId) -> Result<Result<Issued, Refusal>, DbError> {
+        let channel = Channel::of(app);
+        let origin = self.config.web_push.origin.as_ref();
+        if channel.is_some() && origin.is_none() {
+            return Ok(Err(Refusal::NoWebPush));
+        }
+        let (generation, newest_key) = match self.store.register(device, app.clone()).await? {
+            Registered::As { generation, newest_key } => (generation, newest_key),
+            Registered::UnknownApp => return Ok(Err(Refusal::UnknownApp)),
+            Registered::TooMany => return Ok(Err(Refusal::TooMany)),
+        };
         if self.keys().newest() != newest_key {
             let ring = Arc::new(self.store.key_ring(self.config.region).await?);
             *self.keys.write().unwrap_or_else(PoisonError::into_inner) = ring;
         }
-        Ok(self.keys().issue(device, app, generation))
+        let keys = self.keys();
+        let endpoint = channel.zip(origin).map(|(channel, origin)| {
+            format!("{origin}{}{}", doors::webpush::ENDPOINTS, keys.issue_endpoint(device, &channel, generation))
+        });
+        Ok(Ok(Issued { reg_id: keys.issue(device, app, generation), endpoint }))
     }
+}
+
+/// What a registration is known by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issued {
+    /// Its regId, sealed with the newest key of the store.
+    pub reg_id: RegId,
+    /// Where application servers send to it, if it is a Web Push channel.
+    pub endpoint: Option<String>,
 }
 
 /// Sockets on which a server is to listen.
@@ -185,13 +211,15 @@ fn bind(what: &str, address: SocketAddr) -> Result<TcpListener, Fatal> {
 }
 
 /// Serves until the stop comes, then ends requests and sessions in order.
-pub async fn run(config: ServerConfig, listeners: Listeners, mut stop: Stop) -> Result<(), Fatal> {
+pub async fn run(mut config: ServerConfig, listeners: Listeners, mut stop: Stop) -> Result<(), Fatal> {
     let io = |error: std::io::Error| Fatal::new(Exit::IoErr, error);
     let tls = |files: &Option<TlsFiles>, clients: Option<&Path>| {
         files.as_ref().map(|files| tls::server(files, clients)).transpose().map_err(Fatal::of(Exit::Config))
     };
     let gateway_tls = tls(&config.gateway.tls, config.gateway.client_ca.as_deref())?;
     let (api_tls, admin_tls) = (tls(&config.api.tls, None)?, tls(&config.admin.tls, None)?);
+    let api_address = listeners.api.local_addr().map_err(io)?;
+    config.web_push.origin = config.web_push.origin.or_else(|| Origin::of_listener(api_address, api_tls.is_some()));
     let server = Arc::new(Server::open(config).await?);
     info!(
         region = %server.config.region,

@@ -73,6 +73,8 @@ pub struct AppRow {
     pub owner: Owner,
     /// Its regId while it is registered.
     pub reg_id: Option<RegId>,
+    /// Where application servers send to it, if it is a Web Push channel that has been registered.
+    pub endpoint: Option<String>,
     /// What the server has still to be asked for.
     pub wish: Option<Wish>,
     /// Messages that wait for it.
@@ -175,9 +177,14 @@ impl Store {
         self.worker.write(move |db| set_wish(db, &app, wish)).await
     }
 
-    /// The app has this regId; a wish for it is fulfilled, a newer one stands.
-    pub async fn registered(&self, app: AppId, reg_id: RegId) -> Result<(), DbError> {
-        self.worker.write(move |db| set_reg_id(db, &app, Some(reg_id), Wish::Register)).await
+    /// The app has this regId and endpoint; a wish for it is fulfilled, a newer one stands.
+    pub async fn registered(&self, app: AppId, reg_id: RegId, endpoint: Option<String>) -> Result<(), DbError> {
+        self.worker
+            .write(move |db| {
+                set_reg_id(db, &app, Some(reg_id), Wish::Register)?;
+                db.execute("UPDATE apps SET endpoint = ?2 WHERE app = ?1", params![app.as_str(), endpoint]).map(drop)
+            })
+            .await
     }
 
     /// The server gives the app no regId: it has none, and asks for none.
@@ -252,7 +259,7 @@ impl Store {
 }
 
 const COLUMNS: &str = "app, uid, flatpak, reg_id, wish, (SELECT count(*) FROM unread u WHERE u.app = apps.app),
-    badge, enabled, alerts, launch, show_badge, installed, launch_type, launch_id";
+    badge, enabled, alerts, launch, show_badge, installed, launch_type, launch_id, endpoint";
 
 pub(super) fn find(db: &Connection, app: &AppId) -> Result<Option<AppRow>> {
     db.prepare_cached(&format!("SELECT {COLUMNS} FROM apps WHERE app = ?1 AND NOT gone"))?
@@ -285,6 +292,7 @@ fn from_row(row: &Row<'_>) -> Result<AppRow> {
         switches: Switches { enabled: row.get(7)?, alerts: row.get(8)?, launch: row.get(9)?, badge: row.get(10)? },
         installed: row.get(11)?,
         launch: launch_of(row)?,
+        endpoint: row.get(14)?,
     })
 }
 

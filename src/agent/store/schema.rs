@@ -129,6 +129,10 @@ pub const MIGRATIONS: &[&str] = &[
         learned_ms INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
 ",
+    "
+    -- endpoint: where application servers send to it, if it is a Web Push channel.
+    ALTER TABLE apps ADD COLUMN endpoint TEXT;
+",
 ];
 
 pub type Result<T, E = rusqlite::Error> = std::result::Result<T, E>;

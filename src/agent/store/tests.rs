@@ -33,7 +33,7 @@ impl Fixture {
 
     async fn register(&self, name: &str) {
         self.claim(name, 1000).await.unwrap();
-        self.store.registered(app(name), reg_id(1)).await.unwrap();
+        self.store.registered(app(name), reg_id(1), None).await.unwrap();
     }
 
     async fn claim(&self, name: &str, uid: u32) -> Option<AppRow> {
@@ -222,7 +222,7 @@ async fn what_comes_while_registrations_are_made_anew_is_kept() {
     fixture.store.renew_all().await.unwrap();
     let received = fixture.receive(&[delivery("chat", "from before", FAR)]).await;
     assert_eq!((received.apps, received.unwanted), (vec![app("chat")], Vec::new()));
-    fixture.store.registered(app("chat"), reg_id(2)).await.unwrap();
+    fixture.store.registered(app("chat"), reg_id(2), None).await.unwrap();
     let late = fixture.receive(&[delivery("chat", "too late", FAR)]).await;
     assert_eq!(late.not_kept.len(), 1);
 }
@@ -284,7 +284,7 @@ async fn wishes_and_regids_survive_a_restart() {
 async fn an_answer_fulfils_its_own_wish_and_no_newer_one() {
     let fixture = Fixture::new(Limits::default()).await;
     fixture.store.wish(app("chat"), Some(Wish::Deregister)).await.unwrap();
-    fixture.store.registered(app("chat"), reg_id(2)).await.unwrap();
+    fixture.store.registered(app("chat"), reg_id(2), None).await.unwrap();
     let row = fixture.store.app(app("chat")).await.unwrap().unwrap();
     assert_eq!((row.reg_id, row.wish), (Some(reg_id(2)), Some(Wish::Deregister)));
     fixture.store.deregistered(app("chat")).await.unwrap();

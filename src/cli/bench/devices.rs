@@ -190,7 +190,7 @@ impl Simulated {
                 DeviceAction::Store(delivery) => batch.push(*delivery),
                 DeviceAction::Hangup => self.link = None,
                 DeviceAction::Online(_) if !self.registers => self.tell_ready(None).await,
-                DeviceAction::Registered(_, reg_id) => self.tell_ready(Some(reg_id)).await,
+                DeviceAction::Registered(_, reg_id, _) => self.tell_ready(Some(reg_id)).await,
                 DeviceAction::Online(_)
                 | DeviceAction::UseGateway(_)
                 | DeviceAction::Refused(..)

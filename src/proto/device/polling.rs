@@ -137,7 +137,7 @@ mod tests {
         device.handle_timer(later(42), LOW);
         assert!(!left(&mut device), "the wish is not answered");
         let reg_id = samples::push(id(1)).reg_id;
-        device.handle_frame(later(43), ToDevice::Registered { req: 1, app: app("chat"), reg_id }, LOW);
+        device.handle_frame(later(43), ToDevice::Registered { req: 1, app: app("chat"), reg_id, endpoint: None }, LOW);
         device.handle_timer(later(48), LOW);
         assert!(left(&mut device));
     }

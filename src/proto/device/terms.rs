@@ -34,8 +34,8 @@ pub enum DeviceAction {
     UseGateway(String),
     /// The session is open. Report the outcomes that the server has not noted yet.
     Online(Online),
-    /// The app has this regId; its wish is fulfilled.
-    Registered(AppId, RegId),
+    /// The app has this regId and, if it is a Web Push channel, this endpoint; its wish is fulfilled.
+    Registered(AppId, RegId, Option<String>),
     /// The app was refused; its wish is dropped.
     Refused(AppId, Refusal),
     /// The app's registration has ended; its wish is fulfilled.

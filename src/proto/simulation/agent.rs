@@ -174,7 +174,7 @@ impl World {
                     let now = self.moment();
                     self.agent.machine.iter_mut().for_each(|machine| machine.report(now, &outcomes));
                 }
-                DeviceAction::Registered(app, reg_id) => {
+                DeviceAction::Registered(app, reg_id, _) => {
                     assert_eq!(self.agent.wishes.remove(&app), Some(true));
                     self.agent.regs.insert(app, reg_id);
                 }

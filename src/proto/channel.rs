@@ -1,0 +1,154 @@
+//! Web Push channels: registrations that no operator has to know.
+//!
+//! A device names each of them itself, by random bytes that say nothing of the app. One that only a
+//! certain application server may send to (RFC 8292, section 4) carries the hash of that server's key
+//! in its name: another key makes another channel. The name is an [`AppId`] like any other, so that
+//! a channel is registered, queued, delivered and ended as an app is.
+
+use std::str::FromStr;
+
+use base64::Engine as _;
+use base64::alphabet::{STANDARD, URL_SAFE};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use ring::digest;
+
+use super::ids::AppId;
+
+/// What the names of all channels begin with; no app's id does.
+const PREFIX: &str = "webpush:";
+
+/// A Web Push channel of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Channel {
+    /// Random bytes.
+    pub id: [u8; 16],
+    /// The only one who may send to it, if it is so restricted.
+    pub sender: Option<SenderHash>,
+}
+
+impl Channel {
+    /// The channel that goes by this name, if it is a channel's.
+    pub fn of(app: &AppId) -> Option<Self> {
+        let rest = app.as_str().strip_prefix(PREFIX)?;
+        let (id, sender) = rest.split_once(':').map_or((rest, None), |(id, sender)| (id, Some(sender)));
+        let sender = match sender {
+            Some(text) => Some(SenderHash(bytes(text)?)),
+            None => None,
+        };
+        Some(Self { id: bytes(id)?, sender })
+    }
+
+    /// Whether this is reserved for channels, although it may be the name of none.
+    pub fn is_reserved(app: &AppId) -> bool {
+        app.as_str().starts_with(PREFIX)
+    }
+
+    /// Its name: `webpush:ID` or `webpush:ID:SENDER`, both base64url without padding, of 16 and 32
+    /// bytes.
+    pub fn app(&self) -> AppId {
+        let id = URL_SAFE_NO_PAD.encode(self.id);
+        let text = match &self.sender {
+            Some(sender) => format!("{PREFIX}{id}:{}", URL_SAFE_NO_PAD.encode(sender.0)),
+            None => format!("{PREFIX}{id}"),
+        };
+        // Invariant: 74 characters, each of which an id may have.
+        text.parse().expect("the name of a channel is an id")
+    }
+}
+
+/// The SHA-256 of an application server's public key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SenderHash(pub [u8; 32]);
+
+/// An application server's public key for VAPID: a point on P-256, uncompressed (RFC 8292, section 3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SenderKey([u8; SenderKey::LEN]);
+
+/// A text that is no such key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a VAPID key is the 65 bytes of an uncompressed P-256 point, in base64url")]
+pub struct NoSenderKey;
+
+impl SenderKey {
+    /// Bytes of the point.
+    pub const LEN: usize = 65;
+
+    /// The point: 4, then its two coordinates.
+    pub fn point(&self) -> &[u8; Self::LEN] {
+        &self.0
+    }
+
+    /// What stands for it in names and endpoints.
+    pub fn hash(&self) -> SenderHash {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(digest::digest(&digest::SHA256, &self.0).as_ref());
+        SenderHash(hash)
+    }
+}
+
+impl FromStr for SenderKey {
+    type Err = NoSenderKey;
+
+    /// Takes padding and the alphabet of plain base64 too, as senders use both. Whether the point is on
+    /// the curve is found out where a signature is checked.
+    fn from_str(text: &str) -> Result<Self, NoSenderKey> {
+        let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+        let alphabet = if text.contains(['+', '/']) { &STANDARD } else { &URL_SAFE };
+        let bytes = GeneralPurpose::new(alphabet, config).decode(text).map_err(|_| NoSenderKey)?;
+        let point: [u8; Self::LEN] = bytes.try_into().map_err(|_| NoSenderKey)?;
+        if point[0] == 4 { Ok(Self(point)) } else { Err(NoSenderKey) }
+    }
+}
+
+/// So many bytes in base64url without padding.
+fn bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
+    URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base64::engine::general_purpose;
+
+    #[test]
+    fn a_channel_is_an_app_of_its_own_name() {
+        for sender in [None, Some(SenderHash([0xfb; 32]))] {
+            let channel = Channel { id: [0xff; 16], sender };
+            assert_eq!(Channel::of(&channel.app()), Some(channel));
+        }
+        let names: Vec<_> = [[1; 16], [2; 16]].map(|id| Channel { id, sender: None }.app()).into();
+        assert_ne!(names[0], names[1]);
+    }
+
+    #[test]
+    fn another_name_is_no_channel() {
+        let good = Channel { id: [7; 16], sender: Some(SenderHash([8; 32])) }.app();
+        let app = |text: &str| -> AppId { text.parse().unwrap() };
+        let cut = &good.as_str()[..good.as_str().len() - 1];
+        for name in ["chat", "webpush:", "webpush:chat", &format!("{good}:"), &format!("{good}A"), cut] {
+            assert_eq!(Channel::of(&app(name)), None, "{name}");
+        }
+        assert!(Channel::is_reserved(&app("webpush:chat")) && !Channel::is_reserved(&app("webpush")));
+    }
+
+    #[test]
+    fn a_key_is_taken_as_senders_write_it() {
+        let mut point = [0xfb; SenderKey::LEN];
+        point[0] = 4;
+        let key = SenderKey(point);
+        for engine in [
+            &general_purpose::URL_SAFE_NO_PAD,
+            &general_purpose::URL_SAFE,
+            &general_purpose::STANDARD,
+            &general_purpose::STANDARD_NO_PAD,
+        ] {
+            assert_eq!(engine.encode(point).parse(), Ok(key));
+        }
+        let compressed = URL_SAFE_NO_PAD.encode([2; 33]);
+        let hybrid = URL_SAFE_NO_PAD.encode([6; 65]);
+        for bad in ["", "chat", &compressed, &hybrid, &URL_SAFE_NO_PAD.encode([4; 66])] {
+            assert_eq!(bad.parse::<SenderKey>(), Err(NoSenderKey), "{bad}");
+        }
+    }
+}
