@@ -158,6 +158,11 @@ uuid_name! {
     MessageId
 }
 
+uuid_name! {
+    /// A subscription of receipts: 128 random bits that only who was given them knows.
+    ReceiptsId
+}
+
 /// A region of the service: the first byte of every regId it issues.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Region(pub u8);

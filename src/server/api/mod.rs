@@ -32,7 +32,7 @@ use utoipa_axum::routes;
 
 use super::Server;
 use super::config::Access;
-use super::doors::{messages, tizen};
+use super::doors::{messages, tizen, webpush};
 use super::metrics::{self, Verdicts};
 use problem::{Kind, Problem};
 
@@ -55,7 +55,7 @@ pub fn routers(server: &Arc<Server>) -> (Router, Option<Router>) {
 
 /// What application servers need.
 fn public() -> Api {
-    tizen::router().merge(messages::router())
+    tizen::router().merge(messages::router()).merge(webpush::router())
 }
 
 /// What operators and their programs need, behind a token.
