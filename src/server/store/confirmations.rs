@@ -208,3 +208,7 @@ fn forget_old(db: &Connection, up_to: Option<i64>, ended: &[ReceiptsId]) -> Resu
 fn link_in(row: &Row<'_>, column: usize) -> Result<ReceiptsId> {
     ReceiptsId::from_slice(row.get_ref(column)?.as_blob()?).map_err(|error| bad_column(column, error))
 }
+
+#[cfg(test)]
+#[path = "confirmations_tests.rs"]
+mod tests;
