@@ -105,7 +105,7 @@ pub fn device_id() -> DeviceId {
 
 /// A new subscription of receipts.
 pub fn receipts_id() -> ReceiptsId {
-    ReceiptsId::from_uuid(Uuid::from_bytes(random_bytes()))
+    ReceiptsId::from_bytes(random_bytes())
 }
 
 /// A new message id.

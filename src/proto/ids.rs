@@ -106,6 +106,11 @@ macro_rules! uuid_name {
                 Self(uuid)
             }
 
+            /// The same.
+            pub fn from_bytes(bytes: [u8; 16]) -> Self {
+                Self(Uuid::from_bytes(bytes))
+            }
+
             /// Its 16 bytes, as stores keep them.
             pub fn as_bytes(&self) -> &[u8; 16] {
                 self.0.as_bytes()

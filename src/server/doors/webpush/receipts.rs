@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::header::{ACCEPT, CACHE_CONTROL};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -21,16 +21,17 @@ use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
+use utoipa::openapi::path::{Parameter, ParameterIn};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::headers::{PREFERENCE_APPLIED, wait_s};
-use super::{Failing, OfSecret, SecretPath, TAG, tokens, unavailable};
+use super::error::{self, Kind, Refused};
+use super::wishes::{PREFERENCE_APPLIED, wait_s};
+use super::{TAG, tokens, unavailable};
 use crate::proto::ReceiptsId;
 use crate::server::Server;
-use crate::server::api::Always;
-use crate::server::api::problem::{Kind, Problem};
+use crate::server::api::{Always, path_name};
 use crate::server::store::confirmations::Confirmation;
 use crate::server::waiters::Waiter;
 
@@ -48,6 +49,15 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// The routes.
 pub fn router() -> OpenApiRouter<Arc<Server>> {
     OpenApiRouter::new().routes(routes!(tell, end))
+}
+
+/// The secret part of a subscription in a path.
+struct ReceiptsPath;
+
+impl IntoParams for ReceiptsPath {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        vec![path_name("receipts", "The secret part of the subscription", 256, "^[A-Za-z0-9_-]+$")]
+    }
 }
 
 /// What became of a message.
@@ -94,9 +104,9 @@ struct Wanted {
 ///
 /// A list, or a stream of server-sent events where `Accept` names text/event-stream. What was told is told again
 /// until `after`, or the header `Last-Event-ID`, says that it was taken.
-#[utoipa::path(get, path = "/wp/r/{secret}", tag = TAG, operation_id = "webpush_receipts",
+#[utoipa::path(get, path = "/wp/r/{receipts}", tag = TAG, operation_id = "webpush_receipts",
     params(
-        SecretPath, Wanted,
+        ReceiptsPath, Wanted,
         ("Prefer" = Option<String>, Header, description = "`wait=N`: wait for N seconds, at most 60, until there is one"),
         ("Last-Event-ID" = Option<String>, Header, description = "As `after`, for a stream; another text is passed over"),
     ),
@@ -104,19 +114,22 @@ struct Wanted {
         (status = 200, description = "What there is to tell",
             content((Receipts = "application/json"), (String = "text/event-stream")),
             headers(("Preference-Applied" = String, description = "`wait=N` where it was"))),
-        (status = 400, description = "`after` is no number", body = Problem),
-        (status = 429, description = "Too many wait", body = Problem,
+        (status = 400, description = "`after` is no number", body = error::Document),
+        (status = 404, description = "There is no such subscription, or not any more", body = error::Document),
+        (status = 429, description = "Too many wait", body = error::Document,
             headers(("Retry-After" = i64, description = "Seconds"))),
-        OfSecret, Failing, Always,
+        (status = 503, description = "The store fails", body = error::Document,
+            headers(("Retry-After" = i64, description = "Seconds"))),
+        Always,
     ))]
 async fn tell(
     State(server): State<Arc<Server>>,
-    Path(secret): Path<String>,
+    path: Result<Path<String>, PathRejection>,
     wanted: Result<Query<Wanted>, QueryRejection>,
     headers: HeaderMap,
-) -> Result<Response, Problem> {
-    let link = tokens::open_receipts(&server.keys(), &secret).ok_or_else(none)?;
-    let Query(wanted) = wanted.map_err(|error| Problem::new(Kind::BadRequest, error.body_text()))?;
+) -> Result<Response, Refused> {
+    let link = open(&server, path)?;
+    let Query(wanted) = wanted.map_err(|error| Refused::new(Kind::Header, error.body_text()))?;
     let streams = takes_events(&headers);
     let had = if streams { last_event(&headers).unwrap_or(wanted.after) } else { wanted.after };
     let after = i64::try_from(had).unwrap_or(i64::MAX);
@@ -139,19 +152,34 @@ async fn tell(
 /// End a subscription of receipts
 ///
 /// What waits for it is forgotten, and of messages that name it nothing more is told.
-#[utoipa::path(delete, path = "/wp/r/{secret}", tag = TAG, operation_id = "webpush_end_receipts",
-    params(SecretPath),
-    responses((status = 204, description = "It has ended"), OfSecret, Failing, Always))]
-async fn end(State(server): State<Arc<Server>>, Path(secret): Path<String>) -> Result<StatusCode, Problem> {
-    let link = tokens::open_receipts(&server.keys(), &secret).ok_or_else(none)?;
+#[utoipa::path(delete, path = "/wp/r/{receipts}", tag = TAG, operation_id = "webpush_end_receipts",
+    params(ReceiptsPath),
+    responses(
+        (status = 204, description = "It has ended"),
+        (status = 404, description = "There is none, or not any more", body = error::Document),
+        (status = 503, description = "The store fails", body = error::Document,
+            headers(("Retry-After" = i64, description = "Seconds"))),
+        Always,
+    ))]
+async fn end(
+    State(server): State<Arc<Server>>,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<StatusCode, Refused> {
+    let link = open(&server, path)?;
     let ended = server.store.end_link(link).await.map_err(unavailable)?;
     // Whoever waits finds that it has ended.
     server.waiters.wake_one(link);
     if ended { Ok(StatusCode::NO_CONTENT) } else { Err(none()) }
 }
 
-fn none() -> Problem {
-    Problem::new(Kind::NotFound, "there is no such subscription of receipts here")
+/// The subscription in the path; what is not ours costs no look into the database.
+fn open(server: &Server, path: Result<Path<String>, PathRejection>) -> Result<ReceiptsId, Refused> {
+    let Path(secret) = path.map_err(|_| none())?;
+    tokens::open_receipts(&server.keys(), &secret).ok_or_else(none)
+}
+
+fn none() -> Refused {
+    Refused::new(Kind::NotFound, "there is no such subscription of receipts here")
 }
 
 /// Whether events are among what the sender takes; `*/*` does not mean them.
@@ -171,12 +199,12 @@ fn listed(found: Vec<Confirmation>, after: i64) -> Receipts {
 }
 
 /// What there is to tell after this place.
-async fn read(server: &Server, link: ReceiptsId, after: i64) -> Result<Vec<Confirmation>, Problem> {
+async fn read(server: &Server, link: ReceiptsId, after: i64) -> Result<Vec<Confirmation>, Refused> {
     server.store.confirmations(link, after).await.map_err(unavailable)?.ok_or_else(none)
 }
 
 /// The same as soon as there is something, or nothing after so many seconds.
-async fn wait(server: &Server, link: ReceiptsId, after: i64, wait_s: u32) -> Result<Receipts, Problem> {
+async fn wait(server: &Server, link: ReceiptsId, after: i64, wait_s: u32) -> Result<Receipts, Refused> {
     let until = Instant::now() + Duration::from_secs(wait_s.into());
     let mut waiter = server.waiters.enter(link)?;
     loop {
@@ -189,7 +217,7 @@ async fn wait(server: &Server, link: ReceiptsId, after: i64, wait_s: u32) -> Res
 }
 
 /// A stream, which a task of its own feeds: its reader takes up its place only as long as it reads.
-async fn open_stream(server: &Arc<Server>, link: ReceiptsId, after: i64) -> Result<impl IntoResponse + use<>, Problem> {
+async fn open_stream(server: &Arc<Server>, link: ReceiptsId, after: i64) -> Result<impl IntoResponse + use<>, Refused> {
     let waiter = server.waiters.enter(link)?;
     let first = read(server, link, after).await?;
     let (out, mut events) = mpsc::channel(1);

@@ -7,19 +7,22 @@
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, LAST_MODIFIED};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use utoipa::IntoParams;
+use utoipa::openapi::path::{Parameter, ParameterIn};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::error::{self, Kind, Refused};
 use super::tokens::{self, Named};
-use super::{Failing, OfSecret, SecretPath, TAG, unavailable};
-use crate::proto::{Push, UnixMillis};
+use super::{TAG, unavailable};
+use crate::proto::{AppId, Push, UnixMillis};
 use crate::server::Server;
-use crate::server::api::Always;
-use crate::server::api::problem::{Kind, Problem};
+use crate::server::api::{Always, path_name};
 use crate::server::store::delayed::Selection;
 use crate::server::withdraw::withdraw;
 use crate::world;
@@ -35,22 +38,37 @@ pub fn router() -> OpenApiRouter<Arc<Server>> {
     OpenApiRouter::new().routes(routes!(show, take_back))
 }
 
+/// The secret part of a message's URL in a path.
+struct MessagePath;
+
+impl IntoParams for MessagePath {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        vec![path_name("message", "The secret part of the message's URL", 256, "^[A-Za-z0-9_-]+$")]
+    }
+}
+
 /// Read a message that waits
 ///
 /// Its body is as it was sent, and so are its Content-Type, Content-Encoding, Encryption and Crypto-Key, if it has
 /// them.
-#[utoipa::path(get, path = "/wp/m/{secret}", tag = TAG, operation_id = "webpush_message",
-    params(SecretPath),
+#[utoipa::path(get, path = "/wp/m/{message}", tag = TAG, operation_id = "webpush_message",
+    params(MessagePath),
     responses(
         (status = 200, description = "It waits for its device", body = [u8], content_type = "*/*",
             headers(
                 ("Last-Modified" = String, description = "When it was taken"),
                 ("TTL" = i64, description = "Seconds for which it is kept from now on"),
             )),
-        OfSecret, Failing, Always,
+        (status = 404, description = "No such message waits", body = error::Document),
+        (status = 503, description = "The store fails", body = error::Document,
+            headers(("Retry-After" = i64, description = "Seconds"))),
+        Always,
     ))]
-async fn show(State(server): State<Arc<Server>>, Path(secret): Path<String>) -> Result<Response, Problem> {
-    let Named { channel, id } = open(&server, &secret)?;
+async fn show(
+    State(server): State<Arc<Server>>,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<Response, Refused> {
+    let Named { channel, id } = open(&server, path)?;
     let found = server.store.pending(channel.app(), id).await.map_err(unavailable)?;
     Ok(shown(found.ok_or_else(none)?, world::now()))
 }
@@ -58,34 +76,44 @@ async fn show(State(server): State<Arc<Server>>, Path(secret): Path<String>) -> 
 /// Take a message back
 ///
 /// Nothing is told of it then. 404 as well if it may have been sent already.
-#[utoipa::path(delete, path = "/wp/m/{secret}", tag = TAG, operation_id = "webpush_take_back",
-    params(SecretPath),
+#[utoipa::path(delete, path = "/wp/m/{message}", tag = TAG, operation_id = "webpush_take_back",
+    params(MessagePath),
     responses(
         (status = 204, description = "It is not delivered"),
-        (status = 429, description = "Too much at a time for one endpoint", body = Problem,
+        (status = 404, description = "No such message waits, or it may have been sent", body = error::Document),
+        (status = 429, description = "Over a limit", body = error::Document,
             headers(("Retry-After" = i64, description = "Seconds"))),
-        OfSecret, Failing, Always,
+        (status = 503, description = "The store fails", body = error::Document,
+            headers(("Retry-After" = i64, description = "Seconds"))),
+        Always,
     ))]
-async fn take_back(State(server): State<Arc<Server>>, Path(secret): Path<String>) -> Result<StatusCode, Problem> {
-    let Named { channel, id } = open(&server, &secret)?;
+async fn take_back(
+    State(server): State<Arc<Server>>,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<StatusCode, Refused> {
+    let Named { channel, id } = open(&server, path)?;
     let app = channel.app();
-    server.rates.app(&app, 1)?;
-    let turn = server.turns.line_up(&app)?.turn().await?;
+    // The only one who may send has one place in line for all its endpoints.
+    let name: AppId = channel.sender.map_or_else(|| app.clone(), |sender| sender.name());
+    server.rates.app(&name, 1)?;
+    let turn = server.turns.line_up(&name)?.turn().await?;
     // In a task of its own: a sender that hangs up must not leave the message held.
     let withdrawn = tokio::spawn(async move { withdraw(&server, app, Selection::Message(id), turn).await });
-    let withdrawn = withdrawn.await.map_err(|_| Problem::new(Kind::Unavailable, "it could not be found out"))?;
+    let withdrawn = withdrawn.await.map_err(|_| Refused::new(Kind::Unavailable, "it could not be found out"))?;
     match withdrawn.map_err(unavailable)?.first() {
         Some(message) if message.cancelled => Ok(StatusCode::NO_CONTENT),
         Some(_) | None => Err(none()),
     }
 }
 
-fn open(server: &Server, secret: &str) -> Result<Named, Problem> {
-    tokens::open_message(&server.keys(), secret).ok_or_else(none)
+/// The message in the path; what is not ours costs no look into the database.
+fn open(server: &Server, path: Result<Path<String>, PathRejection>) -> Result<Named, Refused> {
+    let Path(secret) = path.map_err(|_| none())?;
+    tokens::open_message(&server.keys(), &secret).ok_or_else(none)
 }
 
-fn none() -> Problem {
-    Problem::new(Kind::NotFound, "no such message waits here")
+fn none() -> Refused {
+    Refused::new(Kind::NotFound, "no such message waits here")
 }
 
 /// The message as it was sent, with the time it has left.
