@@ -6,6 +6,7 @@
 
 mod common;
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -63,7 +64,7 @@ impl World {
         let caller = Caller::new(self.device, self.secret.clone(), Profile::Mains);
         let gateway = self.server.gateway.parse().expect("a gateway");
         let socket = dial(&gateway, &how, &caller).await.expect("the server listens");
-        let mut session = Session { socket };
+        let mut session = Session { socket, early: VecDeque::new() };
         session.say(&ToServer::Hello(Hello {
             version: VERSION,
             device: self.device,
@@ -142,6 +143,8 @@ fn listed(answer: &Answer) -> (Vec<(String, u64)>, String) {
 /// A session of the device.
 struct Session {
     socket: DeviceLink,
+    /// Came while something else was waited for.
+    early: VecDeque<Push>,
 }
 
 impl Session {
@@ -155,6 +158,9 @@ impl Session {
     }
 
     async fn push(&mut self) -> Push {
+        if let Some(push) = self.early.pop_front() {
+            return push;
+        }
         match self.next().await {
             ToDevice::Push(delivery) => delivery.push,
             frame => panic!("{frame:?}"),
@@ -165,7 +171,13 @@ impl Session {
     async fn ack(&mut self, id: MessageId) {
         self.say(&ToServer::Ack { ids: vec![id] });
         self.say(&ToServer::Ping { seq: 1, next_s: 600, taking: Taking::default() });
-        while !matches!(self.next().await, ToDevice::Pong { .. }) {}
+        loop {
+            match self.next().await {
+                ToDevice::Pong { .. } => return,
+                ToDevice::Push(delivery) => self.early.push_back(delivery.push),
+                frame => panic!("{frame:?}"),
+            }
+        }
     }
 
     async fn ack_next(&mut self) {
