@@ -51,13 +51,13 @@ fn chosen(db: &Connection, device: DeviceId, wanted: &Wanted, bytes: usize, now:
     let Chosen { go, mut complete, mut held, until } = choose(db, device, wanted, now)?;
     let mut statement = db.prepare_cached(&format!("SELECT {COLUMNS} FROM messages WHERE seq = ?1"))?;
     let (mut rows, mut size) = (Vec::new(), 0);
-    for (seq, app) in &go {
+    for (seq, sequence) in go {
         if size >= bytes {
             complete = false;
-            hold_back(&mut held, app, *seq);
+            hold_back(&mut held, sequence, seq);
             continue;
         }
-        rows.push(read(&mut statement, *seq, &mut size)?);
+        rows.push(read(&mut statement, seq, &mut size)?);
     }
     Ok(Backlog { rows, complete, held, until })
 }
