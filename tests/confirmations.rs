@@ -5,26 +5,15 @@
 #![cfg(all(feature = "agent", feature = "server"))]
 
 mod common;
+#[path = "common/raw.rs"]
+mod raw;
 
-use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bellwire::link::dial::{Caller, DeviceLink, Dialling, dial};
-use bellwire::link::proxy::Proxies;
-use bellwire::link::{Link as _, LinkError};
-use bellwire::proto::frame::{Hello, ToDevice, ToServer, VERSION};
-use bellwire::proto::keepalive::Profile;
-use bellwire::proto::urgency::Taking;
-use bellwire::proto::{Channel, DeviceId, MessageId, Push, Secret};
-use bellwire::{tls, world};
 use common::{Answer, DEADLINE, Server, curl, first_line, so, until};
-use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+use raw::{RawDevice, RawSender, bytes, send};
 use serde_json::{Value, json};
 
 const METRICS: &str = "[admin]\nmetrics = \"open\"\n";
@@ -32,61 +21,38 @@ const ASKED: &str = "Prefer: respond-async";
 const EVENTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/foreign/events.py");
 const RECEIVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/foreign/receiver.py");
 
-/// A server, a device of its own, and the endpoint of a channel on it.
+/// A server, and the endpoint of a channel on a device that takes what is urgent alone until it comes anew.
 struct World {
     server: Server,
-    device: DeviceId,
-    secret: Secret,
-    channel: Channel,
+    device: Option<RawDevice>,
+    app: String,
     endpoint: String,
 }
 
 impl World {
     async fn start(settings: &str) -> Self {
         let server = Server::start("00", &format!("{METRICS}{settings}"));
-        let channel = Channel { id: world::random_bytes(), sender: None };
-        let (device, secret) = (world::device_id(), world::secret());
-        let mut world = Self { server, device, secret, channel, endpoint: String::new() };
-        let mut link = world.connect().await;
-        link.say(&ToServer::Register { req: 1, app: channel.app() });
-        world.endpoint = loop {
-            if let ToDevice::Registered { endpoint, .. } = link.next().await {
-                break endpoint.expect("a channel has an endpoint");
-            }
-        };
-        world
+        let mut device = RawDevice::enrol(&server).await;
+        let (app, endpoint) = device.channel(None).await;
+        // It is there, and takes what is urgent alone.
+        device.say(json!({ "ping": { "seq": 1, "next_s": 300, "least": "high" } })).await;
+        device.until("pong").await;
+        Self { server, device: Some(device), app, endpoint }
     }
 
-    /// A session of the device.
-    async fn connect(&self) -> Session {
-        let tls = tls::client(None).expect("TLS has defaults");
-        let how = Dialling { tls, plain_text: false, from: None, ends: Arc::default(), proxies: Proxies::none() };
-        let caller = Caller::new(self.device, self.secret.clone(), Profile::Mains);
-        let gateway = self.server.gateway.parse().expect("a gateway");
-        let socket = dial(&gateway, &how, &caller).await.expect("the server listens");
-        let mut session = Session { socket, early: VecDeque::new() };
-        session.say(&ToServer::Hello(Hello {
-            version: VERSION,
-            device: self.device,
-            secret: self.secret.clone(),
-            agent: "test".into(),
-            enrolment_key: None,
-            resume: Vec::new(),
-            next_s: 600,
-            taking: Taking::default(),
-        }));
-        let ToDevice::Welcome(_) = session.next().await else { panic!("not welcome") };
-        session
+    /// The device comes.
+    async fn connect(&mut self) -> RawDevice {
+        let device = self.device.take().expect("it comes once");
+        device.again(&self.server, json!({})).await
     }
 
     /// Sends a message with these further headers.
     fn post(&self, body: &str, headers: &[&str]) -> Answer {
-        let mut arguments = vec!["--data-binary", "@-", "-H", "Content-Type: application/octet-stream", &self.endpoint];
+        let mut all = headers.to_vec();
         if !headers.iter().any(|header| header.starts_with("TTL:")) {
-            arguments.extend(["-H", "TTL: 600"]);
+            all.push("TTL: 600");
         }
-        headers.iter().for_each(|header| arguments.extend(["-H", header]));
-        curl(&arguments, body.as_bytes())
+        send(&self.endpoint, &all, body.as_bytes())
     }
 
     /// Sends a message and asks to be told, by this link if there is one already.
@@ -138,52 +104,6 @@ fn listed(answer: &Answer) -> (Vec<(String, u64)>, String) {
         (one["message"].as_str().expect("a text").to_owned(), one["status"].as_u64().expect("a number"))
     };
     (receipts.map(one).collect(), list["next"].as_str().expect("a text").to_owned())
-}
-
-/// A session of the device.
-struct Session {
-    socket: DeviceLink,
-    /// Came while something else was waited for.
-    early: VecDeque<Push>,
-}
-
-impl Session {
-    fn say(&mut self, frame: &ToServer) {
-        self.socket.queue(frame).expect("the server listens");
-    }
-
-    async fn next(&mut self) -> ToDevice {
-        let next: Result<Result<ToDevice, LinkError>, _> = tokio::time::timeout(DEADLINE, self.socket.next()).await;
-        next.expect("a frame in time").expect("the server has no reason to hang up")
-    }
-
-    async fn push(&mut self) -> Push {
-        if let Some(push) = self.early.pop_front() {
-            return push;
-        }
-        match self.next().await {
-            ToDevice::Push(delivery) => delivery.push,
-            frame => panic!("{frame:?}"),
-        }
-    }
-
-    /// Acknowledges; returns when the server has heard it.
-    async fn ack(&mut self, id: MessageId) {
-        self.say(&ToServer::Ack { ids: vec![id] });
-        self.say(&ToServer::Ping { seq: 1, next_s: 600, taking: Taking::default() });
-        loop {
-            match self.next().await {
-                ToDevice::Pong { .. } => return,
-                ToDevice::Push(delivery) => self.early.push_back(delivery.push),
-                frame => panic!("{frame:?}"),
-            }
-        }
-    }
-
-    async fn ack_next(&mut self) {
-        let push = self.push().await;
-        self.ack(push.id).await;
-    }
 }
 
 /// A reader of a stream. Dropping it kills it.
@@ -246,7 +166,7 @@ async fn a3_who_asks_to_be_told_is_answered_202_with_the_places_to_look() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a4_a_link_that_is_repeated_collects_and_one_that_is_not_ours_is_refused() {
-    let world = World::start("").await;
+    let mut world = World::start("").await;
     let first = world.ask("one", None);
     let second = world.ask("two", Some(&first));
     assert_eq!((&second.link, second.message == first.message), (&first.link, false));
@@ -259,15 +179,15 @@ async fn a4_a_link_that_is_repeated_collects_and_one_that_is_not_ours_is_refused
     let (once, again) = (repeat(), repeat());
     assert_eq!(once.header("location"), again.header("location"));
     assert_eq!(once.header("link"), again.header("link"));
-    let mut session = world.connect().await;
-    session.ack_next().await;
-    session.ack_next().await;
+    let mut device = world.connect().await;
+    device.take().await;
+    device.take().await;
     first.until_told(&[(&first, 204), (&second, 204)]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a5_who_waits_is_told_when_the_device_has_the_message_and_again_until_it_is_taken() {
-    let world = World::start("").await;
+    let mut world = World::start("").await;
     let asked = world.ask("hello", None);
     let nothing = curl(&["-H", "Prefer: wait=1", &asked.receipts], b"");
     assert_eq!((listed(&nothing), nothing.header("preference-applied")), ((vec![], "0".into()), Some("wait=1")));
@@ -276,10 +196,8 @@ async fn a5_who_waits_is_told_when_the_device_has_the_message_and_again_until_it
     let polled = std::thread::spawn(move || curl(&["-H", "Prefer: respond-async, wait=100", &receipts], b""));
     let reader = Reader::open(&asked.receipts, None);
     world.until_waiting(2).await;
-    let mut session = world.connect().await;
-    let push = session.push().await;
-    assert_eq!(push.receipts_to, None);
-    session.ack(push.id).await;
+    let mut device = world.connect().await;
+    device.take().await;
     let (id, message, status) = reader.event();
     assert_eq!((&message, status), (&asked.message, 204));
     let polled = polled.join().expect("curl is ours");
@@ -292,7 +210,7 @@ async fn a5_who_waits_is_told_when_the_device_has_the_message_and_again_until_it
     let reader = Reader::open(&asked.receipts, Some(&id));
     asked.until_told(&[]).await;
     let later = world.ask("later", Some(&asked));
-    session.ack_next().await;
+    device.take().await;
     let (later_id, message, _) = reader.event();
     assert_eq!(message, later.message);
     let after = asked.list(&format!("?after={id}"));
@@ -305,18 +223,18 @@ async fn a5_who_waits_is_told_when_the_device_has_the_message_and_again_until_it
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a5_what_is_given_up_is_410_and_s10_what_is_replaced_is_not_told() {
-    let world = World::start("[limits]\nwaiting-per-registration = 2").await;
+    let mut world = World::start("[limits]\nwaiting-per-registration = 2").await;
     let first = world.ask("too many", None);
     let replaced = ["Topic: score", ASKED, &format!("Link: {}", first.link)];
     assert_eq!(world.post("replaced", &replaced).status, 202);
     assert_eq!(world.post("in its place", &["Topic: score"]).status, 201);
     let last = world.ask("ends with its endpoint", Some(&first));
     first.until_told(&[(&first, 410)]).await;
-    let mut session = world.connect().await;
-    let topic = session.push().await;
-    assert_eq!((topic.collapse_key, topic.receipts_to), (None, None));
-    session.say(&ToServer::Deregister { req: 2, app: world.channel.app() });
-    while !matches!(session.next().await, ToDevice::Deregistered { .. }) {}
+    let mut device = world.connect().await;
+    // RFC 8030, section 5.4, and whom the server tells is the server's own.
+    let sent = device.until("push").await["push"].clone();
+    assert!(sent.get("collapse_key").is_none() && sent.get("receipts_to").is_none(), "{sent}");
+    device.deregister(&world.app).await;
     first.until_told(&[(&first, 410), (&last, 410)]).await;
 }
 
@@ -324,8 +242,8 @@ async fn a5_what_is_given_up_is_410_and_s10_what_is_replaced_is_not_told() {
 async fn receipts_survive_a_crash_of_the_server() {
     let mut world = World::start("").await;
     let asked = world.ask("hello", None);
-    let mut session = world.connect().await;
-    session.ack_next().await;
+    let mut device = world.connect().await;
+    device.take().await;
     asked.until_told(&[(&asked, 204)]).await;
     world.server.kill();
     world.server.restart();
@@ -348,7 +266,7 @@ async fn a_server_that_stops_lets_everybody_who_waits_go_in_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn as_many_wait_as_may_and_of_one_subscription_the_oldest_goes() {
-    let world = World::start("[limits]\nreceipt-waiters = 5").await;
+    let mut world = World::start("[limits]\nreceipt-waiters = 5").await;
     let (one, two) = (world.ask("one", None), world.ask("two", None));
     let oldest = Reader::open(&one.receipts, None);
     let others: Vec<_> = (0..3).map(|_| Reader::open(&one.receipts, None)).collect();
@@ -363,22 +281,22 @@ async fn as_many_wait_as_may_and_of_one_subscription_the_oldest_goes() {
     assert_eq!(three.list("").0, [], "who does not wait needs no place");
     drop((newest, others));
     world.until_waiting(1).await;
-    let mut session = world.connect().await;
-    session.ack_next().await;
-    session.ack_next().await;
+    let mut device = world.connect().await;
+    device.take().await;
+    device.take().await;
     assert_eq!(other.event().1, two.message);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscription_that_is_ended_tells_nothing_more() {
-    let world = World::start("").await;
+    let mut world = World::start("").await;
     let asked = world.ask("on its way", None);
     let reader = Reader::open(&asked.receipts, None);
     let delete = || curl(&["-X", "DELETE", &asked.receipts], b"").status;
     assert_eq!(delete(), 204);
     assert_eq!(reader.line(), "end");
-    let mut session = world.connect().await;
-    session.ack_next().await;
+    let mut device = world.connect().await;
+    device.take().await;
     assert_eq!(delete(), 404);
     let gone = curl(&[&asked.receipts], b"");
     assert_eq!((gone.status, &gone.json()["code"]), (404, &json!(404)), "{gone:?}");
@@ -387,14 +305,14 @@ async fn a_subscription_that_is_ended_tells_nothing_more() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a7_a8_a_message_can_be_read_and_taken_back_while_it_waits() {
-    let world = World::start("").await;
+    let mut world = World::start("").await;
     // No text, and a line's end of its own.
     let body = "aes128gcm \u{7f}\u{0}\r\n\r\n\u{fffd}";
     let asked = world.ask(body, None);
     let message = |method: &str| curl(&["-X", method, &asked.message], b"");
     let read = message("GET");
     assert_eq!((read.status, read.body.as_str()), (200, body), "{read:?}");
-    assert_eq!(read.header("content-type"), Some("application/octet-stream"));
+    assert_eq!(read.header("content-type"), None);
     let ttl: u32 = read.header("ttl").and_then(|ttl| ttl.parse().ok()).expect("a TTL");
     assert!((500..=600).contains(&ttl), "{ttl}");
     assert!(read.header("last-modified").is_some_and(|date| date.ends_with(" GMT")), "{read:?}");
@@ -402,7 +320,8 @@ async fn a7_a8_a_message_can_be_read_and_taken_back_while_it_waits() {
     for method in ["GET", "DELETE"] {
         assert_eq!(message(method).status, 404);
     }
-    let old = ["Content-Encoding: aesgcm", "Encryption: salt=c2FsdA", "Crypto-Key: dh=ZGg"];
+    let old =
+        ["Content-Type: text/x-test", "Content-Encoding: aesgcm", "Encryption: salt=c2FsdA", "Crypto-Key: dh=ZGg"];
     let other = world.post("old", &old);
     let read = curl(&[other.header("location").expect("a message")], b"");
     for header in old {
@@ -410,20 +329,20 @@ async fn a7_a8_a_message_can_be_read_and_taken_back_while_it_waits() {
         assert_eq!(read.header(name), Some(value), "{read:?}");
     }
     // What was taken back is not delivered and not told.
-    let mut session = world.connect().await;
-    assert_eq!(session.push().await.payload.expect("a body").bytes.0, b"old");
+    let mut device = world.connect().await;
+    assert_eq!(bytes(&device.take().await), b"old");
     assert_eq!(asked.list("").0, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a7_what_may_be_on_its_way_is_not_taken_back() {
-    let world = World::start("").await;
+    let mut world = World::start("").await;
     let asked = world.ask("on its way", None);
-    let mut session = world.connect().await;
-    let push = session.push().await;
+    let mut device = world.connect().await;
+    let push = device.until("push").await["push"].clone();
     let message = |method: &str| curl(&["-X", method, &asked.message], b"").status;
     assert_eq!((message("DELETE"), message("GET")), (404, 200));
-    session.ack(push.id).await;
+    device.ack(&push).await;
     asked.until_told(&[(&asked, 204)]).await;
     assert_eq!((message("DELETE"), message("GET")), (404, 404));
 }
@@ -445,37 +364,11 @@ async fn what_is_forged_costs_no_look_into_the_database() {
     }
 }
 
-/// A sender with a key of its own.
-struct Signer(EcdsaKeyPair);
-
-impl Signer {
-    fn new() -> Self {
-        let random = SystemRandom::new();
-        let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).expect("a key");
-        let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, document.as_ref(), &random);
-        Self(pair.expect("a key"))
-    }
-
-    fn key(&self) -> String {
-        URL_SAFE_NO_PAD.encode(self.0.public_key().as_ref())
-    }
-
-    /// The header that proves it to this origin (RFC 8292, section 3).
-    fn header(&self, origin: &str) -> String {
-        let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
-        let expires = world::now().0 / 1000 + 3600;
-        let header = part(&json!({ "typ": "JWT", "alg": "ES256" }));
-        let signed = format!("{header}.{}", part(&json!({ "aud": origin, "exp": expires })));
-        let signature = self.0.sign(&SystemRandom::new(), signed.as_bytes()).expect("a signature");
-        format!("Authorization: vapid t={signed}.{},k={}", URL_SAFE_NO_PAD.encode(signature.as_ref()), self.key())
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a6_the_callback_of_the_app_whose_key_has_signed_is_told_too() {
     const KEY: &str = "the-key-of-the-receipts";
-    let world = World::start("").await;
-    let (app, signer) = (world.server.app_add("org.example.Chat"), Signer::new());
+    let mut world = World::start("").await;
+    let (app, signer) = (world.server.app_add("org.example.Chat"), RawSender::new());
     let file = world.server.folder.path().join("receipts");
     let mut receiver = Command::new("python3")
         .args([RECEIVER, "0"])
@@ -493,16 +386,15 @@ async fn a6_the_callback_of_the_app_whose_key_has_signed_is_told_too() {
     assert!(world.server.admin(&set).status.success());
     assert!(world.server.admin(&["app", "vapid-key", &app.id, &signer.key()]).status.success());
 
-    let signed = signer.header(&world.server.api);
-    let other = Signer::new().header(&world.server.api);
+    let (signed, other) = (signer.authorization(&world.endpoint), RawSender::new().authorization(&world.endpoint));
     let mut messages = Vec::new();
     for headers in [&[ASKED, &other][..], &[&signed], &[ASKED, &signed]] {
         let answer = world.post("hello", headers);
         messages.push(answer.header("location").unwrap_or_else(|| panic!("{answer:?}")).to_owned());
     }
-    let mut session = world.connect().await;
+    let mut device = world.connect().await;
     for _ in 0..3 {
-        session.ack_next().await;
+        device.take().await;
     }
     let told = until(async || {
         let text = std::fs::read_to_string(&file).unwrap_or_default();
@@ -525,7 +417,7 @@ async fn a6_the_callback_of_the_app_whose_key_has_signed_is_told_too() {
 fn a_vapid_key_is_set_shown_and_removed_on_the_command_line_and_by_programs() {
     let server = Server::start("00", "");
     let [chat, mail] = ["org.example.Chat", "org.example.Mail"].map(|id| server.app_add(id).id);
-    let (key, other) = (Signer::new().key(), Signer::new().key());
+    let (key, other) = (RawSender::new().key(), RawSender::new().key());
     let set = |arguments: &[&str]| server.admin(&[&["app", "vapid-key"], arguments].concat()).status.code();
     let shown = |id: &str| {
         let list: Value = serde_json::from_slice(&server.admin(&["--json", "app", "list"]).stdout).expect("JSON");

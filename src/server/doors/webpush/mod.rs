@@ -49,6 +49,7 @@ use crate::server::doors::body::{Unread, read};
 use crate::server::origin::Origin;
 use crate::server::regid::{Endpoint, region_of};
 use crate::server::store::{Accepted, Incoming};
+use crate::server::turns::InLine;
 use crate::world;
 
 use confirm::Asked;
@@ -177,30 +178,48 @@ async fn send(
         let why = "the key in `k` is also that of the encryption; use one for each (RFC 8292, section 3.2)";
         return Err(Refused::new(Kind::Crypto, why));
     }
-    let mut push = make_push(&server, &endpoint, &described, described.payload(body));
+    let push = make_push(&server, &endpoint, &described, described.payload(body));
     let ttl_s = life_s(&server, described.ttl_s);
     let sender = sender.map(|sender| sender.key.hash());
+    // In a task of its own: a sender that hangs up must not keep what it had stored from waking the device.
+    let taken = tokio::spawn(async move { take(&server, &endpoint, &origin, &headers, sender, push).await });
+    let taken = taken.await.map_err(|_| Refused::new(Kind::Unavailable, "it could not be processed"))??;
+    let status = if taken.link.is_some() { StatusCode::ACCEPTED } else { StatusCode::CREATED };
+    let mut response = status.into_response();
+    response.headers_mut().insert("ttl", HeaderValue::from(ttl_s));
+    response.headers_mut().extend(taken.link.map(|link| (LINK, link)));
+    if let Ok(location) = HeaderValue::from_str(&taken.message) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    Ok(response)
+}
+
+/// A message that was taken, for its sender.
+struct Taken {
+    /// Its URL.
+    message: String,
+    /// Where it is told what becomes of it, if that was asked for.
+    link: Option<HeaderValue>,
+}
+
+async fn take(
+    server: &Server,
+    endpoint: &Endpoint,
+    origin: &Origin,
+    headers: &HeaderMap,
+    sender: Option<SenderHash>,
+    push: Push,
+) -> Result<Taken, Refused> {
+    let in_line = admit(server, endpoint, sender)?;
     let asked = match push.reliability {
-        Reliability::Transport => confirm::ask(&server, &origin, &headers, sender, &push).await?,
+        Reliability::Transport => confirm::ask(server, origin, headers, sender, &push).await?,
         // What does not wait ends before anybody could be told.
         Reliability::NoReliable => None,
     };
     let link = asked.as_ref().and_then(Asked::header);
-    push.receipts_to = asked.map(|asked| asked.about(message_url(&server, &origin, &endpoint, push.id)));
-    // In a task of its own: a sender that hangs up must not keep what it had stored from waking the device.
-    let passed_on = tokio::spawn(async move {
-        let id = pass_on(&server, &endpoint, sender, push).await?;
-        Ok::<_, Refused>(message_url(&server, &origin, &endpoint, id))
-    });
-    let location = passed_on.await.map_err(|_| Refused::new(Kind::Unavailable, "it could not be processed"))??;
-    let status = if link.is_some() { StatusCode::ACCEPTED } else { StatusCode::CREATED };
-    let mut response = status.into_response();
-    response.headers_mut().insert("ttl", HeaderValue::from(ttl_s));
-    response.headers_mut().extend(link.map(|link| (LINK, link)));
-    if let Ok(location) = HeaderValue::from_str(&location) {
-        response.headers_mut().insert(LOCATION, location);
-    }
-    Ok(response)
+    let receipts_to = asked.map(|asked| asked.about(message_url(server, origin, endpoint, push.id)));
+    let id = accept(server, endpoint, in_line, Push { receipts_to, ..push }).await?;
+    Ok(Taken { message: message_url(server, origin, endpoint, id), link })
 }
 
 /// What an endpoint is
@@ -330,13 +349,21 @@ pub async fn pass_on(
     sender: Option<SenderHash>,
     push: Push,
 ) -> Result<MessageId, Refused> {
-    let device = endpoint.to.device;
+    accept(server, endpoint, admit(server, endpoint, sender)?, push).await
+}
+
+/// A place in line, if the sender and the device are within their rates. The store is not asked before.
+fn admit(server: &Server, endpoint: &Endpoint, sender: Option<SenderHash>) -> Result<InLine, Refused> {
     // Whoever signs has one place in line for all its endpoints.
-    let name: AppId = sender.map_or_else(|| push.app.clone(), |sender| sender.name());
+    let name: AppId = sender.map_or_else(|| endpoint.channel.app(), |sender| sender.name());
     let in_line = server.turns.line_up(&name)?;
     server.rates.app(&name, 1)?;
-    server.rates.device(device)?;
-    let id = push.id;
+    server.rates.device(endpoint.to.device)?;
+    Ok(in_line)
+}
+
+async fn accept(server: &Server, endpoint: &Endpoint, in_line: InLine, push: Push) -> Result<MessageId, Refused> {
+    let (device, id) = (endpoint.to.device, push.id);
     if push.reliability == Reliability::NoReliable {
         if !server.store.is_registered(endpoint.to, push.app.clone()).await.map_err(unavailable)? {
             return Err(gone(server));
