@@ -190,7 +190,9 @@ impl World {
                 self.server.revoked.remove(&app);
                 let result =
                     if app == app_id(UNKNOWN) { Err(Refusal::UnknownApp) } else { Ok((self.reg_id(&app), None)) };
-                self.session_on(link).into_iter().for_each(|open| open.machine.registered(req, app.clone(), result.clone()));
+                self.session_on(link)
+                    .into_iter()
+                    .for_each(|open| open.machine.registered(req, app.clone(), result.clone()));
             }
             Change::Deregister(req, app) => {
                 self.server.revoked.remove(&app);
