@@ -61,6 +61,15 @@ impl Channel {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SenderHash(pub [u8; 32]);
 
+impl SenderHash {
+    /// What the sender goes by where senders are told apart by the names of apps; no app and no channel has
+    /// this name.
+    pub fn name(&self) -> AppId {
+        // Invariant: 52 characters, each of which an id may have.
+        format!("{PREFIX}:{}", URL_SAFE_NO_PAD.encode(self.0)).parse().expect("the name of a sender is an id")
+    }
+}
+
 /// An application server's public key for VAPID: a point on P-256, uncompressed (RFC 8292, section 3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SenderKey([u8; SenderKey::LEN]);
@@ -129,6 +138,8 @@ mod tests {
         for name in ["chat", "webpush:", "webpush:chat", &format!("{good}:"), &format!("{good}A"), cut] {
             assert_eq!(Channel::of(&app(name)), None, "{name}");
         }
+        let sender = SenderHash([8; 32]).name();
+        assert!(Channel::of(&sender).is_none() && Channel::is_reserved(&sender));
         assert!(Channel::is_reserved(&app("webpush:chat")) && !Channel::is_reserved(&app("webpush")));
     }
 

@@ -69,6 +69,22 @@ impl Push {
     pub fn expired(&self, now: UnixMillis) -> bool {
         self.expires_ms <= now
     }
+
+    /// What a waiting message of the same registration has in common with the one that takes its place.
+    pub fn takes_place_by(&self) -> Option<&str> {
+        match self.door {
+            Door::WebPush | Door::Matrix => self.collapse_key.as_ref().map(CollapseKey::as_str),
+            Door::Tizen | Door::CodenameOne | Door::Iizi | Door::Gcm => self.request_id.as_deref(),
+        }
+    }
+
+    /// The sender's own name for it, if the same one is to be taken once.
+    pub fn taken_once_by(&self) -> Option<&str> {
+        match self.door {
+            Door::WebPush | Door::Matrix => self.request_id.as_deref(),
+            Door::Tizen | Door::CodenameOne | Door::Iizi | Door::Gcm => None,
+        }
+    }
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -73,6 +73,9 @@ pub struct WebPush {
     pub origin: Option<Origin>,
     /// Bytes of a body.
     pub body_bytes: usize,
+    /// Seconds for which a message is kept of which the sender does not say it; such a one is refused if
+    /// absent, as RFC 8030 has it.
+    pub default_ttl: Option<u32>,
     /// Takes the encoding `aesgcm` of drafts, with its headers.
     pub aesgcm: bool,
     /// Answers 404 where an endpoint has ended, as RFC 8030 has it, and not 410.
@@ -83,7 +86,14 @@ pub struct WebPush {
 
 impl Default for WebPush {
     fn default() -> Self {
-        Self { origin: None, body_bytes: 4096, aesgcm: true, strict_rfc8030: false, ignore_bad_vapid: false }
+        Self {
+            origin: None,
+            body_bytes: 4096,
+            default_ttl: None,
+            aesgcm: true,
+            strict_rfc8030: false,
+            ignore_bad_vapid: false,
+        }
     }
 }
 

@@ -68,6 +68,7 @@ use crate::tls;
 use crate::world::Clock;
 
 use config::ServerConfig;
+use doors::webpush::vapid::Verifier;
 use gateway::Admission;
 use metrics::Metrics;
 use origin::Origin;
@@ -105,6 +106,8 @@ pub struct Server {
     pub admission: Admission,
     /// The clock of the sessions.
     pub clock: Clock,
+    /// Who has signed for Web Push messages.
+    pub verifier: Verifier,
     /// What is counted.
     pub metrics: Metrics,
     keys: RwLock<Arc<KeyRing>>,
@@ -131,6 +134,7 @@ impl Server {
             turns: Turns::new(config.limits.app_requests),
             admission: Admission::new(config.gateway.handshakes_per_second),
             clock: Clock::start(),
+            verifier: Verifier::default(),
             metrics: Metrics::new(api::paths()),
             stopping: AtomicBool::new(false),
             keys: RwLock::new(Arc::new(keys)),

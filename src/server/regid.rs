@@ -136,7 +136,8 @@ impl KeyRing {
         RegId::new(self.region, shard, &sealed.try_into().expect("32 bytes and a tag"))
     }
 
-    fn shard(&self, device: DeviceId) -> u8 {
+    /// The virtual shard of a device inside the region.
+    pub fn shard(&self, device: DeviceId) -> u8 {
         hmac::sign(&self.shard, device.as_bytes()).as_ref()[0]
     }
 

@@ -32,7 +32,7 @@ use utoipa_axum::routes;
 
 use super::Server;
 use super::config::Access;
-use super::doors::{messages, tizen};
+use super::doors::{matrix, messages, tizen, webpush};
 use super::metrics::{self, Verdicts};
 use problem::{Kind, Problem};
 
@@ -55,7 +55,7 @@ pub fn routers(server: &Arc<Server>) -> (Router, Option<Router>) {
 
 /// What application servers need.
 fn public() -> Api {
-    tizen::router().merge(messages::router())
+    tizen::router().merge(messages::router()).merge(webpush::router()).merge(matrix::router())
 }
 
 /// What operators and their programs need, behind a token.
@@ -99,9 +99,10 @@ fn serve(api: Api, server: &Arc<Server>) -> Router {
 
 /// Senders that got the path wrong are answered in the words of the Tizen guide, which they expect.
 async fn unknown_path(uri: Uri) -> Response {
-    match uri.path().starts_with("/v1/") {
-        true => problem::nothing_here(),
-        false => tizen::unknown_path().await,
+    match uri.path() {
+        path if path.starts_with("/v1/") => problem::nothing_here(),
+        path if path.starts_with(webpush::ENDPOINTS) => webpush::unknown_path(),
+        _ => tizen::unknown_path().await,
     }
 }
 
@@ -164,6 +165,7 @@ pub fn document() -> OpenApi {
     let components = document.components.get_or_insert_default();
     components.schemas.insert("Problem".into(), Problem::schema());
     components.schemas.insert("Kind".into(), Kind::schema());
+    components.schemas.extend([webpush::error_schema()]);
     let header =
         |name: &str, what: &str| SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description(name, what)));
     components.add_security_scheme("appID", header("appID", "The app's id"));
@@ -174,6 +176,9 @@ pub fn document() -> OpenApi {
     let basic = HttpBuilder::new().scheme(HttpAuthScheme::Basic);
     let basic = basic.description(Some("`[mqtt] user` and `password`")).build();
     components.add_security_scheme("broker", SecurityScheme::Http(basic));
+    let basic = HttpBuilder::new().scheme(HttpAuthScheme::Basic);
+    let basic = basic.description(Some("A device's id and secret")).build();
+    components.add_security_scheme("device", SecurityScheme::Http(basic));
     document
 }
 
@@ -253,7 +258,8 @@ pub fn refusals(all: &[Refusal]) -> BTreeMap<String, RefOr<openapi::Response>> {
     all.iter().map(|refusal| (refusal.0.to_owned(), response(refusal))).collect()
 }
 
-fn text_header(what: &str) -> Header {
+/// A header whose value is text.
+pub fn text_header(what: &str) -> Header {
     let schema = ObjectBuilder::new().schema_type(Type::String).build();
     openapi::HeaderBuilder::new().schema(Some(schema)).description(Some(what)).build()
 }

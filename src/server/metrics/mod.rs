@@ -163,7 +163,8 @@ impl Metrics {
                     }
                 }
             }
-            // These doors are not open yet.
+            // The first two answer each message by the status of a request, which is counted; the others are not
+            // open yet.
             Door::WebPush | Door::Matrix | Door::CodenameOne | Door::Iizi | Door::Gcm => {}
         }
     }

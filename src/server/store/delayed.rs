@@ -137,7 +137,7 @@ pub(super) fn add(db: &Connection, incoming: &Incoming, release: UnixMillis, mos
     .execute(params![
         to.device.as_bytes(),
         push.app.as_str(),
-        push.request_id,
+        push.takes_place_by(),
         release.0,
         push.expires_ms.0,
         push.id.as_bytes(),

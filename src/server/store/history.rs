@@ -88,6 +88,17 @@ pub(super) fn begin(
     Ok(())
 }
 
+/// The app's last message that its sender has named so, as long as it is remembered.
+pub(super) fn taken(db: &Connection, app: &AppId, name: &str) -> Result<Option<MessageId>> {
+    db.prepare_cached("SELECT max(id) FROM history WHERE app = ?1 AND request_id = ?2")?.query_row(
+        params![app.as_str(), name],
+        |row| match row.get_ref(0)?.as_blob_or_null()? {
+            Some(_) => id_in(row, 0).map(Some),
+            None => Ok(None),
+        },
+    )
+}
+
 /// A delayed message waits for its device from now on.
 pub(super) fn released(db: &Connection, id: MessageId, seq: Seq) -> Result<()> {
     db.prepare_cached("UPDATE history SET seq = ?2 WHERE id = ?1")?.execute(params![id.as_bytes(), seq.0])?;

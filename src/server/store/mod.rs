@@ -60,6 +60,8 @@ pub struct Incoming {
 pub enum Accepted {
     /// It is on disk.
     Stored,
+    /// The same was taken before, as this message.
+    Repeated(MessageId),
     /// Its registration has ended.
     NotRegistered,
     /// Too many are delayed for its registration.

@@ -207,6 +207,9 @@ pub fn accept(
     if !is_registered(db, to, &push.app)? {
         return Ok((Accepted::NotRegistered, Ends::default()));
     }
+    if let Some(id) = push.taken_once_by().map(|name| history::taken(db, &push.app, name)).transpose()?.flatten() {
+        return Ok((Accepted::Repeated(id), Ends::default()));
+    }
     if let Some(release) = incoming.release_ms {
         return delayed::add(db, incoming, release, waiting);
     }
@@ -282,7 +285,7 @@ pub fn insert(db: &Connection, waiting: &Waiting<'_>) -> Result<()> {
         push.expires_ms.0,
         body,
         push.id.as_bytes(),
-        push.request_id,
+        push.takes_place_by(),
         replaces,
         replaced.dropped,
         push.urgency.number(),
@@ -294,7 +297,7 @@ pub fn insert(db: &Connection, waiting: &Waiting<'_>) -> Result<()> {
 /// Removes what the registration has waiting of the push's request id.
 pub fn replace(db: &Connection, device: DeviceId, push: &Push, now: UnixMillis) -> Result<Replaced> {
     let mut replaced = Replaced::default();
-    let Some(request_id) = &push.request_id else { return Ok(replaced) };
+    let Some(request_id) = push.takes_place_by() else { return Ok(replaced) };
     let mut statement = db.prepare_cached(
         "DELETE FROM messages WHERE seq IN (SELECT seq FROM messages INDEXED BY messages_by_device
                                             WHERE device = ?1 AND app = ?2 AND request_id = ?3)
@@ -313,6 +316,10 @@ pub fn replace(db: &Connection, device: DeviceId, push: &Push, now: UnixMillis) 
         replaced.take_over(db, &replaces)?;
         replaced.count += 1;
         history::ended(db, id, End::Replaced, now)?;
+    }
+    if push.collapse_key.is_some() {
+        // Who sends by topics wants the newer one delivered too, wherever the older one is by now.
+        replaced.ids.clear();
     }
     Ok(replaced)
 }

@@ -11,7 +11,6 @@ mod request;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -20,7 +19,6 @@ use axum::http::header::{RETRY_AFTER, TRANSFER_ENCODING};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use futures_util::StreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -31,6 +29,7 @@ use crate::proto::message::{Door, Payload, Reliability};
 use crate::proto::urgency::Urgency;
 use crate::proto::{Push, RegId};
 use crate::server::Server;
+use crate::server::doors::body::{Unread, read};
 use crate::server::doors::sender::{Sender, Stranger};
 use crate::server::metrics::Verdicts;
 use crate::server::rates::TooFast;
@@ -47,10 +46,6 @@ pub const PATH: &str = "/spp/pns/api/push";
 
 /// Says on a refusal which member of the request was wrong; the body keeps to the API's own words.
 const DETAIL: HeaderName = HeaderName::from_static("bellwire-detail");
-/// Bytes of a body over the limit that are read and thrown away.
-const DISCARDED: usize = 8 * 1024 * 1024;
-/// How long a sender may take to send its body.
-const BODY: Duration = Duration::from_secs(30);
 /// Seconds after which a sender may try again what could not be done now.
 const RETRY_S: u16 = 30;
 
@@ -130,13 +125,12 @@ async fn push(State(server): State<Arc<Server>>, headers: HeaderMap, body: Body)
         return refuse(Code::Chunked, "the body comes in chunks; send it with a Content-Length");
     }
     let limits = server.config.limits;
-    let body = match tokio::time::timeout(BODY, read(body, limits.body_bytes)).await {
-        Ok(Ok(body)) => body,
-        Ok(Err(Unread::TooLong)) => {
+    let body = match read(body, limits.body_bytes).await {
+        Ok(body) => body,
+        Err(Unread::TooLong) => {
             return refuse(Code::TooLong, &format!("the body is over the limit of {} bytes", limits.body_bytes));
         }
-        Ok(Err(Unread::Broken)) => return refuse(Code::Io, "the body broke off or is badly chunked"),
-        Err(_) => return refuse(Code::Io, "the body did not arrive in time"),
+        Err(why @ (Unread::Broken | Unread::Late)) => return refuse(Code::Io, &why.to_string()),
     };
     let request = match request::parse(&body, limits.app_data_bytes) {
         Ok(request) => request,
@@ -154,28 +148,6 @@ async fn push(State(server): State<Arc<Server>>, headers: HeaderMap, body: Body)
         }
     });
     done.await.unwrap_or_else(|_| refuse(Code::Internal, "the notification could not be processed"))
-}
-
-/// Why a body was not read.
-enum Unread {
-    TooLong,
-    Broken,
-}
-
-/// Reads a body of at most `limit` bytes. The rest of a longer one is thrown away up to
-/// [`DISCARDED`]: a sender that is still writing when the connection closes may miss the answer.
-async fn read(body: Body, limit: usize) -> Result<Vec<u8>, Unread> {
-    let (mut chunks, mut kept, mut length) = (body.into_data_stream(), Vec::new(), 0);
-    while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|_| Unread::Broken)?;
-        length += chunk.len();
-        if length <= limit {
-            kept.extend_from_slice(&chunk);
-        } else if length > limit + DISCARDED {
-            break;
-        }
-    }
-    if length > limit { Err(Unread::TooLong) } else { Ok(kept) }
 }
 
 /// A place in the answer that is still to be filled.
@@ -318,7 +290,8 @@ async fn accept_share(
         Ok(fates) => codes.extend(places.into_iter().zip(fates).map(|(place, fate)| match fate {
             Accepted::Stored => (place, Code::Success),
             Accepted::NotRegistered => (place, Code::NotRegisteredRegId),
-            Accepted::TooMany | Accepted::OverQuota => (place, Code::ImpossibleToEnqueue),
+            // Only Web Push senders name what is to be taken once.
+            Accepted::Repeated(_) | Accepted::TooMany | Accepted::OverQuota => (place, Code::ImpossibleToEnqueue),
         })),
         Err(_) => codes.extend(places.into_iter().map(|place| (place, Code::ImpossibleToEnqueue))),
     }
@@ -457,6 +430,8 @@ fn refuse(code: Code, detail: &str) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::proto::AppId;
     use crate::proto::gateway::{Seq, Wanted};
