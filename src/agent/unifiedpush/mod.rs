@@ -106,11 +106,14 @@ impl Desk {
             };
             tokio::select! {
                 () = self.shared.hints.channels.notified() => {}
-                // A change that was missed is in the store as well.
-                Err(broadcast::error::RecvError::Closed) = changes.recv() => return,
+                change = changes.recv() => {
+                    // A change that was missed is in the store as well.
+                    if matches!(change, Err(broadcast::error::RecvError::Closed)) {
+                        return;
+                    }
+                }
                 Some(done) = self.postmen.join_next() => self.finish(done),
                 () = self.shared.clock.sleep_until(again) => {}
-                else => return,
             }
         }
     }
