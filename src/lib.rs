@@ -104,6 +104,7 @@
 //! | what a device remembers | [`agent::store`] | the same |
 //! | what apps see | [`agent::bus`] and `dbus/*.xml` | the XML is the contract, `man/org.bellwire.Push.7` its explanation; `examples/app.*` call all of it |
 //! | how a message gets to an app | [`agent::deliver`], [`agent::apps`] | one at a time, in order, no app waits for another |
+//! | what apps that speak UnifiedPush see | `agent::unifiedpush`, [`agent::store::channels`] | a registration is a channel, and that is an app; how an app may answer is one table, `patience.rs`: `tests/unifiedpush.rs` |
 //! | what a message does beside being delivered | [`agent::plan`], `tests/truth-table.txt` | it decides and does nothing; the table is run end to end too |
 //! | alerts, starts of apps, badges | [`agent::effects`] | the power may go at any line: `tests/faults.rs` |
 //! | who may be an app | [`agent::identity`], [`agent::installed`] | `tests/identity.rs` |

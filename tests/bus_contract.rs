@@ -70,6 +70,20 @@ async fn the_daemon_is_what_its_contracts_say() {
 }
 
 #[tokio::test]
+#[cfg(feature = "unifiedpush")]
+async fn the_distributor_is_what_its_contracts_say() {
+    let device = Device::start("ws://127.0.0.1:9", "");
+    let bus = device.connect().await;
+    let name = "org.unifiedpush.Distributor.bellwire";
+    let running = introspect(&bus, name, "/org/unifiedpush/Distributor").await.expect("the agent tells");
+    for interface in ["org.unifiedpush.Distributor1", "org.unifiedpush.Distributor2"] {
+        let promised = promises(&shipped(interface), interface);
+        assert_eq!(promised, promises(&running, interface), "{interface}");
+        assert_eq!(promised.len(), 2);
+    }
+}
+
+#[tokio::test]
 async fn the_tool_as_an_app_is_what_the_contract_of_apps_says() {
     let server = Server::start("00", "");
     server.app_add("org.example.Chat");

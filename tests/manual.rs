@@ -99,6 +99,20 @@ fn every_member_on_d_bus_has_its_place() {
 }
 
 #[test]
+fn every_name_and_reason_of_unifiedpush_has_its_place() {
+    let mut names = Vec::new();
+    for version in [1, 2] {
+        let xml = file(&format!("dbus/org.unifiedpush.Distributor{version}.xml"));
+        names.extend(xml.split("<method name=\"").skip(1).filter_map(|rest| Some(rest.split('"').next()?.to_owned())));
+        names.push(format!("org.unifiedpush.Distributor{version}"));
+    }
+    let reasons = file("src/agent/unifiedpush/registrations.rs");
+    names.extend(reasons.split("#[error(\"").skip(1).filter_map(|rest| Some(rest.split('"').next()?.to_owned())));
+    assert!(names.iter().any(|name| name == "Unregister") && names.len() == 9, "{names:?}");
+    assert_mentions("bellwire-unifiedpush.7", names);
+}
+
+#[test]
 fn every_member_of_a_message_on_d_bus_has_its_place() {
     let source = file("src/agent/bus/message.rs");
     let quoted = source.split('"').skip(1).step_by(2);
@@ -227,8 +241,9 @@ fn the_pages_that_the_programs_write_can_be_shown() {
 #[test]
 fn the_readme_names_no_file_that_is_not_there() {
     let readme = file("README.md");
-    let of_ours =
-        |word: &&str| ["src/", "tests/", "man/", "examples/", "dbus/"].iter().any(|room| word.starts_with(room));
+    let of_ours = |word: &&str| {
+        ["src/", "tests/", "man/", "examples/", "dbus/", "systemd/"].iter().any(|room| word.starts_with(room))
+    };
     let words = readme.split(|c: char| c.is_whitespace() || "`()[]".contains(c)).filter(of_ours);
     let words: BTreeSet<&str> = words.map(|word| word.trim_end_matches([',', '.', ';', ':'])).collect();
     assert!(words.contains("src/lib.rs"), "{words:?}");

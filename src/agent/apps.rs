@@ -194,6 +194,14 @@ impl Apps {
         held
     }
 
+    /// There will be no message for this app again, unless somebody has its lane.
+    pub fn forget_lane(&self, app: &AppId) {
+        let mut lanes = lock(&self.lanes);
+        if lanes.get(app).is_some_and(|lane| Arc::strong_count(lane) == 1 && Arc::strong_count(&lane.head) == 1) {
+            lanes.remove(app);
+        }
+    }
+
     /// The app's lane.
     pub fn lane(&self, app: &AppId) -> Arc<Lane> {
         Arc::clone(lock(&self.lanes).entry(app.clone()).or_default())

@@ -53,8 +53,26 @@ pub struct AgentConfig {
     pub log: LogLevel,
     /// What a line of the log looks like.
     pub log_format: LogFormat,
+    /// Whether apps that speak UnifiedPush are served.
+    pub unifiedpush: UnifiedPush,
     /// What is too much.
     pub limits: Limits,
+}
+
+/// What the daemon is to apps that speak UnifiedPush, on a session's bus.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct UnifiedPush {
+    /// It is a distributor.
+    pub enabled: bool,
+    /// It goes by the name of KDE's distributor as well.
+    pub own_kde_name: bool,
+}
+
+impl Default for UnifiedPush {
+    fn default() -> Self {
+        Self { enabled: true, own_kde_name: false }
+    }
 }
 
 /// The two buses of a machine.
@@ -83,6 +101,8 @@ pub struct Limits {
     pub unread_hours: u32,
     /// Apps that may be registered.
     pub apps: u32,
+    /// Registrations that one app may have by UnifiedPush; each is one of the `apps`.
+    pub channels_per_app: u32,
     /// Seconds that an app may take to answer a message.
     pub answer_s: u32,
     /// Alerts of one app a minute; what comes faster is shown together.
@@ -113,6 +133,7 @@ impl Default for AgentConfig {
             state_folder: config::user_state_folder().unwrap_or_else(config::system_state_folder),
             log: LogLevel::default(),
             log_format: LogFormat::default(),
+            unifiedpush: UnifiedPush::default(),
             limits: Limits::default(),
         }
     }
@@ -127,6 +148,7 @@ impl Default for Limits {
             total_bytes: 8 * 1024 * 1024,
             unread_hours: 168,
             apps: 128,
+            channels_per_app: 32,
             answer_s: 30,
             alerts_per_minute: 10,
             launches_per_minute: 6,
@@ -154,6 +176,7 @@ impl AgentConfig {
             limits.total_messages,
             limits.unread_hours,
             limits.apps,
+            limits.channels_per_app,
             limits.answer_s,
             limits.alerts_per_minute,
             limits.launches_per_minute,

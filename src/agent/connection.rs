@@ -21,7 +21,7 @@ use crate::link::{DeviceLink, Gateway, Link, LinkError};
 use crate::proto::device::{Device, DeviceAction, LinkState, Online};
 use crate::proto::frame::{Delivery, Outcome, Refusal, ToDevice, WINDOW};
 use crate::proto::wishes::Wish;
-use crate::proto::{AppId, RegId};
+use crate::proto::{AppId, Channel, RegId};
 use crate::world::{self, Clock};
 
 use super::alarm::Alarm;
@@ -270,6 +270,9 @@ impl Connection {
         for app in &received.apps {
             self.parts.apps.ring(app);
         }
+        if received.apps.iter().any(Channel::is_reserved) {
+            self.parts.hints.channels.notify_one();
+        }
         self.parts.hints.of(&received.changes);
         for app in &received.unwanted {
             self.end_unwanted(app).await;
@@ -323,7 +326,7 @@ impl Connection {
                 self.settle(done, Change::Registered(app, reg_id));
             }
             DeviceAction::Refused(app, refusal) => {
-                let done = self.parts.store.registration_refused(app.clone()).await;
+                let done = self.parts.store.registration_refused(app.clone(), refusal).await;
                 self.settle(done, Change::Refused(app, refusal));
             }
             DeviceAction::Deregistered(app) => {
@@ -399,7 +402,16 @@ impl Connection {
                 self.device.register(now, app);
             }
         }
+        self.ask_again().await;
         self.report().await;
+    }
+
+    /// Asks anew for what the server refused in an earlier session and apps still count on.
+    async fn ask_again(&mut self) {
+        let refused = self.parts.store.refused_channels().await;
+        for app in self.or_log(refused, Vec::new()) {
+            self.device.wish(self.parts.clock.now(), app, Wish::Register);
+        }
     }
 
     /// The server ended a registration: the device agrees, and says so until it is heard. Where the

@@ -5,6 +5,7 @@
 //! * [`store`]: what is on disk; [`plan`], pure, says what becomes of a message.
 //! * [`system`]: what the machine says of its network, power and sleep.
 //! * [`bus`]: D-Bus; [`apps`]: who is connected there; [`deliver`]: messages on their way to them.
+//! * [`unifiedpush`]: the same for apps that speak UnifiedPush.
 //! * [`effects`]: alerts, starts of apps and badges, at the [`pace`] that one app may have.
 //! * [`identity`]: who is calling; [`installed`]: manifests and desktop files; [`uninstall`].
 
@@ -24,6 +25,8 @@ pub mod routes;
 pub mod status;
 pub mod store;
 pub mod system;
+#[cfg(feature = "unifiedpush")]
+pub mod unifiedpush;
 pub mod uninstall;
 
 use std::path::PathBuf;

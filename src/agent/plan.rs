@@ -15,11 +15,14 @@
 //! `action: backgroundLaunch` counts where the `message` string names no action. A badge stays
 //! within 0 and 999. What the user has switched off is left out, and the message is kept all the
 //! same; do-not-disturb holds alerts back until it ends, and a `LAUNCH` starts nothing meanwhile.
+//!
+//! A message of a Web Push channel asks for nothing: it is kept for the app, and neither shown nor
+//! does it start anything by itself.
 
 #![deny(clippy::disallowed_methods)]
 
-use crate::proto::Push;
 use crate::proto::field::{Action, BADGE_MAX, Badge, Fields};
+use crate::proto::{Channel, Push};
 
 /// What the user allows an app.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +87,9 @@ pub struct Plan {
 
 /// Decides about a message of an app that has this badge and is `connected` or not.
 pub fn plan(message: &Push, connected: bool, badge: u16, settings: Settings) -> Plan {
+    if Channel::is_reserved(&message.app) {
+        return Plan { place: Place::Unread, badge: None, effect: None, reasons: Vec::new() };
+    }
     let nothing = Fields::default();
     let fields = message.message.as_ref().map_or(&nothing, |field| field.fields());
     let mut reasons = fields.problems.clone();

@@ -54,7 +54,7 @@ async fn end_uninstalled(shared: &Shared, bus: &zbus::Connection) {
     }
     for row in apps {
         let Some(seen) = &row.installed else { continue };
-        if is_gone(Path::new(seen)) && shared.profile(bus, &row.app).await.file.is_none() {
+        if is_gone(Path::new(seen)) && file_of(shared, bus, &row).await.is_none() {
             end(shared, row).await;
         }
     }
@@ -66,9 +66,23 @@ fn is_gone(file: &Path) -> bool {
     file.as_os_str().is_empty() || (!file.exists() && file.parent().is_some_and(Path::is_dir))
 }
 
+/// A file of the app that is still here. A channel's app goes by its name on the bus.
+async fn file_of(shared: &Shared, bus: &zbus::Connection, row: &AppRow) -> Option<String> {
+    match &row.client {
+        Some(client) => shared.profile_of_service(bus, &client.service, &row.owner).await?.file,
+        None => shared.profile(bus, &row.app).await.file,
+    }
+}
+
 async fn end(shared: &Shared, row: AppRow) {
     info!(app = %row.app, "the app was uninstalled");
-    if let Err(error) = shared.forget(row).await {
+    let (app, is_channel) = (row.app.clone(), row.client.is_some());
+    let ended = match shared.forget(row).await {
+        // There is nobody any more who could be told.
+        Ok(()) if is_channel => shared.store.dismiss(app).await,
+        other => other,
+    };
+    if let Err(error) = ended {
         error!("the store failed: {error}");
     }
 }

@@ -8,7 +8,7 @@ use zbus::Variant;
 
 use super::Output;
 use super::bus::{self, BusName, PushProxy, fatal, to_json};
-use super::status::{manager, text};
+use super::status::{describe_client, manager, text};
 use crate::daemon::{Exit, Fatal};
 use crate::proto::AppId;
 
@@ -110,7 +110,7 @@ fn describe(row: &Map<String, Value>) -> String {
         None => format!("user {}", text(row, "uid")),
     };
     let by = if row.get("manifest") == Some(&Value::Bool(true)) { "its manifest" } else { "first come" };
-    let lines = [
+    let mut lines = vec![
         ("app", text(row, "app")),
         ("state", text(row, "state")),
         ("owner", format!("{owner}, by {by}")),
@@ -119,5 +119,8 @@ fn describe(row: &Map<String, Value>) -> String {
         ("alerts", state("alerts").to_owned()),
         ("launch", state("launch").to_owned()),
     ];
+    if let Some(client) = describe_client(row) {
+        lines.insert(1, ("for", client));
+    }
     lines.iter().map(|(name, value)| format!("{name:<8} {value}")).collect::<Vec<_>>().join("\n")
 }

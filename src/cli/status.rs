@@ -155,13 +155,27 @@ fn describe_alerts(link: &Map<String, Value>) -> String {
     }
 }
 
+/// The app that a Web Push channel is for, and why it is not registered.
+pub fn describe_client(app: &Map<String, Value>) -> Option<String> {
+    app.get("service")?;
+    let what = text(app, "description");
+    let what = if what.is_empty() { what } else { format!(" ({what})") };
+    let why = app.get("why").map(|_| format!(": {}", text(app, "why"))).unwrap_or_default();
+    Some(format!("{}{what}{why}", text(app, "service")))
+}
+
 fn describe_apps(apps: &[Map<String, Value>]) -> String {
     if apps.is_empty() {
         return "no app has connected yet".to_owned();
     }
     let line = |app: &Map<String, Value>| {
         let here = if app.get("connected") == Some(&Value::Bool(true)) { "connected" } else { "not connected" };
-        format!("{:<36} {:<12} {:<13} {} unread", text(app, "app"), text(app, "state"), here, text(app, "unread"))
+        let line =
+            format!("{:<36} {:<12} {:<13} {} unread", text(app, "app"), text(app, "state"), here, text(app, "unread"));
+        match describe_client(app) {
+            Some(client) => format!("{line}\n    for {client}"),
+            None => line,
+        }
     };
     apps.iter().map(line).collect::<Vec<_>>().join("\n")
 }

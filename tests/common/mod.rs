@@ -76,6 +76,7 @@ impl WallClock {
         ]
     }
 
+    /// What it is in truth, in milliseconds since 1970.
     pub fn real(&self) -> i64 {
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("it is past 1970");
         i64::try_from(since.as_millis()).expect("it is not long past 1970")

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use zbus::fdo::DBusProxy;
 use zbus::message::Header;
 use zbus::object_server::SignalEmitter;
 use zbus::{Connection, OwnedVariant, Variant, interface};
@@ -58,17 +59,24 @@ impl Manager {
     }
 
     /// What follows once an app has been switched off or on.
-    async fn after_switch(&self, app: &AppId, from: Switches, to: Switches) {
-        if from.enabled && !to.enabled {
-            // The wish is on disk: a full queue only delays it to the next session.
-            let _ = self.shared.commands.send(Command::Wish(app.clone(), Wish::Deregister)).await;
+    async fn after_switch(&self, row: &AppRow, from: Switches, to: Switches) {
+        let wish = match (from.enabled, to.enabled) {
+            (true, false) => Some(Wish::Deregister),
+            // An app registers itself; a channel has nobody to do so.
+            (false, true) if row.client.is_some() => Some(Wish::Register),
+            _ => None,
+        };
+        if let Some(wish) = wish {
+            // The wish is on disk: if the daemon is stopping, the next start has it.
+            let _ = self.shared.commands.send(Command::Wish(row.app.clone(), wish)).await;
         }
         if from.enabled != to.enabled {
             // Nobody listens when the bus is gone.
-            let _ = self.shared.changes.send(Change::Unregistered(app.clone()));
+            let _ = self.shared.changes.send(Change::Unregistered(row.app.clone()));
         }
         self.shared.hints.effects.notify_one();
         self.shared.hints.badges.notify_one();
+        self.shared.hints.channels.notify_one();
     }
 }
 
@@ -131,7 +139,11 @@ impl Manager {
     ) -> Result<Vec<Dictionary>, Error> {
         self.check(bus, &header).await?;
         let rows = self.shared.store.apps().await?;
-        Ok(rows.iter().map(|row| self.describe_app(row)).collect())
+        let here = match rows.iter().any(|row| row.client.is_some()) {
+            true => names(bus).await.unwrap_or_default(),
+            false => Vec::new(),
+        };
+        Ok(rows.iter().map(|row| self.describe_app(row, &here)).collect())
     }
 
     async fn set_app(
@@ -144,7 +156,7 @@ impl Manager {
         self.check(bus, &header).await?;
         let row = self.app(app).await?;
         if let Some((from, to)) = self.shared.store.switch(row.app.clone(), wanted(&settings)?).await? {
-            self.after_switch(&row.app, from, to).await;
+            self.after_switch(&row, from, to).await;
         }
         Ok(())
     }
@@ -272,15 +284,20 @@ fn describe_pulse(members: &mut Dictionary, pulse: &Reading, now: Moment) {
 }
 
 impl Manager {
-    fn describe_app(&self, row: &AppRow) -> Dictionary {
+    /// An app, while these names are on the bus.
+    fn describe_app(&self, row: &AppRow, here: &[String]) -> Dictionary {
         let (state, _) = registration(row);
+        let connected = match &row.client {
+            Some(client) => here.iter().any(|name| name == client.service.as_str()),
+            None => self.shared.apps.line(&row.app).is_some(),
+        };
         let Switches { enabled, alerts, launch, badge } = row.switches;
         let mut members = HashMap::from([
             ("app", Variant::from(row.app.to_string())),
             ("state", Variant::from(state)),
             ("uid", Variant::from(row.owner.uid)),
             ("unread", Variant::from(row.unread)),
-            ("connected", Variant::from(self.shared.apps.line(&row.app).is_some())),
+            ("connected", Variant::from(connected)),
             ("badge_count", Variant::from(u32::from(row.badge))),
             ("enabled", Variant::from(enabled)),
             ("alerts", Variant::from(alerts)),
@@ -291,8 +308,31 @@ impl Manager {
         if let Some(flatpak) = &row.owner.flatpak {
             members.insert("flatpak", Variant::from(flatpak.clone()));
         }
+        if let Some(client) = &row.client {
+            members.insert("service", Variant::from(client.service.to_string()));
+            members.insert("description", Variant::from(client.description.clone()));
+            if let Some(why) = &client.refused {
+                members.insert("why", Variant::from(why.clone()));
+            }
+        }
+        if let Some(origin) = row.endpoint.as_deref().and_then(origin) {
+            members.insert("endpoint", Variant::from(origin.to_owned()));
+        }
         members
     }
+}
+
+/// The server of an endpoint. The rest of it is the right to send, and nobody's to see.
+fn origin(endpoint: &str) -> Option<&str> {
+    let host = endpoint.find("://")? + 3;
+    let end = endpoint[host..].find(['/', '?', '#']).map_or(endpoint.len(), |length| host + length);
+    Some(&endpoint[..end])
+}
+
+/// The names that are on the bus.
+async fn names(bus: &Connection) -> zbus::Result<Vec<String>> {
+    let names = DBusProxy::new(bus).await?.list_names().await?;
+    Ok(names.iter().map(|name| name.as_str().to_owned()).collect())
 }
 
 /// The settings as the store takes them.
@@ -367,4 +407,16 @@ fn may_ask(header: &Header<'_>) -> bool {
 
 fn no_alert(id: &str) -> Error {
     Error::NoAlert(format!("no alert of the message {id} is shown"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_an_endpoint_only_its_server_is_shown() {
+        assert_eq!(origin("https://push.example.org:8443/wp/secret?x"), Some("https://push.example.org:8443"));
+        assert_eq!(origin("https://push.example.org"), Some("https://push.example.org"));
+        assert_eq!(origin("secret"), None);
+    }
 }

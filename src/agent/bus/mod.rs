@@ -30,7 +30,9 @@ use super::effects::{self, Hints, Performer, badges};
 use super::identity::{self, Identity};
 use super::installed::{Installed, Profile};
 use super::status::Status;
-use super::store::{AppRow, Changes, Store};
+use super::store::{AppRow, Changes, Owner, Store};
+#[cfg(feature = "unifiedpush")]
+use super::unifiedpush::Distributor;
 use super::uninstall;
 use crate::db::DbError;
 use crate::proto::wishes::Wish;
@@ -73,12 +75,22 @@ pub async fn serve(shared: Arc<Shared>) -> zbus::Result<zbus::Connection> {
         Bus::Session => zbus::connection::Builder::session(),
         Bus::System => zbus::connection::Builder::system(),
     };
-    let bus = builder
+    let builder = builder
         .serve_at(PATH, push::Push::new(Arc::clone(&shared)))
-        .serve_at(PATH, manager::Manager::new(Arc::clone(&shared)))
-        .build()
-        .await?;
+        .serve_at(PATH, manager::Manager::new(Arc::clone(&shared)));
+    #[cfg(feature = "unifiedpush")]
+    let distributor = Distributor::new(&shared);
+    #[cfg(feature = "unifiedpush")]
+    let builder = match &distributor {
+        Some(distributor) => distributor.export(builder),
+        None => builder,
+    };
+    let bus = builder.build().await?;
     bus.request_name_with_flags(NAME, RequestNameFlags::DO_NOT_QUEUE).await?;
+    #[cfg(feature = "unifiedpush")]
+    if let Some(distributor) = distributor {
+        distributor.open(&bus).await;
+    }
     tokio::spawn(push::announce_changes(bus.clone(), Arc::clone(&shared)));
     tokio::spawn(push::announce_link(bus.clone(), shared.status.clone()));
     tokio::spawn(manager::announce_reach(bus.clone(), Arc::clone(&shared)));
@@ -105,8 +117,18 @@ impl Shared {
     /// How the app looks and starts, from what is installed of it now.
     pub async fn profile(&self, bus: &zbus::Connection, app: &AppId) -> Profile {
         let owner = self.store.app(app.clone()).await.ok().flatten().map(|row| row.owner);
+        self.installed_as(bus, app, owner.as_ref()).await
+    }
+
+    /// The same of an app that has this name on the bus, if its name may be an app's id.
+    pub async fn profile_of_service(&self, bus: &zbus::Connection, service: &str, owner: &Owner) -> Option<Profile> {
+        let app = service.parse().ok()?;
+        Some(self.installed_as(bus, &app, Some(owner)).await)
+    }
+
+    async fn installed_as(&self, bus: &zbus::Connection, app: &AppId, owner: Option<&Owner>) -> Profile {
         let names = activatable_names(bus).await.unwrap_or_default();
-        self.installed.profile(app, owner.as_ref(), |name| names.iter().any(|known| known == name))
+        self.installed.profile(app, owner, |name| names.iter().any(|known| known == name))
     }
 
     /// Decides about the messages that the app had not taken when it went.
@@ -121,16 +143,22 @@ impl Shared {
     /// Forgets an app that is gone: its messages go, and its registration ends.
     pub async fn forget(&self, row: AppRow) -> Result<(), DbError> {
         self.store.uninstalled(row.app.clone()).await?;
-        if row.reg_id.is_some() || row.wish.is_some() {
+        self.forgotten(row.app, row.reg_id.is_some() || row.wish.is_some()).await;
+        Ok(())
+    }
+
+    /// Tells everybody that an app has been forgotten, and the server if it was `registered`.
+    pub async fn forgotten(&self, app: AppId, registered: bool) {
+        if registered {
             // The wish is on disk: if the daemon is stopping, the next start has it.
-            let _ = self.commands.send(Command::Wish(row.app.clone(), Wish::Deregister)).await;
+            let _ = self.commands.send(Command::Wish(app.clone(), Wish::Deregister)).await;
         }
+        self.apps.forget_lane(&app);
         // Nobody may be listening.
-        let _ = self.changes.send(Change::Unregistered(row.app));
+        let _ = self.changes.send(Change::Unregistered(app));
         self.hints.effects.notify_one();
         self.hints.badges.notify_one();
         let _ = self.commands.try_send(Command::Report);
-        Ok(())
     }
 
     /// Tells everybody what has changed in the store.

@@ -20,9 +20,9 @@ use crate::agent::connection::{Change, Command};
 use crate::agent::identity::{Right, right};
 use crate::agent::status::Status;
 use crate::agent::store::{AppRow, Claim, Owner};
-use crate::proto::AppId;
 use crate::proto::device::LinkState;
 use crate::proto::wishes::Wish;
+use crate::proto::{AppId, Channel};
 
 /// How long `Register` waits for the server; less than the 25 s after which callers give up.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -301,7 +301,11 @@ fn not_yours(app: &AppId, why: &str) -> Error {
 }
 
 fn parse(app: &str) -> Result<AppId, Error> {
-    app.parse().map_err(|error: crate::proto::ids::IdError| Error::InvalidAppId(error.to_string()))
+    let app: AppId = app.parse().map_err(|error: crate::proto::ids::IdError| Error::InvalidAppId(error.to_string()))?;
+    if Channel::is_reserved(&app) {
+        return Err(Error::InvalidAppId(format!("{app} is reserved for apps that speak UnifiedPush")));
+    }
+    Ok(app)
 }
 
 /// The word for where the connection stands.

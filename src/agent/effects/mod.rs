@@ -43,6 +43,8 @@ pub struct Hints {
     pub effects: Notify,
     /// A badge has changed.
     pub badges: Notify,
+    /// An app that speaks UnifiedPush has something to be told or to be handed.
+    pub channels: Notify,
 }
 
 impl Hints {
@@ -61,7 +63,7 @@ impl Hints {
 pub const STORE_RETRY: Duration = Duration::from_secs(30);
 
 /// How long a start of an app may take. A bus gives up earlier.
-const START: Duration = Duration::from_secs(120);
+pub(super) const START: Duration = Duration::from_secs(120);
 
 /// Tells, once for any number of times, that somebody has taken this name on the bus.
 async fn arrivals(bus: &zbus::Connection, name: &'static str) -> Arc<Notify> {

@@ -2,11 +2,13 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::channels::{self, CLIENT, Client, Farewell};
 use super::schema::{Result, parse, text};
 use super::{Store, effects, messages, schema};
 use crate::agent::plan::Settings;
 use crate::db::DbError;
 use crate::proto::field::BADGE_MAX;
+use crate::proto::frame::Refusal;
 use crate::proto::wishes::Wish;
 use crate::proto::{AppId, MessageId, RegId};
 use crate::world;
@@ -88,6 +90,8 @@ pub struct AppRow {
     pub installed: Option<String>,
     /// Why the daemon started it last, until it disconnects.
     pub launch: Option<Launch>,
+    /// The app that it is for, if it is a Web Push channel.
+    pub client: Option<Client>,
 }
 
 /// Why the daemon started an app.
@@ -182,17 +186,20 @@ impl Store {
         self.worker
             .write(move |db| {
                 set_reg_id(db, &app, Some(reg_id), Wish::Register)?;
+                channels::set_refused(db, &app, None)?;
                 db.execute("UPDATE apps SET endpoint = ?2 WHERE app = ?1", params![app.as_str(), endpoint]).map(drop)
             })
             .await
     }
 
-    /// The server gives the app no regId: it has none, and asks for none.
-    pub async fn registration_refused(&self, app: AppId) -> Result<(), DbError> {
+    /// The server gives the app no regId: it has none, and asks for none. A channel goes on asking, as
+    /// its app has been told that it is registered.
+    pub async fn registration_refused(&self, app: AppId, refusal: Refusal) -> Result<(), DbError> {
         self.worker
             .write(move |db| {
                 set_reg_id(db, &app, None, Wish::Register)?;
-                set_wish(db, &app, None)
+                let goes_on = channels::set_refused(db, &app, Some(refusal))?;
+                set_wish(db, &app, goes_on.then_some(Wish::Register))
             })
             .await
     }
@@ -209,13 +216,17 @@ impl Store {
     }
 
     /// The server has ended the app's registration. The server is to be told that the device
-    /// knows, and the app to be started so that it registers anew.
+    /// knows, and the app to be started so that it registers anew. A channel is gone with it.
     pub async fn registration_lost(&self, app: AppId) -> Result<(), DbError> {
         self.worker
             .write(move |db| {
+                let enabled = find(db, &app)?.is_some_and(|row| row.switches.enabled);
+                if enabled && channels::is_one(db, &app)? {
+                    return uninstall(db, &app);
+                }
                 set_reg_id(db, &app, None, Wish::Deregister)?;
                 set_wish(db, &app, Some(Wish::Deregister))?;
-                effects::add_registration_change(db, &app)
+                if channels::is_one(db, &app)? { Ok(()) } else { effects::add_registration_change(db, &app) }
             })
             .await
     }
@@ -260,15 +271,17 @@ impl Store {
 
 const COLUMNS: &str = "app, uid, flatpak, reg_id, wish, (SELECT count(*) FROM unread u WHERE u.app = apps.app),
     badge, enabled, alerts, launch, show_badge, installed, launch_type, launch_id, endpoint";
+/// The number of columns above.
+const CLIENT_AT: usize = 15;
 
 pub(super) fn find(db: &Connection, app: &AppId) -> Result<Option<AppRow>> {
-    db.prepare_cached(&format!("SELECT {COLUMNS} FROM apps WHERE app = ?1 AND NOT gone"))?
+    db.prepare_cached(&format!("SELECT {COLUMNS}, {CLIENT} FROM apps WHERE app = ?1 AND NOT gone"))?
         .query_row([app.as_str()], from_row)
         .optional()
 }
 
 fn all(db: &Connection) -> Result<Vec<AppRow>> {
-    db.prepare_cached(&format!("SELECT {COLUMNS} FROM apps WHERE NOT gone ORDER BY app"))?
+    db.prepare_cached(&format!("SELECT {COLUMNS}, {CLIENT} FROM apps WHERE NOT gone ORDER BY app"))?
         .query_map([], from_row)?
         .collect()
 }
@@ -293,6 +306,7 @@ fn from_row(row: &Row<'_>) -> Result<AppRow> {
         installed: row.get(11)?,
         launch: launch_of(row)?,
         endpoint: row.get(14)?,
+        client: channels::client(row, CLIENT_AT)?,
     })
 }
 
@@ -312,7 +326,12 @@ fn wish_named(name: &str) -> Wish {
     if name == "register" { Wish::Register } else { Wish::Deregister }
 }
 
-fn give(db: &Connection, claim: &Claim, limit: u32, connected: &dyn Fn(&AppId) -> bool) -> Result<Option<AppRow>> {
+pub(super) fn give(
+    db: &Connection,
+    claim: &Claim,
+    limit: u32,
+    connected: &dyn Fn(&AppId) -> bool,
+) -> Result<Option<AppRow>> {
     let Claim { app, owner, by_manifest, installed } = claim;
     let Some(row) = find(db, app)? else { return insert(db, claim, limit, connected) };
     let seen = installed.as_ref().or(row.installed.as_ref());
@@ -407,18 +426,21 @@ fn switch(db: &Connection, app: &AppId, to: SwitchTo) -> Result<Option<(Switches
         (true, false) => {
             end_registration(db, app)?;
             effects::remove_all(db, app)?;
+            channels::end(db, app, Farewell::Revoked)?;
         }
+        (false, true) if channels::revive(db, app)? => set_wish(db, app, Some(Wish::Register))?,
         (false, true) => effects::add_registration_change(db, app)?,
         (true, true) | (false, false) => {}
     }
     Ok(Some((from, to)))
 }
 
-fn uninstall(db: &Connection, app: &AppId) -> Result<()> {
+pub(super) fn uninstall(db: &Connection, app: &AppId) -> Result<()> {
     messages::remove_all(db, app, world::now())?;
     effects::remove_all(db, app)?;
     end_registration(db, app)?;
     db.execute("UPDATE apps SET gone = 1, badge = 0 WHERE app = ?1", [app.as_str()])?;
+    channels::end(db, app, Farewell::Revoked)?;
     forget_if_gone(db, app)
 }
 

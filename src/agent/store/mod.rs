@@ -1,13 +1,14 @@
 //! What the device remembers: who it is, its apps and their regIds, unread messages, what they have
 //! still to bring about, the ids it has seen, and outcomes that the server has not noted yet.
 //!
-//! * `schema`: tables, facts, columns; [`apps`], [`messages`], [`effects`], [`history`],
+//! * `schema`: tables, facts, columns; [`apps`], [`channels`], [`messages`], [`effects`], [`history`],
 //!   [`outcomes`], [`networks`]: what the store does, each beside its SQL.
 //!
 //! Duplicates end here, by message id. [`Store::receive`] returns when the pushes are on disk; only
 //! then may they be acknowledged. Every queue has a limit; what goes over it is counted.
 
 pub mod apps;
+pub mod channels;
 pub mod effects;
 pub mod history;
 pub mod messages;

@@ -132,6 +132,24 @@ pub const MIGRATIONS: &[&str] = &[
     "
     -- endpoint: where application servers send to it, if it is a Web Push channel.
     ALTER TABLE apps ADD COLUMN endpoint TEXT;
+    -- Registrations of apps that speak UnifiedPush. app: the channel of each. version: of the interface
+    -- that the app speaks. asked: how often it has registered. told: the endpoint it was told since.
+    -- farewell: it has still to be told that the registration ended, as it asked or not. refused: why
+    -- the server gives no endpoint for now. bus: the one that gave a service its unique name.
+    CREATE TABLE channels (
+        place       INTEGER PRIMARY KEY AUTOINCREMENT,
+        token       TEXT NOT NULL UNIQUE,
+        app         TEXT NOT NULL UNIQUE,
+        service     TEXT NOT NULL,
+        version     INTEGER NOT NULL CHECK (version IN (1, 2)),
+        description TEXT NOT NULL,
+        asked       INTEGER NOT NULL DEFAULT 1,
+        told        TEXT,
+        farewell    TEXT CHECK (farewell IN ('asked', 'revoked')),
+        refused     TEXT,
+        bus         TEXT
+    ) STRICT;
+    CREATE INDEX channels_by_service ON channels (service);
 ",
 ];
 

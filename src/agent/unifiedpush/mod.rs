@@ -1,0 +1,214 @@
+//! The daemon as a UnifiedPush distributor on the session's bus: apps that know nothing of Bellwire
+//! register here and get their messages by the specification of unifiedpush.org.
+//!
+//! * `distributor`: the objects on the bus; `registrations`: who may have one and how it ends.
+//! * [`patience`], pure: when an app is called again; `connector`: the calls; `postman`: one app at a
+//!   time; `bell`: hints between them.
+//!
+//! A registration is a Web Push channel, which the store has as an app. It has no queue, no settling
+//! and no settings of its own. Nothing here keeps a timer while no app has something to wait for.
+
+mod bell;
+mod connector;
+mod distributor;
+pub mod patience;
+mod postman;
+mod registrations;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use tokio::sync::{Notify, broadcast};
+use tokio::task::{JoinError, JoinSet};
+use tracing::{debug, error, warn};
+use zbus::connection::Builder;
+use zbus::fdo::RequestNameFlags;
+
+use super::bus::Shared;
+use super::config::Bus;
+use super::effects::STORE_RETRY;
+use super::store::channels::{Guest, Token};
+use crate::db::DbError;
+use crate::proto::AppId;
+use bell::Bell;
+use distributor::{Distributor1, Distributor2};
+use postman::Postman;
+use registrations::Registrar;
+
+/// The distributor's name on the bus.
+pub const NAME: &str = "org.unifiedpush.Distributor.bellwire";
+/// The name of KDE's distributor, which some apps look for and no other.
+pub const KDE_NAME: &str = "org.unifiedpush.Distributor.kde";
+/// The object.
+pub const PATH: &str = "/org/unifiedpush/Distributor";
+
+/// The distributor of this daemon, on its way to the bus.
+pub struct Distributor {
+    shared: Arc<Shared>,
+    bell: Arc<Bell>,
+}
+
+impl Distributor {
+    /// The distributor, if there is to be one: apps that speak UnifiedPush are on a session's bus.
+    pub fn new(shared: &Arc<Shared>) -> Option<Self> {
+        let wanted = shared.config.unifiedpush.enabled && shared.config.bus == Bus::Session;
+        wanted.then(|| Self { shared: Arc::clone(shared), bell: Arc::default() })
+    }
+
+    /// Puts its objects on the bus that is being connected.
+    pub fn export<'a>(&self, builder: Builder<'a>) -> Builder<'a> {
+        let registrar = Arc::new(Registrar::new(Arc::clone(&self.shared), Arc::clone(&self.bell)));
+        builder.serve_at(PATH, Distributor1(Arc::clone(&registrar))).serve_at(PATH, Distributor2(registrar))
+    }
+
+    /// Takes its names and begins to serve. Apps look at what the name offers as soon as it is there,
+    /// so that the objects are exported by now. A name that somebody else has is not fatal: the
+    /// daemon's own apps need none of this.
+    pub async fn open(self, bus: &zbus::Connection) {
+        let kde = self.shared.config.unifiedpush.own_kde_name.then_some(KDE_NAME);
+        for name in [NAME].into_iter().chain(kde) {
+            if let Err(error) = bus.request_name_with_flags(name, RequestNameFlags::DO_NOT_QUEUE).await {
+                warn!("the name {name} cannot be had, and apps that look for it are not served: {error}");
+            }
+        }
+        tokio::spawn(watch_guests(Arc::clone(&self.shared), bus.clone(), Arc::clone(&self.bell)));
+        tokio::spawn(Desk::new(self, bus.clone()).run());
+    }
+}
+
+/// The task that has a postman for each registration whose app has something to be told or handed.
+struct Desk {
+    shared: Arc<Shared>,
+    bus: zbus::Connection,
+    bell: Arc<Bell>,
+    /// The postmen, each by its registration, and how to ring at it.
+    busy: HashMap<Token, Arc<Notify>>,
+    postmen: JoinSet<Token>,
+}
+
+impl Desk {
+    fn new(distributor: Distributor, bus: zbus::Connection) -> Self {
+        let Distributor { shared, bell } = distributor;
+        Self { shared, bus, bell, busy: HashMap::new(), postmen: JoinSet::new() }
+    }
+
+    /// Runs as long as the daemon.
+    async fn run(mut self) {
+        let mut changes = self.shared.changes.subscribe();
+        loop {
+            let again = match self.look().await {
+                Ok(()) => None,
+                Err(error) => {
+                    error!("the store failed: {error}");
+                    Some(self.shared.clock.now().after(STORE_RETRY))
+                }
+            };
+            tokio::select! {
+                () = self.shared.hints.channels.notified() => {}
+                change = changes.recv() => {
+                    // A change that was missed is in the store as well.
+                    if matches!(change, Err(broadcast::error::RecvError::Closed)) {
+                        return;
+                    }
+                }
+                Some(done) = self.postmen.join_next() => self.finish(done),
+                () = self.shared.clock.sleep_until(again) => {}
+            }
+        }
+    }
+
+    fn finish(&mut self, done: Result<Token, JoinError>) {
+        match done {
+            Ok(token) => drop(self.busy.remove(&token)),
+            // Its registration stays busy: what broke would break again.
+            Err(error) => error!("an app was not served to the end: {error}"),
+        }
+    }
+
+    /// Sends a postman wherever there is something and none is, and rings at those who need not wait.
+    async fn look(&mut self) -> Result<(), DbError> {
+        let called = self.bell.take();
+        let waiting: HashSet<Token> = self.shared.store.waiting_registrations().await?.into_iter().collect();
+        for (token, ring) in &self.busy {
+            if called.contains(token) || !waiting.contains(token) {
+                ring.notify_one();
+            }
+        }
+        for token in waiting {
+            if self.busy.contains_key(&token) {
+                continue;
+            }
+            let ring = Arc::new(Notify::new());
+            self.busy.insert(token.clone(), Arc::clone(&ring));
+            let postman = Postman { shared: Arc::clone(&self.shared), bus: self.bus.clone(), token, ring };
+            self.postmen.spawn(postman.run());
+        }
+        Ok(())
+    }
+}
+
+/// Ends a registration without a word to anybody but the server.
+async fn dismiss(shared: &Shared, app: &AppId) -> Result<(), DbError> {
+    shared.store.dismiss(app.clone()).await?;
+    shared.forgotten(app.clone(), true).await;
+    Ok(())
+}
+
+/// Ends the registrations of apps without a name of their own when their connections end, and those
+/// of earlier connections at once.
+async fn watch_guests(shared: Arc<Shared>, bus: zbus::Connection, bell: Arc<Bell>) {
+    let mut watched: HashSet<Token> = HashSet::new();
+    let mut watchers: JoinSet<Token> = JoinSet::new();
+    loop {
+        match shared.store.guests().await {
+            Ok(guests) => {
+                for guest in guests {
+                    if watched.insert(guest.token.clone()) {
+                        watchers.spawn(see_off(Arc::clone(&shared), bus.clone(), guest));
+                    }
+                }
+            }
+            Err(error) => error!("the store failed: {error}"),
+        }
+        tokio::select! {
+            () = bell.guest_came() => {}
+            Some(Ok(token)) = watchers.join_next() => drop(watched.remove(&token)),
+        }
+    }
+}
+
+/// Waits until the connection is gone, and ends its registration.
+async fn see_off(shared: Arc<Shared>, bus: zbus::Connection, guest: Guest) -> Token {
+    if guest.bus.as_deref() == Some(bus.server_guid().as_str())
+        && let Err(error) = until_gone(&bus, &guest).await
+    {
+        debug!("the bus does not tell when {} goes: {error}", guest.service);
+        return guest.token;
+    }
+    let ended = match shared.store.registration(guest.token.clone()).await {
+        // It may have been registered anew by somebody else.
+        Ok(Some(registration)) if registration.service == guest.service => dismiss(&shared, &registration.app).await,
+        Ok(_) => Ok(()),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = ended {
+        error!("the store failed: {error}");
+    }
+    guest.token
+}
+
+async fn until_gone(bus: &zbus::Connection, guest: &Guest) -> zbus::Result<()> {
+    let mut changes = postman::changes_of_owner(bus, &guest.service).await?;
+    let dbus = zbus::fdo::DBusProxy::new(bus).await?;
+    // It may have gone before we listened.
+    if !dbus.name_has_owner(guest.service.clone().into_inner()).await? {
+        return Ok(());
+    }
+    while let Some(change) = changes.next().await {
+        if postman::new_owner(&change?).is_none() {
+            break;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,265 @@
+//! What becomes of a call to an app, by how it was answered: when it is called again, if at all. PURE.
+//!
+//! | the answer | what it means | what is done |
+//! |---|---|---|
+//! | a reply, whatever is in it | the app has it | done |
+//! | `NoReply` | the app ended or was replaced | again soon, [`DIED_TRIES`] times; then with growing pauses |
+//! | none in time | the app hangs | again, with growing pauses |
+//! | `ServiceUnknown`, `NameHasNoOwner` | it does not run and cannot be started | again when it comes |
+//! | `Spawn.*`, `TimedOut` of a start | it could not be started | again, with growing pauses, or when it comes |
+//! | `UnknownObject`, `UnknownInterface`, `UnknownMethod` | it has its name and nothing else yet | again after a moment, [`READY_TRIES`] times; then when it comes anew |
+//! | `InvalidArgs` | it does not know the token | the registration ends |
+//! | any other error | it does not want it | again, [`REFUSED_TRIES`] times in all; then not any more |
+//!
+//! Whatever is waited for, the app's arrival on the bus is a reason to call at once. It leaves the
+//! growing pauses as they are: an app that ends each time it is called is not called without one.
+
+#![deny(clippy::disallowed_methods)]
+
+use std::time::Duration;
+
+use crate::proto::Luck;
+use crate::proto::backoff::Backoff;
+
+/// The pause after an app ended instead of answering.
+pub const SOON: Duration = Duration::from_millis(500);
+/// How often that pause is so short.
+pub const DIED_TRIES: u32 = 3;
+/// The pause after an app was there without its object.
+pub const READY_AFTER: Duration = Duration::from_secs(1);
+/// How often that is waited for.
+pub const READY_TRIES: u32 = 3;
+/// The pause after an app refused.
+pub const REFUSED_AFTER: Duration = Duration::from_secs(1);
+/// How often a message is refused before it is given up.
+pub const REFUSED_TRIES: u32 = 3;
+/// The longest of the growing pauses.
+pub const LONGEST: Duration = Duration::from_secs(600);
+
+/// How a call to an app was answered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Answer {
+    /// It replied.
+    #[error("the app has it")]
+    Taken,
+    /// It left the bus meanwhile.
+    #[error("the app ended before it answered")]
+    Died,
+    /// It said nothing in time.
+    #[error("the app did not answer in time")]
+    Silent,
+    /// It does not run, and nothing starts it.
+    #[error("the app does not run, and the bus cannot start it")]
+    Absent,
+    /// It does not run, and the user does not let messages start it.
+    #[error("the app does not run, and the user does not let messages start it")]
+    Kept,
+    /// It could not be started.
+    #[error("the app could not be started: {0}")]
+    NotStarted(String),
+    /// It has its name, and no object that could be called.
+    #[error("the app is not ready: {0}")]
+    NotReady(String),
+    /// It does not know the token.
+    #[error("the app does not know this registration")]
+    UnknownToken,
+    /// It answered with another error.
+    #[error("the app answered with an error: {0}")]
+    Refused(String),
+}
+
+impl Answer {
+    /// What an error of this name says of the app.
+    pub fn of_error(name: &str, text: &str) -> Self {
+        let said = || if text.is_empty() { name.to_owned() } else { format!("{name}: {text}") };
+        let Some(known) = name.strip_prefix("org.freedesktop.DBus.Error.") else { return Self::Refused(said()) };
+        match known {
+            "NoReply" | "Disconnected" => Self::Died,
+            "Timeout" => Self::Silent,
+            "ServiceUnknown" | "NameHasNoOwner" => Self::Absent,
+            "TimedOut" => Self::NotStarted(said()),
+            "UnknownObject" | "UnknownInterface" | "UnknownMethod" => Self::NotReady(said()),
+            "InvalidArgs" => Self::UnknownToken,
+            spawn if spawn.starts_with("Spawn.") => Self::NotStarted(said()),
+            _ => Self::Refused(said()),
+        }
+    }
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The app has it: go on with the next.
+    Done,
+    /// Not again: go on with the next.
+    GiveUp,
+    /// The app knows nothing of the registration: it ends.
+    Revoke,
+    /// Call again after this time, or when the app comes.
+    Again(Duration),
+    /// It is not there: call when it comes.
+    WhenItComes,
+    /// It is there and useless: call when it comes anew.
+    WhenItComesAnew,
+}
+
+/// How one app has answered lately.
+#[derive(Debug)]
+pub struct Patience {
+    backoff: Backoff,
+    died: u32,
+    not_ready: u32,
+    refused: u32,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { backoff: Backoff::up_to(LONGEST), died: 0, not_ready: 0, refused: 0 }
+    }
+}
+
+impl Patience {
+    /// What follows from this answer.
+    pub fn after(&mut self, answer: &Answer, luck: Luck) -> Step {
+        match answer {
+            Answer::Taken => {
+                *self = Self::default();
+                Step::Done
+            }
+            Answer::Died => {
+                self.died += 1;
+                Step::Again(if self.died <= DIED_TRIES { SOON } else { self.backoff.next(luck) })
+            }
+            Answer::Silent | Answer::NotStarted(_) => Step::Again(self.backoff.next(luck)),
+            Answer::Absent | Answer::Kept => Step::WhenItComes,
+            Answer::NotReady(_) => {
+                self.not_ready += 1;
+                if self.not_ready <= READY_TRIES { Step::Again(READY_AFTER) } else { Step::WhenItComesAnew }
+            }
+            Answer::UnknownToken => Step::Revoke,
+            Answer::Refused(_) => {
+                self.refused += 1;
+                if self.refused < REFUSED_TRIES {
+                    return Step::Again(REFUSED_AFTER);
+                }
+                self.refused = 0;
+                Step::GiveUp
+            }
+        }
+    }
+
+    /// The app has come to the bus anew.
+    pub fn came(&mut self) {
+        self.not_ready = 0;
+    }
+
+    /// The app has called: it is there and in order.
+    pub fn called(&mut self) {
+        *self = Self { refused: self.refused, ..Self::default() };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOW: Luck = Luck(0);
+    const HIGH: Luck = Luck(u32::MAX);
+
+    fn error(name: &str) -> Answer {
+        Answer::of_error(&format!("org.freedesktop.DBus.Error.{name}"), "so it is")
+    }
+
+    /// When the app is called in these many seconds from now, if it always answers so.
+    fn calls(answer: &Answer, within: Duration, luck: Luck) -> Vec<Duration> {
+        let (mut patience, mut now, mut calls) = (Patience::default(), Duration::ZERO, Vec::new());
+        while now <= within {
+            calls.push(now);
+            match patience.after(answer, luck) {
+                Step::Again(pause) => now += pause,
+                Step::Done | Step::GiveUp | Step::Revoke | Step::WhenItComes | Step::WhenItComesAnew => break,
+            }
+        }
+        calls
+    }
+
+    #[test]
+    fn each_error_of_the_bus_has_its_meaning() {
+        let said = |name: &str| format!("org.freedesktop.DBus.Error.{name}: so it is");
+        for (name, answer) in [
+            ("NoReply", Answer::Died),
+            ("ServiceUnknown", Answer::Absent),
+            ("NameHasNoOwner", Answer::Absent),
+            ("TimedOut", Answer::NotStarted(said("TimedOut"))),
+            ("Spawn.ChildExited", Answer::NotStarted(said("Spawn.ChildExited"))),
+            ("UnknownObject", Answer::NotReady(said("UnknownObject"))),
+            ("UnknownInterface", Answer::NotReady(said("UnknownInterface"))),
+            ("UnknownMethod", Answer::NotReady(said("UnknownMethod"))),
+            ("InvalidArgs", Answer::UnknownToken),
+            ("Failed", Answer::Refused(said("Failed"))),
+        ] {
+            assert_eq!(error(name), answer, "{name}");
+        }
+        assert_eq!(Answer::of_error("org.example.InvalidArgs", ""), Answer::Refused("org.example.InvalidArgs".into()));
+    }
+
+    #[test]
+    fn an_app_that_ends_is_called_soon_and_then_ever_later() {
+        let calls = calls(&Answer::Died, Duration::from_secs(20), HIGH);
+        let ms: Vec<_> = calls.iter().map(Duration::as_millis).collect();
+        assert_eq!(ms, [0, 500, 1000, 1500, 3500, 7500, 15_500]);
+    }
+
+    #[test]
+    fn an_app_that_hangs_costs_few_calls_a_day() {
+        let day = Duration::from_secs(24 * 3600);
+        for luck in [LOW, HIGH] {
+            let calls = calls(&Answer::Silent, day, luck);
+            assert!((100..=400).contains(&calls.len()), "{}", calls.len());
+            assert!(calls.windows(2).all(|pair| pair[1] - pair[0] <= LONGEST));
+        }
+    }
+
+    #[test]
+    fn an_app_that_is_not_ready_is_waited_for_a_moment_and_then_until_it_comes_anew() {
+        let mut patience = Patience::default();
+        let not_ready = error("UnknownObject");
+        for _ in 0..READY_TRIES {
+            assert_eq!(patience.after(&not_ready, LOW), Step::Again(READY_AFTER));
+        }
+        assert_eq!(patience.after(&not_ready, LOW), Step::WhenItComesAnew);
+        patience.came();
+        assert_eq!(patience.after(&not_ready, LOW), Step::Again(READY_AFTER));
+    }
+
+    #[test]
+    fn what_an_app_refuses_is_given_up_and_the_next_has_its_own_tries() {
+        let mut patience = Patience::default();
+        let refused = error("Failed");
+        for _ in 0..2 {
+            assert_eq!(patience.after(&refused, LOW), Step::Again(REFUSED_AFTER));
+            assert_eq!(patience.after(&refused, LOW), Step::Again(REFUSED_AFTER));
+            assert_eq!(patience.after(&refused, LOW), Step::GiveUp);
+        }
+    }
+
+    #[test]
+    fn an_app_that_comes_and_ends_each_time_still_gets_its_pauses() {
+        let mut patience = Patience::default();
+        let mut pauses = Vec::new();
+        for _ in 0..6 {
+            patience.came();
+            pauses.push(patience.after(&Answer::Died, HIGH));
+        }
+        assert_eq!(pauses[3..], [2, 4, 8].map(|seconds| Step::Again(Duration::from_secs(seconds))));
+        patience.called();
+        assert_eq!(patience.after(&Answer::Died, HIGH), Step::Again(SOON));
+    }
+
+    #[test]
+    fn who_is_absent_or_may_not_be_started_costs_no_timer() {
+        for answer in [Answer::Absent, Answer::Kept] {
+            assert_eq!(Patience::default().after(&answer, LOW), Step::WhenItComes);
+        }
+    }
+}
