@@ -217,7 +217,7 @@ async fn registering_again_tells_the_same_endpoint_again() {
 async fn the_endpoint_outlives_the_daemon_and_is_not_told_without_need() {
     let mut stage = Stage::set().await;
     let (mut app, endpoint) = stage.registered().await;
-    stage.device.kill_agent();
+    stage.device.stop_agent();
     send(&endpoint, "while it was away");
     stage.device.restart_agent();
     // Had it been told again, that would be the first.
@@ -327,15 +327,25 @@ async fn bytes_come_as_they_were_sent() {
 
 // Who may register what.
 
+/// All connections of the test are of one process, which may be all of its apps.
+fn unregister_as_another_process(device: &Device, interface: &str, argument: &str) {
+    let called = std::process::Command::new("gdbus")
+        .args(["call", "--address", &device.address, "--dest", DISTRIBUTOR, "--object-path", DISTRIBUTOR_PATH])
+        .args(["--method", &format!("org.unifiedpush.{interface}.Unregister"), argument])
+        .output()
+        .expect("gdbus is missing: apt-get install libglib2.0-bin");
+    assert!(called.status.success(), "{called:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_is_its_service_s_and_has_at_most_100_bytes() {
     let stage = Stage::set().await;
     let (mut app, endpoint) = stage.registered().await;
     let other = Connector::start(&stage.device, "org.example.Other", Version::V2).await;
     assert_eq!(other.register(TOKEN).await, Err("INTERNAL_ERROR".to_owned()));
-    other.unregister(TOKEN).await;
+    unregister_as_another_process(&stage.device, "Distributor2", &format!("{{'token': <'{TOKEN}'>}}"));
+    unregister_as_another_process(&stage.device, "Distributor1", TOKEN);
     let old = Connector::start(&stage.device, "org.example.Old", Version::V1).await;
-    old.unregister(TOKEN).await;
     send(&endpoint, "still the app's");
     assert_eq!(app.message().await, b"still the app's");
 
