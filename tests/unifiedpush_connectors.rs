@@ -28,18 +28,17 @@ struct Program {
 }
 
 impl Program {
-    /// The app in Python, which ends when nothing comes for so many seconds.
-    fn first_version(device: &Device, idle_s: &str, more: &[&str]) -> Self {
+    /// The app in Python.
+    fn first_version(device: &Device) -> Self {
         let log = device.folder.path().join("connector.log");
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/unifiedpush/v1_connector.py");
-        let words = [common::python().as_str(), script, APP, &log.to_string_lossy(), idle_s].map(str::to_owned);
-        let command = words.into_iter().chain(more.iter().map(|word| (*word).to_owned())).collect();
+        let command = [common::python().as_str(), script, APP, &log.to_string_lossy()].map(str::to_owned).to_vec();
         Self { command, log, address: device.address.clone(), running: None }
     }
 
-    /// Lets the bus start it.
-    async fn install(&self, device: &Device) {
-        let service = format!("[D-BUS Service]\nName={APP}\nExec={}\n", self.command.join(" "));
+    /// Lets the bus start it, with these further arguments.
+    async fn install(&self, device: &Device, more: &str) {
+        let service = format!("[D-BUS Service]\nName={APP}\nExec={} {more}\n", self.command.join(" "));
         device.install(&format!("dbus-1/services/{APP}.service"), &service);
         let bus = device.connect().await;
         zbus::fdo::DBusProxy::new(&bus).await.expect("a bus").reload_config().await.expect("it reads");
@@ -70,6 +69,18 @@ impl Program {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let events = text.lines().map(|line| line.parse::<Value>().expect("a line is JSON"));
         events.filter(|event| event["event"] == kind).collect()
+    }
+
+    /// Waits until nobody has its name, after it ended by itself.
+    async fn until_gone(&self, device: &Device) {
+        let bus = device.connect().await;
+        let dbus = zbus::fdo::DBusProxy::new(&bus).await.expect("a bus");
+        let name = zbus::names::BusName::try_from(APP).expect("a name");
+        common::until(async || {
+            let there = dbus.name_has_owner(name.clone()).await.expect("the bus answers");
+            so(!there, || "it does not end".to_owned())
+        })
+        .await;
     }
 
     /// Waits until it wrote down so many events of this kind.
@@ -127,17 +138,17 @@ async fn send_twenty(program: &Program, endpoint: &str) -> Vec<String> {
 async fn an_app_of_the_first_version_lives_its_life() {
     let mut server = Server::start("00", "");
     let mut device = Device::start(&server.gateway, "");
-    let mut app = Program::first_version(&device, "2", &[]);
+    let mut app = Program::first_version(&device);
     let endpoint = app.register().await;
     assert_eq!(app.events("registered")[0]["result"], serde_json::json!(["REGISTRATION_SUCCEEDED", ""]));
     send(&endpoint, "to the running app");
     app.until("Message", 1).await;
     app.stop();
 
-    app.install(&device).await;
+    app.install(&device, "2").await;
     send(&endpoint, "to the stopped app");
     app.until("Message", 2).await;
-    app.until("ended", 1).await;
+    app.until_gone(&device).await;
     assert_eq!(app.messages(), ["to the running app", "to the stopped app"]);
 
     device.kill_agent();
@@ -147,7 +158,7 @@ async fn an_app_of_the_first_version_lives_its_life() {
     device.until_online().await;
     send(&endpoint, "after restarts");
     app.until("Message", 3).await;
-    app.until("ended", 2).await;
+    app.until_gone(&device).await;
     app.forget();
     assert_eq!(app.register().await, endpoint);
 
@@ -159,11 +170,11 @@ async fn an_app_of_the_first_version_lives_its_life() {
 async fn twenty_messages_to_a_stopped_app_are_one_start() {
     let server = Server::start("00", "");
     let device = Device::start(&server.gateway, "");
-    let mut app = Program::first_version(&device, "3", &[]);
+    let mut app = Program::first_version(&device);
     let endpoint = app.register().await;
     app.stop();
     app.forget();
-    app.install(&device).await;
+    app.install(&device, "3").await;
     assert_eq!(send_twenty(&app, &endpoint).await, app.messages());
     assert_eq!(app.until("started", 1).await.len(), 1);
 }
@@ -172,11 +183,11 @@ async fn twenty_messages_to_a_stopped_app_are_one_start() {
 async fn an_app_that_dies_in_the_middle_is_started_again_and_misses_nothing() {
     let server = Server::start("00", "");
     let device = Device::start(&server.gateway, "");
-    let mut app = Program::first_version(&device, "3", &["10"]);
+    let mut app = Program::first_version(&device);
     let endpoint = app.register().await;
     app.stop();
     app.forget();
-    app.install(&device).await;
+    app.install(&device, "3 10").await;
     // Each run takes nine and dies of the tenth.
     assert_eq!(send_twenty(&app, &endpoint).await, app.messages());
     assert_eq!((app.events("started").len(), app.events("died").len()), (3, 2));
@@ -186,11 +197,11 @@ async fn an_app_that_dies_in_the_middle_is_started_again_and_misses_nothing() {
 async fn an_app_that_must_not_be_started_gets_its_messages_when_it_comes() {
     let server = Server::start("00", "");
     let device = Device::start(&server.gateway, "");
-    let mut app = Program::first_version(&device, "3600", &[]);
+    let mut app = Program::first_version(&device);
     let endpoint = app.register().await;
     app.stop();
     app.forget();
-    app.install(&device).await;
+    app.install(&device, "").await;
     let listed: Value = serde_json::from_slice(&device.tool(&["--json", "app", "list"]).stdout).expect("JSON");
     let channel = listed["apps"][0]["app"].as_str().expect("a text").to_owned();
     assert!(device.tool(&["app", "set", &channel, "--launch", "off"]).status.success());
