@@ -24,6 +24,7 @@ struct Program {
     command: Vec<String>,
     log: PathBuf,
     address: String,
+    home: PathBuf,
     running: Option<Child>,
 }
 
@@ -33,7 +34,14 @@ impl Program {
         let log = device.folder.path().join("connector.log");
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/unifiedpush/v1_connector.py");
         let command = [common::python().as_str(), script, APP, &log.to_string_lossy()].map(str::to_owned).to_vec();
-        Self { command, log, address: device.address.clone(), running: None }
+        Self { command, log, address: device.address.clone(), home: device.folder.path().to_owned(), running: None }
+    }
+
+    /// The app in Rust, which is built at the first run.
+    fn of_rust(device: &Device) -> Self {
+        let log = device.folder.path().join("connector.log");
+        let command = [rust_app().as_str(), APP, &log.to_string_lossy()].map(str::to_owned).to_vec();
+        Self { command, log, address: device.address.clone(), home: device.folder.path().to_owned(), running: None }
     }
 
     /// Lets the bus start it, with these further arguments.
@@ -48,6 +56,7 @@ impl Program {
     fn start(&mut self) {
         let mut command = Command::new(&self.command[0]);
         command.args(&self.command[1..]).env("DBUS_SESSION_BUS_ADDRESS", &self.address).stdin(Stdio::piped());
+        command.env("HOME", &self.home).env_remove("XDG_CONFIG_HOME").env_remove("UNIFIEDPUSH_DISTRIBUTOR");
         self.running = Some(command.spawn().expect("it can be started"));
     }
 
@@ -121,6 +130,19 @@ impl Drop for Program {
     }
 }
 
+/// The program of the app in Rust: a package of its own, so that only this test builds what it needs.
+fn rust_app() -> String {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/unifiedpush/rust/Cargo.toml");
+    let target = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("unifiedpush-app");
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--locked", "--manifest-path", manifest, "--target-dir"])
+        .arg(&target)
+        .status()
+        .expect("cargo runs");
+    assert!(built.success(), "cargo has said what is missing");
+    target.join("debug/unifiedpush-app").to_string_lossy().into_owned()
+}
+
 fn send(endpoint: &str, text: &str) {
     let answer = curl(&["--data-binary", "@-", "-H", "TTL: 600", endpoint], text.as_bytes());
     assert_eq!(answer.status, 201, "{answer:?}");
@@ -134,13 +156,13 @@ async fn send_twenty(program: &Program, endpoint: &str) -> Vec<String> {
     texts
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_app_of_the_first_version_lives_its_life() {
+/// An app registers, gets messages while it runs and while it does not, keeps its endpoint over restarts of
+/// daemon and server, and unregisters.
+async fn live(app: fn(&Device) -> Program, farewell: &str) {
     let mut server = Server::start("00", "");
     let mut device = Device::start(&server.gateway, "");
-    let mut app = Program::first_version(&device);
+    let mut app = app(&device);
     let endpoint = app.register().await;
-    assert_eq!(app.events("registered")[0]["result"], serde_json::json!(["REGISTRATION_SUCCEEDED", ""]));
     send(&endpoint, "to the running app");
     app.until("Message", 1).await;
     app.stop();
@@ -163,7 +185,17 @@ async fn an_app_of_the_first_version_lives_its_life() {
     assert_eq!(app.register().await, endpoint);
 
     app.tell(&format!("unregister {TOKEN}"));
-    assert_eq!(app.until("Unregistered", 1).await[0]["token"], "");
+    assert_eq!(app.until("Unregistered", 1).await[0]["token"], farewell);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_of_the_first_version_lives_its_life() {
+    live(Program::first_version, "").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_on_the_connector_for_rust_lives_its_life() {
+    live(Program::of_rust, TOKEN).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
