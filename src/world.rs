@@ -7,7 +7,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use rustix::time::{ClockId, clock_gettime};
 use uuid::Uuid;
 
-use crate::proto::{DeviceId, Luck, MessageId, Moment, Secret, UnixMillis};
+use crate::proto::{DeviceId, Luck, MessageId, Moment, ReceiptsId, Secret, UnixMillis};
 
 /// The wall clock.
 pub fn now() -> UnixMillis {
@@ -101,6 +101,11 @@ pub fn secret() -> Secret {
 /// A new device id.
 pub fn device_id() -> DeviceId {
     DeviceId::from_uuid(Uuid::new_v4())
+}
+
+/// A new subscription of receipts.
+pub fn receipts_id() -> ReceiptsId {
+    ReceiptsId::from_bytes(random_bytes())
 }
 
 /// A new message id.

@@ -4,9 +4,13 @@
 //! a later one may: that one takes them with it. What a session has passed is therefore known by one
 //! place for all registrations, and one for each registration of which something was held back. Nothing
 //! that was held back may be taken for sent, and nothing may be passed over for good.
+//!
+//! Web Push messages of one channel keep their order only among those of the same urgency: a device is not
+//! sent what is below its least whatever else it is sent (RFC 8030, section 5.3).
 
 use std::collections::BTreeMap;
 
+use super::channel::Channel;
 use super::ids::{AppId, MessageId, UnixMillis};
 use super::message::Push;
 use super::urgency::Urgency;
@@ -47,15 +51,29 @@ impl Gate {
     }
 }
 
-/// For each app of which something was held back, the first place that was.
-pub type HeldBack = Vec<(AppId, Seq)>;
+/// Messages that go in their order: those of an app, or of a Web Push channel those of one urgency.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Sequence {
+    app: AppId,
+    urgency: Option<Urgency>,
+}
+
+impl Sequence {
+    /// The one of this app's messages that are as urgent.
+    pub fn of(app: &AppId, urgency: Urgency) -> Self {
+        Self { app: app.clone(), urgency: Channel::is_reserved(app).then_some(urgency) }
+    }
+}
+
+/// For each sequence of which something was held back, the first place that was.
+pub type HeldBack = Vec<(Sequence, Seq)>;
 
 /// What a session asks its store for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Wanted {
     /// What is after this place, and
     pub after: Seq,
-    /// for these apps, what is from theirs on as well.
+    /// for these sequences, what is from theirs on as well.
     pub held: HeldBack,
     /// What of it may go.
     pub gate: Gate,
@@ -88,17 +106,17 @@ pub struct Backlog {
     pub rows: Vec<Queued>,
     /// No more of them may go.
     pub complete: bool,
-    /// The first of each app that is not among them, as far as something was held back.
+    /// The first of each sequence that is not among them, as far as something was held back.
     pub held: HeldBack,
     /// Some more may go then, if the device is not heard before.
     pub until: Option<UnixMillis>,
 }
 
-/// Notes that nothing of the app from this place on was sent.
-pub fn hold_back(held: &mut HeldBack, app: &AppId, seq: Seq) {
-    match held.iter_mut().find(|(name, _)| name == app) {
+/// Notes that nothing of the sequence from this place on was sent.
+pub fn hold_back(held: &mut HeldBack, sequence: Sequence, seq: Seq) {
+    match held.iter_mut().find(|(name, _)| *name == sequence) {
         Some((_, first)) => *first = seq.min(*first),
-        None => held.push((app.clone(), seq)),
+        None => held.push((sequence, seq)),
     }
 }
 
@@ -107,12 +125,12 @@ pub fn hold_back(held: &mut HeldBack, app: &AppId, seq: Seq) {
 pub struct Choosing<'a> {
     wanted: &'a Wanted,
     /// As wanted: there may be many, and each message asks.
-    held: BTreeMap<&'a AppId, Seq>,
+    held: BTreeMap<&'a Sequence, Seq>,
     now: UnixMillis,
-    lanes: BTreeMap<AppId, Lane>,
+    lanes: BTreeMap<Sequence, Lane>,
 }
 
-/// What is meant of one app, in order.
+/// What is meant of one sequence, in order.
 #[derive(Debug, Default)]
 struct Lane {
     places: Vec<Seq>,
@@ -126,7 +144,7 @@ struct Lane {
 #[derive(Debug, PartialEq)]
 pub struct Chosen {
     /// These may go, in order.
-    pub go: Vec<(Seq, AppId)>,
+    pub go: Vec<(Seq, Sequence)>,
     /// As in [`Backlog`].
     pub complete: bool,
     /// As in [`Backlog`].
@@ -138,23 +156,21 @@ pub struct Chosen {
 impl<'a> Choosing<'a> {
     /// Begins.
     pub fn new(wanted: &'a Wanted, now: UnixMillis) -> Self {
-        let held = wanted.held.iter().map(|(app, first)| (app, *first)).collect();
+        let held = wanted.held.iter().map(|(sequence, first)| (sequence, *first)).collect();
         Self { wanted, held, now, lanes: BTreeMap::new() }
     }
 
     /// The next message that waits, in order of places from [`Wanted::from`] on; `until` is when it
     /// stops to wait for a frame.
     pub fn see(&mut self, seq: Seq, app: &AppId, urgency: Urgency, until: UnixMillis) {
-        // Also where the session has gone back to before what it held back of the app.
-        let meant = seq > self.wanted.after || self.held.get(app).is_some_and(|first| seq >= *first);
+        let sequence = Sequence::of(app, urgency);
+        // Also where the session has gone back to before what it held back of the sequence.
+        let meant = seq > self.wanted.after || self.held.get(&sequence).is_some_and(|first| seq >= *first);
         if !meant {
             return;
         }
-        if !self.lanes.contains_key(app) {
-            self.lanes.insert(app.clone(), Lane::default());
-        }
         let gate = self.wanted.gate;
-        let Some(lane) = self.lanes.get_mut(app) else { return };
+        let lane = self.lanes.entry(sequence).or_default();
         lane.places.push(seq);
         if gate.lets(urgency, until, self.now) {
             (lane.free, lane.until) = (lane.places.len(), None);
@@ -165,18 +181,18 @@ impl<'a> Choosing<'a> {
 
     /// That was all.
     pub fn choose(self) -> Chosen {
-        let of_lane = |(app, lane): (&AppId, &Lane)| {
-            lane.places[..lane.free].iter().map(|seq| (*seq, app.clone())).collect::<Vec<_>>()
+        let of_lane = |(sequence, lane): (&Sequence, &Lane)| {
+            lane.places[..lane.free].iter().map(|seq| (*seq, sequence.clone())).collect::<Vec<_>>()
         };
-        let mut go: Vec<(Seq, AppId)> = self.lanes.iter().flat_map(of_lane).collect();
+        let mut go: Vec<(Seq, Sequence)> = self.lanes.iter().flat_map(of_lane).collect();
         go.sort_unstable_by_key(|(seq, _)| *seq);
         let complete = go.len() <= self.wanted.limit;
         go.truncate(self.wanted.limit);
         let last = go.last().map_or(Seq(0), |(seq, _)| *seq);
-        let first_left = |(app, lane): (&AppId, &Lane)| {
+        let first_left = |(sequence, lane): (&Sequence, &Lane)| {
             let left = |place: &usize| *place >= lane.free || lane.places[*place] > last;
             let place = (0..lane.places.len()).find(left)?;
-            Some((app.clone(), lane.places[place]))
+            Some((sequence.clone(), lane.places[place]))
         };
         let held = self.lanes.iter().filter_map(first_left).collect();
         let until = self.lanes.values().filter_map(|lane| lane.until).min();
@@ -204,6 +220,11 @@ mod tests {
         choosing.choose()
     }
 
+    /// The sequence of an app that is no channel.
+    fn of(name: &str) -> Sequence {
+        Sequence::of(&app(name), Urgency::Normal)
+    }
+
     fn places(chosen: &Chosen) -> Vec<i64> {
         chosen.go.iter().map(|(seq, _)| seq.0).collect()
     }
@@ -225,14 +246,14 @@ mod tests {
         let chosen = choose(&through(NORMAL), &ROWS);
         assert_eq!(places(&chosen), [1, 2, 3]);
         assert!(chosen.complete);
-        assert_eq!(chosen.held, [(app("a"), Seq(4)), (app("b"), Seq(5))]);
+        assert_eq!(chosen.held, [(of("a"), Seq(4)), (of("b"), Seq(5))]);
         assert_eq!(chosen.until, None, "what is below the least waits for no time");
         assert_eq!(places(&choose(&through(Gate::OPEN), &ROWS)), [1, 2, 3, 4, 5]);
     }
 
     #[test]
     fn what_was_held_back_is_looked_at_again_and_what_was_sent_is_not() {
-        let wanted = Wanted { after: Seq(4), held: vec![(app("a"), Seq(3))], ..through(NORMAL) };
+        let wanted = Wanted { after: Seq(4), held: vec![(of("a"), Seq(3))], ..through(NORMAL) };
         assert_eq!(wanted.from(), Seq(2));
         assert_eq!(places(&choose(&wanted, &ROWS)), [3]);
         let wanted = Wanted { gate: Gate::OPEN, ..wanted };
@@ -240,11 +261,26 @@ mod tests {
     }
 
     #[test]
+    fn what_may_go_to_a_channel_takes_only_what_is_as_urgent_with_it() {
+        let rows = [
+            (1, "webpush:a", Urgency::Low, 0),
+            (2, "webpush:a", Urgency::High, 0),
+            (3, "webpush:a", Urgency::Normal, 0),
+            (4, "webpush:a", Urgency::High, 0),
+        ];
+        let chosen = choose(&through(NORMAL), &rows);
+        assert_eq!(places(&chosen), [2, 3, 4]);
+        assert_eq!(chosen.held, [(Sequence::of(&app("webpush:a"), Urgency::Low), Seq(1))]);
+        let wanted = Wanted { after: Seq(4), held: chosen.held, ..through(Gate::OPEN) };
+        assert_eq!(places(&choose(&wanted, &rows)), [1]);
+    }
+
+    #[test]
     fn over_the_limit_the_rest_is_as_if_it_were_held_back() {
         let wanted = Wanted { limit: 2, ..through(Gate::OPEN) };
         let chosen = choose(&wanted, &ROWS);
         assert_eq!((places(&chosen), chosen.complete), (vec![1, 2], false));
-        assert_eq!(chosen.held, [(app("a"), Seq(3)), (app("b"), Seq(5))]);
+        assert_eq!(chosen.held, [(of("a"), Seq(3)), (of("b"), Seq(5))]);
     }
 
     #[test]
@@ -259,13 +295,14 @@ mod tests {
 
     proptest! {
         /// Whatever the gate does from one look to the next, and however few are taken at a time: each
-        /// goes once, in order for its app, none that may not, and in the end all.
+        /// goes once, in order for its sequence, none that may not, and in the end all.
         #[test]
         fn every_message_goes_once_and_in_its_order(
             rows in prop::collection::vec((0..3_usize, 0..4_usize), 0..40),
             looks in prop::collection::vec((0..5_usize, 0..4_usize, 1..6_usize), 0..30),
         ) {
-            let apps = ["a", "b", "c"].map(app);
+            let apps = ["a", "b", "webpush:c"].map(app);
+            let sequence = |of: usize, urgency: usize| Sequence::of(&apps[of], Urgency::ALL[urgency]);
             let (mut cursor, mut held, mut sent, mut known) = (Seq(0), HeldBack::new(), Vec::new(), 0);
             let last = looks.len();
             for look in 0..last + rows.len() + 1 {
@@ -280,7 +317,7 @@ mod tests {
                 let chosen = choosing.choose();
                 for (seq, name) in &chosen.go {
                     let later = &rows[..known][seq.0 as usize - 1..];
-                    let urgent = |(of, urgency): &(usize, usize)| apps[*of] == *name && *urgency >= least;
+                    let urgent = |(of, urgency): &(usize, usize)| sequence(*of, *urgency) == *name && *urgency >= least;
                     prop_assert!(later.iter().any(urgent), "{seq:?} may not go");
                     let before = sent.iter().filter(|(_, of)| of == name).map(|(seq, _)| *seq).max();
                     prop_assert!(before < Some(*seq), "out of order or twice");
@@ -296,11 +333,11 @@ mod tests {
     #[test]
     fn what_comes_back_before_what_was_held_of_its_app_is_seen() {
         // Place 6 was held back; place 5, which was hidden then, is shown again.
-        let wanted = Wanted { held: vec![(app("a"), Seq(6))], ..Wanted::all(Seq(4), 10) };
+        let wanted = Wanted { held: vec![(of("a"), Seq(6))], ..Wanted::all(Seq(4), 10) };
         let mut choosing = Choosing::new(&wanted, NOW);
         for place in [3, 5, 6] {
             choosing.see(Seq(place), &app("a"), Urgency::Normal, UnixMillis(0));
         }
-        assert_eq!(choosing.choose().go, [(Seq(5), app("a")), (Seq(6), app("a"))]);
+        assert_eq!(choosing.choose().go, [(Seq(5), of("a")), (Seq(6), of("a"))]);
     }
 }

@@ -41,7 +41,7 @@ impl Channel {
 
     /// Whether this is reserved for channels, although it may be the name of none.
     pub fn is_reserved(app: &AppId) -> bool {
-        app.as_str().starts_with(PREFIX)
+        is_reserved(app.as_str())
     }
 
     /// Its name: `webpush:ID` or `webpush:ID:SENDER`, both base64url without padding, of 16 and 32
@@ -55,6 +55,11 @@ impl Channel {
         // Invariant: 74 characters, each of which an id may have.
         text.parse().expect("the name of a channel is an id")
     }
+}
+
+/// Whether a name is reserved for channels, although it may be the name of none.
+pub fn is_reserved(name: &str) -> bool {
+    name.starts_with(PREFIX)
 }
 
 /// The SHA-256 of an application server's public key.

@@ -117,6 +117,7 @@ fn push() -> impl Strategy<Value = Push> {
         urgency: flags.3,
         collapse_key: texts.5.map(|key| CollapseKey::try_from(key).unwrap()),
         receipt: flags.1,
+        receipts_to: None,
         background_launch: flags.2,
     })
 }

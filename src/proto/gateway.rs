@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::backlog::{Gate, HeldBack, hold_back};
+use super::backlog::{Gate, HeldBack, Sequence, hold_back};
 use super::flight::Flight;
 use super::frame::{
     Bye, Delivery, Hello, LIST_MAX, Outcome, Reason, Refusal, ToDevice, ToServer, VERSION, WINDOW, Welcome,
@@ -266,7 +266,7 @@ impl Session {
         for row in rows {
             let (seq, id) = (row.seq, row.push.id);
             if left_over {
-                hold_back(&mut held, &row.push.app, seq);
+                hold_back(&mut held, Sequence::of(&row.push.app, row.push.urgency), seq);
                 continue;
             }
             if resume.contains(&id) {
@@ -279,7 +279,7 @@ impl Session {
             } else if self.flight.count() < WINDOW {
                 self.push(now, wall, row);
             } else {
-                hold_back(&mut held, &row.push.app, seq);
+                hold_back(&mut held, Sequence::of(&row.push.app, row.push.urgency), seq);
                 left_over = true;
                 continue;
             }

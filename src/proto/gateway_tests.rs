@@ -42,6 +42,11 @@ fn rows(numbers: std::ops::RangeInclusive<u64>) -> Vec<Queued> {
     numbers.map(row).collect()
 }
 
+/// The sequence of an app that is no channel.
+fn sequence(app: &AppId) -> Sequence {
+    Sequence::of(app, Urgency::Normal)
+}
+
 fn backlog(rows: Vec<Queued>, complete: bool) -> Backlog {
     Backlog { rows, complete, held: HeldBack::new(), until: None }
 }
@@ -604,7 +609,7 @@ fn what_was_held_back_is_asked_for_when_the_device_takes_more() {
     session.handle_wake();
     assert_eq!(asked(&mut session).unwrap().gate, Gate { least: Urgency::Normal, quiet: false });
     // Push 1 is held back, push 2 of another app goes.
-    let held = vec![(app(), Seq(1))];
+    let held = vec![(sequence(&app()), Seq(1))];
     session.handle_backlog(START, WALL, Backlog { held: held.clone(), ..backlog(rows(2..=2), true) });
     assert_eq!(pushed(&actions(&mut session)), [id(2)]);
     let say = |session: &mut Session, taking| session.handle_frame(START, ToServer::Ping { seq: 1, next_s: 9, taking });
@@ -622,7 +627,7 @@ fn what_is_held_back_is_not_considered_sent() {
     let mut session = taking(NORMAL);
     session.handle_wake();
     actions(&mut session);
-    let held = vec![(app(), Seq(2))];
+    let held = vec![(sequence(&app()), Seq(2))];
     session.handle_backlog(START, WALL, Backlog { held, ..backlog(vec![row(1), row(3)], true) });
     assert!(session.may_have_sent(Seq(1), id(1)) && session.may_have_sent(Seq(3), id(3)));
     assert!(!session.may_have_sent(Seq(2), id(2)));
@@ -636,7 +641,7 @@ fn what_does_not_fit_the_window_is_asked_for_again_in_its_place() {
     for number in 1..=32 {
         assert!(session.offer(START, WALL, push(1_000 + number)));
     }
-    let held = vec![(samples::app("other"), Seq(1))];
+    let held = vec![(sequence(&samples::app("other")), Seq(1))];
     session.handle_backlog(START, WALL, Backlog { held, ..backlog(rows(2..=3), true) });
     actions(&mut session);
     session.handle_frame(START, ack(1_001..=1_001));
@@ -704,7 +709,7 @@ fn a_device_that_takes_more_gets_the_rest_with_that_word_although_it_stays_idle(
     session.handle_wake();
     actions(&mut session);
     // What is below the least waits for no time.
-    let held = vec![(app(), Seq(1))];
+    let held = vec![(sequence(&app()), Seq(1))];
     session.handle_backlog(START, WALL, Backlog { held, ..backlog(vec![], true) });
     let taking = Taking { least: Urgency::Low, idle: true };
     session.handle_frame(START, ToServer::Ping { seq: 1, next_s: 9, taking });
@@ -728,7 +733,7 @@ fn what_the_device_has_of_what_is_held_back_is_remembered() {
     let terms = Terms { region: Region(3), ka_max_s: 300, links: Vec::new() };
     let hello = Hello { taking: NORMAL, ..hello(vec![id(1)]) };
     let mut session = Session::open(Claim { hello }, terms, false, START);
-    let held = vec![(app(), Seq(1))];
+    let held = vec![(sequence(&app()), Seq(1))];
     session.handle_backlog(START, WALL, Backlog { held, ..backlog(vec![], true) });
     actions(&mut session);
     let taking = Taking { least: Urgency::Low, ..NORMAL };

@@ -106,6 +106,11 @@ macro_rules! uuid_name {
                 Self(uuid)
             }
 
+            /// The same.
+            pub fn from_bytes(bytes: [u8; 16]) -> Self {
+                Self(Uuid::from_bytes(bytes))
+            }
+
             /// Its 16 bytes, as stores keep them.
             pub fn as_bytes(&self) -> &[u8; 16] {
                 self.0.as_bytes()
@@ -156,6 +161,11 @@ uuid_name! {
 uuid_name! {
     /// One notification to one registration. Sorts by the time at which it was accepted.
     MessageId
+}
+
+uuid_name! {
+    /// A subscription of receipts: 128 random bits that only who was given them knows.
+    ReceiptsId
 }
 
 /// A region of the service: the first byte of every regId it issues.

@@ -1,14 +1,15 @@
 //! One notification to one registration, whichever sender API it came through.
 //!
 //! A door parses its request into a [`Push`] once; from there on nothing interprets the payload.
-//! The same text form is stored on the server, sent to the device and stored there.
+//! The same text form is stored on the server, sent to the device and stored there, but for what is the
+//! server's alone: [`Push::for_device`] takes that away.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::field::{self, Fields};
-use super::ids::{AppId, MessageId, RegId, UnixMillis};
+use super::ids::{AppId, MessageId, ReceiptsId, RegId, UnixMillis};
 use super::urgency::Urgency;
 
 /// A validated notification. Optional members are absent from the text form when `None`.
@@ -59,6 +60,9 @@ pub struct Push {
     /// Whether the sender is to be told when a device has stored it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub receipt: bool,
+    /// Whom the server tells what becomes of it, by Web Push.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipts_to: Option<ReceiptsTo>,
     /// The request's top-level `action: backgroundLaunch`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub background_launch: bool,
@@ -68,6 +72,12 @@ impl Push {
     /// Whether it may no longer be delivered at `now`.
     pub fn expired(&self, now: UnixMillis) -> bool {
         self.expires_ms <= now
+    }
+
+    /// As its device is sent it: without the topic, which is not forwarded (RFC 8030, section 5.4), and
+    /// without whom the server tells of it.
+    pub fn for_device(self) -> Self {
+        Self { collapse_key: None, receipts_to: None, ..self }
     }
 
     /// What a waiting message of the same registration has in common with the one that takes its place.
@@ -85,6 +95,18 @@ impl Push {
             Door::Tizen | Door::CodenameOne | Door::Iizi | Door::Gcm => None,
         }
     }
+}
+
+/// Whom the server tells what became of a message (RFC 8030, section 5.1).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiptsTo {
+    /// The subscription of receipts.
+    pub link: ReceiptsId,
+    /// The app whose callback is told too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppId>,
+    /// The message's URL, as its sender was told it.
+    pub message: String,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -256,6 +278,7 @@ impl TryFrom<TextForm> for Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::samples;
     use proptest::prelude::*;
 
     #[test]
@@ -264,6 +287,24 @@ mod tests {
         assert_eq!(form("{id:asdf}ä".as_bytes()), r#"{"text":"{id:asdf}ä"}"#);
         assert_eq!(form(&[0xff, 0]), r#"{"base64":"/wA="}"#);
         assert_eq!(form(b"\x01"), r#"{"base64":"AQ=="}"#);
+    }
+
+    #[test]
+    fn a_device_is_told_neither_the_topic_nor_who_hears_of_the_message() {
+        let stored = Push {
+            collapse_key: Some(CollapseKey::try_from("score".to_owned()).unwrap()),
+            receipts_to: Some(ReceiptsTo {
+                link: ReceiptsId::from_slice(&[7; 16]).unwrap(),
+                app: Some(samples::app("chat")),
+                message: "https://push.example.org/wp/m/x".into(),
+            }),
+            receipt: true,
+            ..samples::push(samples::message_id(1))
+        };
+        let text = serde_json::to_string(&stored).unwrap();
+        assert_eq!(serde_json::from_str::<Push>(&text).unwrap(), stored);
+        let sent = stored.for_device();
+        assert_eq!(sent, Push { receipt: true, ..samples::push(samples::message_id(1)) });
     }
 
     proptest! {

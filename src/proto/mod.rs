@@ -43,6 +43,6 @@ mod simulation;
 
 pub use backoff::Luck;
 pub use channel::Channel;
-pub use ids::{AppId, DeviceId, MessageId, RegId, Region, Secret, UnixMillis};
+pub use ids::{AppId, DeviceId, MessageId, ReceiptsId, RegId, Region, Secret, UnixMillis};
 pub use message::Push;
 pub use timers::Moment;

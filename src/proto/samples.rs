@@ -39,6 +39,7 @@ pub(crate) fn push(id: MessageId) -> Push {
         urgency: Urgency::Normal,
         collapse_key: None,
         receipt: false,
+        receipts_to: None,
         background_launch: false,
     }
 }

@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::daemon::{self, Exit, Fatal, Stop};
 use crate::db::DbError;
+use crate::proto::channel::SenderKey;
 use crate::proto::{AppId, UnixMillis};
 use crate::world;
 
@@ -36,7 +37,7 @@ Without a command it serves until SIGTERM. Exit status: 0 done, 1 the answer is 
 65 wrong input, 69 address or state folder in use, 74 the store or a file cannot be used, 78 wrong configuration.
 
 See also bellwire-server-setup(7), bellwire-server.toml(5), bellwire-server-api(7), bellwire-tizen(7),
-bellwire-protocol(7)."
+bellwire-webpush(7), bellwire-protocol(7)."
 )]
 pub struct Args {
     /// Configuration file [default: /etc/bellwire/server.toml, if there is one]
@@ -150,6 +151,20 @@ enum AppCommand {
         /// Read the key from this file, `-` for standard input [default: a random one]
         #[arg(long, value_name = "FILE", conflicts_with = "none")]
         key_file: Option<PathBuf>,
+    },
+    /// Say by which VAPID key an app sends Web Push messages: its callback is told of these too
+    ///
+    /// Of those for which the sender has asked to be told. bellwire-webpush(7) has what is posted to the
+    /// callback, which `app callback` sets.
+    VapidKey {
+        /// Its id
+        id: AppId,
+        /// The public key: 65 bytes in base64url
+        #[arg(required_unless_present = "none", conflicts_with = "none")]
+        key: Option<SenderKey>,
+        /// By none any more
+        #[arg(long)]
+        none: bool,
     },
     /// Remove an app, end its registrations and drop what waits for it
     Remove {
@@ -301,18 +316,21 @@ async fn app(config: &ServerConfig, store: &Store, command: AppCommand, json: bo
         AppCommand::Callback { id, url: None, .. } => {
             print_removed(json, &manage::remove_callback(store, id).await?);
         }
+        AppCommand::VapidKey { id, key: Some(key), .. } => {
+            let made = manage::set_vapid_key(store, id, key).await?;
+            print(json, &made, || format!("appID:     {}\nVAPID key: {}", made.app_id, made.vapid_key));
+        }
+        AppCommand::VapidKey { id, key: None, .. } => {
+            print_removed(json, &manage::remove_vapid_key(store, id).await?);
+        }
         AppCommand::Remove { id } => print_removed(json, &manage::remove_app(store, id).await?.0),
         AppCommand::List => {
             let all = manage::apps(store).await?;
             let line = |app: &manage::App| {
-                let (grace, callback) =
-                    (grace_left(app), app.callback.as_ref().map(|url| format!(", receipts to {url}")));
-                format!(
-                    "{:<36} {:>9} registrations{grace}{}",
-                    app.app_id,
-                    app.registrations,
-                    callback.unwrap_or_default()
-                )
+                let callback = app.callback.as_ref().map(|url| format!(", receipts to {url}")).unwrap_or_default();
+                let key = app.vapid_key.as_ref().map(|key| format!(", VAPID key {key}")).unwrap_or_default();
+                let (id, registrations, grace) = (&app.app_id, app.registrations, grace_left(app));
+                format!("{id:<36} {registrations:>9} registrations{grace}{callback}{key}")
             };
             print(json, &all, || list(&all.apps, line, "no apps; add one with `bellwire-server app add`"));
         }

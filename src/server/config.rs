@@ -228,6 +228,10 @@ pub struct Limits {
     pub history_messages: u64,
     /// Hours for which a receipt is tried to be told.
     pub receipt_hours: u32,
+    /// Receipts that wait for one subscription of Web Push; beyond it the oldest goes.
+    pub receipts_per_link: u32,
+    /// Requests that wait for receipts of Web Push at a time.
+    pub receipt_waiters: u32,
     /// Messages for one device in a minute; 0 for no limit.
     pub device_messages_per_minute: u32,
     /// Messages for one device in an hour; 0 for no limit.
@@ -307,6 +311,8 @@ impl Default for Limits {
             history_hours: 72,
             history_messages: 1_000_000,
             receipt_hours: 24,
+            receipts_per_link: 1000,
+            receipt_waiters: 1000,
             device_messages_per_minute: 240,
             device_messages_per_hour: 5000,
             app_messages_per_second: 5000,
@@ -361,8 +367,10 @@ impl ServerConfig {
         if !(4096..=16 * 1024).contains(&self.web_push.body_bytes) {
             return Err(ConfigError::Unwise("`[web-push] body-bytes` is 4096 to 16384".into()));
         }
-        if self.limits.waiting_per_registration == 0 || self.gateway.handshakes == 0 {
-            return Err(ConfigError::Unwise("`waiting-per-registration` and `handshakes` are at least 1".into()));
+        if [limits.waiting_per_registration, limits.receipts_per_link].contains(&0) || self.gateway.handshakes == 0 {
+            return Err(ConfigError::Unwise(
+                "`waiting-per-registration`, `receipts-per-link` and `handshakes` are at least 1".into(),
+            ));
         }
         if self.gateway.handshakes > Semaphore::MAX_PERMITS {
             return Err(ConfigError::Unwise(format!("`handshakes` is at most {}", Semaphore::MAX_PERMITS)));

@@ -8,17 +8,19 @@ use std::fmt;
 use std::str::FromStr;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::db::DbError;
+use crate::proto::channel::SenderKey;
 use crate::proto::{AppId, Channel, DeviceId, Region, UnixMillis};
 use crate::world;
 
 use super::Server;
 use super::config::ServerConfig;
 use super::store::receipts::Callback;
+use super::store::senders::KeySet;
 use super::store::tokens::{TOKENS_MAX, TokenAdded};
 use super::store::{AppRow, Store};
 
@@ -167,6 +169,17 @@ pub struct NewCallback {
     pub key: SharedSecret,
 }
 
+/// Whose Web Push messages are told in an app's callback.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct NewVapidKey {
+    /// The app's id.
+    #[serde(rename = "appID")]
+    #[schema(value_type = String)]
+    pub app_id: AppId,
+    /// The key, in base64url.
+    pub vapid_key: String,
+}
+
 /// An app that may be sent to.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct App {
@@ -185,6 +198,8 @@ pub struct App {
     pub old_secret_until_ms: Option<UnixMillis>,
     /// Where its receipts go; null if nowhere.
     pub callback: Option<String>,
+    /// The VAPID key by which it sends Web Push messages, in base64url; null if none is known.
+    pub vapid_key: Option<String>,
 }
 
 impl From<AppRow> for App {
@@ -195,6 +210,7 @@ impl From<AppRow> for App {
             created_ms: row.created_ms,
             old_secret_until_ms: row.old_secret_until,
             callback: row.callback,
+            vapid_key: row.vapid_key.map(|point| URL_SAFE_NO_PAD.encode(point)),
         }
     }
 }
@@ -338,6 +354,28 @@ pub async fn remove_callback(store: &Store, id: AppId) -> Result<Removed, Refuse
     match store.set_callback(id.clone(), None).await? {
         true => Ok(Removed { removed: format!("callback of {id}") }),
         false => Err(Refused::no_app(&id)),
+    }
+}
+
+/// Says by which VAPID key an app sends Web Push messages.
+pub async fn set_vapid_key(store: &Store, id: AppId, key: SenderKey) -> Result<NewVapidKey, Refused> {
+    change_vapid_key(store, &id, Some(key)).await?;
+    Ok(NewVapidKey { app_id: id, vapid_key: URL_SAFE_NO_PAD.encode(key.point()) })
+}
+
+/// An app goes by no VAPID key any more.
+pub async fn remove_vapid_key(store: &Store, id: AppId) -> Result<Removed, Refused> {
+    change_vapid_key(store, &id, None).await?;
+    Ok(Removed { removed: format!("VAPID key of {id}") })
+}
+
+async fn change_vapid_key(store: &Store, id: &AppId, key: Option<SenderKey>) -> Result<(), Refused> {
+    match store.set_vapid_key(id.clone(), key).await? {
+        KeySet::Done => Ok(()),
+        KeySet::NoApp => Err(Refused::no_app(id)),
+        KeySet::Taken(other) => {
+            Err(Refused::Conflict(format!("this is the VAPID key of {other}; remove it there first")))
+        }
     }
 }
 

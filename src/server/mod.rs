@@ -8,6 +8,7 @@
 //!   them are here.
 //! * [`rates`]: how fast apps may send and devices be sent to.
 //! * [`timekeeper`]: what is due; [`withdraw`]: what senders take back; [`receipts`]: what they are told.
+//! * [`waiters`]: who waits to be told by Web Push.
 //! * [`regions`]: the other servers.
 //! * [`upkeep`]: what is done from time to time.
 //! * [`manage`]: what an operator may do; [`admin`]: the command line; [`backup`]: copies of the store;
@@ -40,6 +41,7 @@ pub mod store;
 pub mod timekeeper;
 pub mod turns;
 pub mod upkeep;
+pub mod waiters;
 pub mod withdraw;
 
 use std::net::{SocketAddr, TcpListener};
@@ -78,6 +80,7 @@ use regions::Regions;
 use registry::Registry;
 use store::{Registered, Store};
 use turns::Turns;
+use waiters::Waiters;
 
 /// How long requests and sessions may take to end once the stop has come.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -102,6 +105,8 @@ pub struct Server {
     pub rates: Rates,
     /// How many requests of each app are at the store.
     pub turns: Turns,
+    /// Who waits for receipts of Web Push.
+    pub waiters: Arc<Waiters>,
     /// How many devices greet in a second.
     pub admission: Admission,
     /// The clock of the sessions.
@@ -132,6 +137,7 @@ impl Server {
             accepted: Notify::new(),
             rates: Rates::new(&config.limits),
             turns: Turns::new(config.limits.app_requests),
+            waiters: Arc::new(Waiters::new(config.limits.receipt_waiters)),
             admission: Admission::new(config.gateway.handshakes_per_second),
             clock: Clock::start(),
             verifier: Verifier::default(),
@@ -250,6 +256,7 @@ pub async fn run(mut config: ServerConfig, listeners: Listeners, mut stop: Stop)
     }
     tokio::spawn(timekeeper::run(Arc::clone(&server)));
     tokio::spawn(receipts::run(Arc::clone(&server), stop.clone()));
+    tokio::spawn(waiters::run(Arc::clone(&server), stop.clone()));
     tokio::spawn(upkeep::run(Arc::clone(&server), stop.clone()));
     let early = tokio::select! {
         biased;
@@ -312,6 +319,7 @@ async fn serve_http(
 async fn drain(server: &Server, api: Web) -> bool {
     server.stopping.store(true, Ordering::Relaxed);
     let connected = server.registry.count();
+    server.waiters.end();
     api.handle.graceful_shutdown(Some(DRAIN));
     let requests = tokio::time::timeout(DRAIN + Duration::from_secs(1), api.task).await.is_ok();
     server.registry.drain(server.config.gateway.reconnect_window(connected));

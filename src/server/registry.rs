@@ -118,12 +118,12 @@ impl Registry {
         }
     }
 
-    /// Offers a push that is not stored; it is dropped if the device is away or busy.
+    /// Offers a push that is not stored, as its device is sent it; it is dropped if the device is away or busy.
     pub fn offer(&self, device: DeviceId, push: Push) {
         if let Some(line) = self.line(device) {
             line.signal(|signals| {
                 if signals.offers.len() < OFFERS {
-                    signals.offers.push(push);
+                    signals.offers.push(push.for_device());
                 }
             });
         }

@@ -27,6 +27,7 @@ pub async fn run(server: Arc<Server>, mut stop: Stop) {
             count(&server).await;
             forget_devices(&server).await;
             forget_history(&server).await;
+            forget_confirmations(&server).await;
             tokio::time::sleep(EVERY).await;
         };
         tokio::select! {
@@ -48,6 +49,16 @@ async fn forget_history(server: &Server) {
             Ok(true) => return,
             Ok(false) => tokio::time::sleep(PAUSE).await,
             Err(error) => return debug!("history is forgotten later: {error}"),
+        }
+    }
+}
+
+async fn forget_confirmations(server: &Server) {
+    loop {
+        match server.store.trim_confirmations().await {
+            Ok(true) => return,
+            Ok(false) => tokio::time::sleep(PAUSE).await,
+            Err(error) => return debug!("receipts that nobody asks for are forgotten later: {error}"),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::*;
-use crate::proto::frame::{Delivery, Fate, NotKept, WINDOW};
+use crate::proto::frame::{Delivery, Fate, NotKept, Refusal, WINDOW};
 use crate::proto::keepalive::Learned;
 use crate::proto::message::Payload;
 use crate::proto::pulse::NetworkKey;
@@ -301,7 +301,7 @@ async fn a_server_that_forgot_the_device_is_asked_for_every_regid_again() {
     let row = fixture.store.app(app("chat")).await.unwrap().unwrap();
     assert!(row.reg_id.is_some(), "what is on its way for it is still wanted");
     assert_eq!(row.wish, Some(Wish::Register));
-    fixture.store.registration_refused(app("chat")).await.unwrap();
+    fixture.store.registration_refused(app("chat"), Refusal::UnknownApp).await.unwrap();
     let row = fixture.store.app(app("chat")).await.unwrap().unwrap();
     assert_eq!((row.reg_id, row.wish), (None, None));
 }

@@ -22,9 +22,11 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::proto::AppId;
+use crate::proto::channel::NoSenderKey;
 use crate::server::Server;
 use crate::server::manage::{
-    self, App, Apps, Credentials, Keys, NewCallback, NewKey, Removed, Rotated, SharedSecret, Status, TokenName, Tokens,
+    self, App, Apps, Credentials, Keys, NewCallback, NewKey, NewVapidKey, Removed, Rotated, SharedSecret, Status,
+    TokenName, Tokens,
 };
 
 use super::problem::{Kind, Problem};
@@ -46,6 +48,7 @@ pub fn router() -> OpenApiRouter<Arc<Server>> {
         .routes(routes!(show_app, remove_app))
         .routes(routes!(rotate_app))
         .routes(routes!(set_callback, remove_callback))
+        .routes(routes!(set_vapid_key, remove_vapid_key))
         .routes(routes!(list_keys))
         .routes(routes!(rotate_key))
         .routes(routes!(list_tokens))
@@ -114,6 +117,15 @@ struct WantedCallback {
     /// What signs them, without spaces; 160 random bits if absent.
     #[schema(value_type = Option<String>, min_length = 16, max_length = 512, pattern = "^[!-~]+$")]
     key: Option<SharedSecret>,
+}
+
+/// By which VAPID key an app sends.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct WantedVapidKey {
+    /// The public key: the 65 bytes of an uncompressed P-256 point, in base64url.
+    #[schema(min_length = 87, max_length = 88, pattern = "^B[A-P][A-Za-z0-9_-]{85}$")]
+    key: String,
 }
 
 /// How the server is
@@ -232,6 +244,40 @@ async fn set_callback(
     ))]
 async fn remove_callback(State(server): Shared, id: Result<Path<String>, PathRejection>) -> Answer<Removed> {
     Ok(Json(manage::remove_callback(&server.store, parse(id)?).await?))
+}
+
+/// Say by which VAPID key an app sends Web Push messages
+///
+/// Its callback is told of those too, if the sender asks to be told.
+#[utoipa::path(put, path = "/v1/admin/apps/{id}/vapid-key", tag = ADMIN, security(("token" = [])),
+    params(super::AppPath),
+    request_body(content = WantedVapidKey, description = "At most 16384 bytes"),
+    responses(
+        (status = 200, description = "It goes by this key from now on", body = NewVapidKey),
+        (status = 409, description = "Another app goes by it", body = Problem),
+        super::OfOne, super::WithBody, Admin, Always,
+    ))]
+async fn set_vapid_key(
+    State(server): Shared,
+    id: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Answer<NewVapidKey> {
+    let id = parse(id)?;
+    let wanted: WantedVapidKey = read_some(&headers, body).await?;
+    let key = wanted.key.parse().map_err(|error: NoSenderKey| Problem::new(Kind::BadRequest, error.to_string()))?;
+    Ok(Json(manage::set_vapid_key(&server.store, id, key).await?))
+}
+
+/// Let an app go by no VAPID key
+#[utoipa::path(delete, path = "/v1/admin/apps/{id}/vapid-key", tag = ADMIN, security(("token" = [])),
+    params(super::AppPath),
+    responses(
+        (status = 200, description = "It was removed", body = Removed),
+        super::OfOne, Admin, Always,
+    ))]
+async fn remove_vapid_key(State(server): Shared, id: Result<Path<String>, PathRejection>) -> Answer<Removed> {
+    Ok(Json(manage::remove_vapid_key(&server.store, parse(id)?).await?))
 }
 
 /// The keys that seal regIds

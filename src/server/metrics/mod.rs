@@ -240,6 +240,7 @@ impl Collector for Scrape {
         out.info("build", "Version and region of the server", &self.server)?;
         out.gauge("start_time", "When the server started, since 1970", Some(Unit::Seconds), started(metrics))?;
         out.gauge("devices_connected", "Devices with a session", None, count(self.connected))?;
+        out.gauge("receipt_waiters", "Who waits for receipts of Web Push", None, count(self.server.waiters.count()))?;
         if self.server.config.mqtt.broker.is_some() {
             let connected = metrics.broker_connected.load(Ordering::Relaxed);
             out.gauge("broker_connected", "Whether the MQTT broker is connected", None, i64::from(connected))?;

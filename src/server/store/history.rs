@@ -5,13 +5,14 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
-use super::sql::{Result, app_in, bad_column};
+use super::sql::{Result, app_in, bad_column, push_in};
 use super::{History, Step, Store, Waits};
 use crate::db::DbError;
 use crate::proto::frame::{Fate, Outcome};
 use crate::proto::gateway::Seq;
 use crate::proto::urgency::Urgency;
 use crate::proto::{AppId, DeviceId, MessageId, Push, RegId, UnixMillis};
+use crate::world;
 
 /// Most messages that are forgotten together.
 pub(super) const SWEEP: u32 = 2000;
@@ -27,6 +28,11 @@ impl Store {
     /// The app's messages of this request id, newest first, at most [`FOUND_MAX`].
     pub async fn messages(&self, app: AppId, request_id: String) -> Result<Vec<History>, DbError> {
         self.observer.read(move |db| by_request(db, &app, &request_id)).await
+    }
+
+    /// The app's message of this id, if it still waits for its device.
+    pub async fn pending(&self, app: AppId, id: MessageId) -> Result<Option<Push>, DbError> {
+        self.observer.read(move |db| pending(db, &app, id, world::now())).await
     }
 }
 
@@ -239,6 +245,18 @@ fn by_id(db: &Connection, app: &AppId, id: MessageId) -> Result<Option<History>>
     db.prepare_cached(&format!("SELECT {COLUMNS} FROM history WHERE id = ?1 AND app = ?2"))?
         .query_row(params![id.as_bytes(), app.as_str()], from_row)
         .optional()
+}
+
+/// Found by its history, which knows its place.
+fn pending(db: &Connection, app: &AppId, id: MessageId, now: UnixMillis) -> Result<Option<Push>> {
+    let body: Option<String> = db
+        .prepare_cached(
+            "SELECT m.body FROM history h JOIN messages m ON m.seq = h.seq AND m.id = h.id
+             WHERE h.id = ?1 AND h.app = ?2 AND m.expires_ms > ?3",
+        )?
+        .query_row(params![id.as_bytes(), app.as_str(), now.0], |row| row.get(0))
+        .optional()?;
+    body.map(|body| push_in(&body)).transpose()
 }
 
 fn by_request(db: &Connection, app: &AppId, request_id: &str) -> Result<Vec<History>> {

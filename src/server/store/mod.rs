@@ -4,13 +4,16 @@
 //! reads them with [`Store::backlog`] and [`Store::settle`] removes them. SQL stays in these files:
 //!
 //! * `sql`: schema, apps, devices, waiting messages; [`delayed`]: what is not to be sent yet, or not
-//!   any more; [`history`]: what became of messages; [`receipts`]: what their senders are told of it.
+//!   any more; [`history`]: what became of messages; [`receipts`]: what their senders are told of it, by
+//!   callback; [`confirmations`]: the same by Web Push; [`senders`]: whose key is which app's.
 
+pub mod confirmations;
 pub mod delayed;
 pub mod devices;
 pub mod history;
 mod quota;
 pub mod receipts;
+pub mod senders;
 pub(crate) mod sql;
 pub mod tokens;
 pub mod vitals;
@@ -163,6 +166,8 @@ pub struct AppRow {
     pub registrations: i64,
     /// Where its receipts go.
     pub callback: Option<String>,
+    /// The key by which it sends Web Push messages: the bytes of the point.
+    pub vapid_key: Option<Vec<u8>>,
     /// Until when the secret before the present one works, if it still does.
     pub old_secret_until: Option<UnixMillis>,
 }
@@ -207,6 +212,7 @@ impl Store {
             .collect::<Result<_, _>>()?;
         let vitals = Arc::new(Vitals::new());
         let receipts = Hint::of(&mut connection)?;
+        confirmations::bound(&connection, limits.receipts_per_link)?;
         let (noting, hint) = (Arc::clone(&vitals), receipts.clone());
         let writer = Worker::start_watched("store-writer", connection, move |commit| {
             noting.note(commit);

@@ -11,9 +11,11 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::Store;
 use super::sql::{Result, app_in};
+use super::{Store, confirmations};
 use crate::db::DbError;
+use crate::proto::channel;
+use crate::proto::message::ReceiptsTo;
 use crate::proto::{AppId, MessageId, RegId, UnixMillis};
 
 /// Most receipts that are told together.
@@ -53,8 +55,9 @@ impl Verdict {
 struct Receipt<'a> {
     #[serde(rename = "messageID")]
     id: MessageId,
-    #[serde(rename = "regID")]
-    reg_id: RegId,
+    /// Not for senders of Web Push, who know the endpoint alone.
+    #[serde(rename = "regID", skip_serializing_if = "Option::is_none")]
+    reg_id: Option<RegId>,
     #[serde(rename = "requestID")]
     request_id: &'a str,
     #[serde(rename = "statusCode")]
@@ -62,6 +65,12 @@ struct Receipt<'a> {
     #[serde(rename = "statusMsg")]
     status_msg: &'a str,
     time: i64,
+    /// What senders of Web Push know the message by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<&'a str>,
+    /// The status code that RFC 8030 has for this.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
 }
 
 /// Receipts that wait to be told to an app's server, oldest first.
@@ -86,38 +95,58 @@ pub struct Callback {
     pub key: Vec<u8>,
 }
 
-/// Says that receipts were made.
+/// Says that receipts were made: those of callbacks, and the confirmations of Web Push.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Hint {
-    made: Arc<AtomicBool>,
-    told: Arc<Notify>,
+    receipts: Arc<Flag>,
+    confirmations: Arc<Flag>,
 }
 
-impl Hint {
-    /// A hint of what is written over this connection.
-    pub fn of(connection: &mut Connection) -> Result<Self> {
-        let hint = Self::default();
-        let made = Arc::clone(&hint.made);
-        connection.update_hook(Some(move |action, _: &str, table: &str, _| {
-            if action == Action::SQLITE_INSERT && table == "receipts" {
-                made.store(true, Ordering::Relaxed);
-            }
-        }))?;
-        Ok(hint)
-    }
+/// Rows were written into a table.
+#[derive(Debug, Default)]
+struct Flag {
+    made: AtomicBool,
+    told: Notify,
+}
 
+impl Flag {
     /// A batch has ended: what it made can be read.
-    pub fn committed(&self) {
+    fn committed(&self) {
         if self.made.swap(false, Ordering::Relaxed) {
             self.told.notify_one();
         }
     }
 }
 
+impl Hint {
+    /// A hint of what is written over this connection.
+    pub fn of(connection: &mut Connection) -> Result<Self> {
+        let hint = Self::default();
+        let (receipts, confirmations) = (Arc::clone(&hint.receipts), Arc::clone(&hint.confirmations));
+        connection.update_hook(Some(move |action, _: &str, table: &str, _| match (action, table) {
+            (Action::SQLITE_INSERT, "receipts") => receipts.made.store(true, Ordering::Relaxed),
+            (Action::SQLITE_INSERT, "confirmations") => confirmations.made.store(true, Ordering::Relaxed),
+            _ => {}
+        }))?;
+        Ok(hint)
+    }
+
+    /// A batch has ended: what it made can be read.
+    pub fn committed(&self) {
+        self.receipts.committed();
+        self.confirmations.committed();
+    }
+
+    /// Waits until confirmations have been made since this was last waited for.
+    pub async fn confirmed(&self) {
+        self.confirmations.told.notified().await;
+    }
+}
+
 impl Store {
     /// Waits until receipts have been made since this was last waited for.
     pub async fn receipts_made(&self) {
-        self.receipts.told.notified().await;
+        self.receipts.receipts.told.notified().await;
     }
 
     /// Sets or removes where the app's receipts go; `false` if there is no such app.
@@ -161,31 +190,72 @@ struct Stub<'a> {
     request_id: Option<std::borrow::Cow<'a, str>>,
     #[serde(default)]
     receipt: bool,
+    #[serde(default)]
+    receipts_to: Option<ReceiptsTo>,
 }
 
-/// Notes a receipt for the push in `body`, if its sender wants one and has said where.
+/// Notes what the sender of the push in `body` is to be told, if it wants to be told and has said where.
 pub(super) fn add(db: &Connection, app: &str, body: &str, verdict: Verdict, now: UnixMillis) -> Result<()> {
-    let wanted: bool = db
-        .prepare_cached("SELECT EXISTS (SELECT 1 FROM apps WHERE app = ?1 AND callback_url IS NOT NULL)")?
-        .query_row([app], |row| row.get(0))?;
-    if !wanted {
+    let by_callback = has_callback(db, app)?;
+    // Most messages have nobody to tell: they are not read for it.
+    if !by_callback && !channel::is_reserved(app) {
         return Ok(());
     }
     let stub: Stub<'_> = serde_json::from_str(body).map_err(super::sql::bad_body)?;
-    if !stub.receipt {
+    if let Some(to) = &stub.receipts_to {
+        return add_confirmation(db, &stub, to, verdict, now);
+    }
+    if !by_callback || !stub.receipt {
         return Ok(());
     }
-    let receipt = Receipt {
-        id: stub.id,
-        reg_id: stub.reg_id,
-        request_id: stub.request_id.as_deref().unwrap_or_default(),
-        status_code: verdict.number(),
-        status_msg: verdict.text(),
-        time: now.0,
-    };
-    let text = serde_json::to_string(&receipt).map_err(super::sql::bad_body)?;
-    db.prepare_cached("INSERT INTO receipts (app, made_ms, body) VALUES (?1, ?2, ?3)")?
-        .execute(params![app, now.0, text])?;
+    insert(db, app, &Receipt { reg_id: Some(stub.reg_id), ..Receipt::of(&stub, verdict, now) })
+}
+
+/// To the subscription, and to the callback of the app that goes by the sender's key.
+fn add_confirmation(
+    db: &Connection,
+    stub: &Stub<'_>,
+    to: &ReceiptsTo,
+    verdict: Verdict,
+    now: UnixMillis,
+) -> Result<()> {
+    confirmations::add(db, to, verdict, now)?;
+    let Some(app) = &to.app else { return Ok(()) };
+    if !has_callback(db, app.as_str())? {
+        return Ok(());
+    }
+    let (message, status) = (Some(&*to.message), Some(verdict.http_status()));
+    insert(db, app.as_str(), &Receipt { message, status, ..Receipt::of(stub, verdict, now) })
+}
+
+impl<'a> Receipt<'a> {
+    /// What every sender is told.
+    fn of(stub: &'a Stub<'_>, verdict: Verdict, now: UnixMillis) -> Self {
+        Self {
+            id: stub.id,
+            reg_id: None,
+            request_id: stub.request_id.as_deref().unwrap_or_default(),
+            status_code: verdict.number(),
+            status_msg: verdict.text(),
+            time: now.0,
+            message: None,
+            status: None,
+        }
+    }
+}
+
+fn has_callback(db: &Connection, app: &str) -> Result<bool> {
+    db.prepare_cached("SELECT EXISTS (SELECT 1 FROM apps WHERE app = ?1 AND callback_url IS NOT NULL)")?
+        .query_row([app], |row| row.get(0))
+}
+
+fn insert(db: &Connection, app: &str, receipt: &Receipt<'_>) -> Result<()> {
+    let text = serde_json::to_string(receipt).map_err(super::sql::bad_body)?;
+    db.prepare_cached("INSERT INTO receipts (app, made_ms, body) VALUES (?1, ?2, ?3)")?.execute(params![
+        app,
+        receipt.time,
+        text
+    ])?;
     Ok(())
 }
 

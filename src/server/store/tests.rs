@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use super::delayed::{LetGo, Page, Selection, State};
 use super::receipts::Callback;
 use super::*;
-use crate::proto::backlog::Gate;
+use crate::proto::backlog::{Gate, Sequence};
 use crate::proto::frame::{Fate, NotKept, Outcome};
 use crate::proto::gateway::Queued;
 use crate::proto::message::Payload;
@@ -698,7 +698,7 @@ async fn what_may_not_go_waits_with_its_place_and_a_later_one_takes_it_along() {
     let wanted = |gate| Wanted { gate, ..Wanted::all(Seq(0), ALL) };
     let backlog = fixture.store.backlog(device, wanted(low)).await.unwrap();
     assert_eq!((texts(&backlog.rows), backlog.complete), (vec!["2".to_owned()], true));
-    assert_eq!(backlog.held, [(chat.app.clone(), all[0].seq)]);
+    assert_eq!(backlog.held, [(Sequence::of(&chat.app, Urgency::Normal), all[0].seq)]);
     let until = backlog.until.unwrap().0 - world::now().0;
     assert!((14 * 60_000..=15 * 60_000).contains(&until), "{until}");
 
@@ -706,7 +706,7 @@ async fn what_may_not_go_waits_with_its_place_and_a_later_one_takes_it_along() {
     let next = Wanted { after: all[1].seq, held: backlog.held, ..wanted(awake) };
     let backlog = fixture.store.backlog(device, next.clone()).await.unwrap();
     assert_eq!((texts(&backlog.rows), backlog.until), (vec!["1".to_owned()], None));
-    assert_eq!(backlog.held, [(chat.app.clone(), all[2].seq)]);
+    assert_eq!(backlog.held, [(Sequence::of(&chat.app, Urgency::Normal), all[2].seq)]);
     store(&chat, "4", Urgency::Normal).await;
     let next = Wanted { held: backlog.held, ..next };
     let backlog = fixture.store.backlog(device, next).await.unwrap();
@@ -729,7 +729,7 @@ async fn a_chosen_backlog_has_a_limit_of_bytes_too() {
         if backlog.complete {
             break;
         }
-        assert_eq!(backlog.held, [(chat.app.clone(), Seq(wanted.after.0 + 1))]);
+        assert_eq!(backlog.held, [(Sequence::of(&chat.app, Urgency::Normal), Seq(wanted.after.0 + 1))]);
     }
     assert_eq!(seen, 10);
 }

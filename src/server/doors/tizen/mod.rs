@@ -333,6 +333,7 @@ fn make_push(server: &Server, sender: &Sender, reg_id: RegId, request_id: &str, 
         urgency: urgency(content),
         collapse_key: None,
         receipt: content.reliability == Reliability::Transport,
+        receipts_to: None,
         background_launch: content.background_launch,
     }
 }

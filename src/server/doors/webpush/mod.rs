@@ -7,11 +7,18 @@
 //!
 //! * [`request`]: headers; [`vapid`]: who sends; [`error`]: how it refuses; [`subscribe`]: endpoints for
 //!   devices that ask over HTTP.
+//! * [`confirm`]: who asks to be told; [`receipts`]: telling it; [`resource`]: messages that wait;
+//!   [`tokens`]: the URLs of both; [`wishes`]: the headers that these take.
 
+pub mod confirm;
 pub mod error;
+pub mod receipts;
 pub mod request;
+pub mod resource;
 pub mod subscribe;
+pub mod tokens;
 pub mod vapid;
+pub mod wishes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +27,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::header::LOCATION;
+use axum::http::header::{LINK, LOCATION};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
@@ -31,6 +38,7 @@ use utoipa::{IntoParams, IntoResponses, PartialSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::db::DbError;
 use crate::proto::channel::{SenderHash, SenderKey};
 use crate::proto::message::{Door, Payload, Reliability};
 use crate::proto::urgency::Urgency;
@@ -39,18 +47,19 @@ use crate::server::Server;
 use crate::server::api::{Always, path_name, text_header};
 use crate::server::doors::body::{Unread, read};
 use crate::server::origin::Origin;
-use crate::server::regid::{Endpoint, Purpose, region_of};
+use crate::server::regid::{Endpoint, region_of};
 use crate::server::store::{Accepted, Incoming};
+use crate::server::turns::InLine;
 use crate::world;
 
+use confirm::Asked;
 use error::{Kind, Refused};
 use request::Described;
+use tokens::Named;
 use vapid::{Shown, Verified};
 
 /// The path of all endpoints; the secret part follows.
 pub const ENDPOINTS: &str = "/wp/";
-/// The path of all messages; the secret part follows.
-const MESSAGES: &str = "/wp/m/";
 /// The tag of the document.
 const TAG: &str = "web push";
 /// Where the key stands in a body (RFC 8188, section 2.1): behind salt, record size and length.
@@ -58,7 +67,11 @@ const KEY_IN_BODY: std::ops::Range<usize> = 21..21 + SenderKey::LEN;
 
 /// The door's routes.
 pub fn router() -> OpenApiRouter<Arc<Server>> {
-    OpenApiRouter::new().routes(routes!(send, discover)).merge(subscribe::router())
+    OpenApiRouter::new()
+        .routes(routes!(send, discover))
+        .merge(subscribe::router())
+        .merge(receipts::router())
+        .merge(resource::router())
 }
 
 /// The answer to a path that nobody serves.
@@ -94,6 +107,8 @@ impl IntoParams for MessageHeaders {
             header("Urgency", "How much it is worth waking a device for", "^(very-low|low|normal|high)$"),
             header("Topic", "A waiting message of the same topic is replaced", "^[A-Za-z0-9_-]{1,32}$"),
             header("X-Request-ID", "A message of the same id is taken once", "^[!-~]{1,128}$"),
+            header("Prefer", "`respond-async`: tell what becomes of it", "^[ -~]*$"),
+            header("Link", "The subscription of receipts that it is told to; a new one if absent", "^<[!-~]+>;[ -~]+$"),
         ]
     }
 }
@@ -139,6 +154,11 @@ pub fn error_schema() -> (String, RefOr<openapi::Schema>) {
             ("Location" = String, description = "The message"),
             ("TTL" = i64, description = "For how many seconds it is kept, which may be less than was asked for"),
         )),
+        (status = 202, description = "The same, and it will be told what becomes of it", headers(
+            ("Location" = String, description = "The message"),
+            ("Link" = String, description = "The subscription of receipts, rel=\"urn:ietf:params:push:receipt\""),
+            ("TTL" = i64, description = "For how many seconds it is kept, which may be less than was asked for"),
+        )),
         Refusals, Always,
     ))]
 async fn send(
@@ -160,19 +180,46 @@ async fn send(
     }
     let push = make_push(&server, &endpoint, &described, described.payload(body));
     let ttl_s = life_s(&server, described.ttl_s);
-    // In a task of its own: a sender that hangs up must not keep what it had stored from waking the device.
     let sender = sender.map(|sender| sender.key.hash());
-    let passed_on = tokio::spawn(async move {
-        let id = pass_on(&server, &endpoint, sender, push).await?;
-        Ok::<_, Refused>(message_url(&server, &origin, &endpoint, id))
-    });
-    let location = passed_on.await.map_err(|_| Refused::new(Kind::Unavailable, "it could not be processed"))??;
-    let mut response = StatusCode::CREATED.into_response();
+    // In a task of its own: a sender that hangs up must not keep what it had stored from waking the device.
+    let taken = tokio::spawn(async move { take(&server, &endpoint, &origin, &headers, sender, push).await });
+    let taken = taken.await.map_err(|_| Refused::new(Kind::Unavailable, "it could not be processed"))??;
+    let status = if taken.link.is_some() { StatusCode::ACCEPTED } else { StatusCode::CREATED };
+    let mut response = status.into_response();
     response.headers_mut().insert("ttl", HeaderValue::from(ttl_s));
-    if let Ok(location) = HeaderValue::from_str(&location) {
+    response.headers_mut().extend(taken.link.map(|link| (LINK, link)));
+    if let Ok(location) = HeaderValue::from_str(&taken.message) {
         response.headers_mut().insert(LOCATION, location);
     }
     Ok(response)
+}
+
+/// A message that was taken, for its sender.
+struct Taken {
+    /// Its URL.
+    message: String,
+    /// Where it is told what becomes of it, if that was asked for.
+    link: Option<HeaderValue>,
+}
+
+async fn take(
+    server: &Server,
+    endpoint: &Endpoint,
+    origin: &Origin,
+    headers: &HeaderMap,
+    sender: Option<SenderHash>,
+    push: Push,
+) -> Result<Taken, Refused> {
+    let in_line = admit(server, endpoint, sender)?;
+    let asked = match push.reliability {
+        Reliability::Transport => confirm::ask(server, origin, headers, sender, &push).await?,
+        // What does not wait ends before anybody could be told.
+        Reliability::NoReliable => None,
+    };
+    let link = asked.as_ref().and_then(Asked::header);
+    let receipts_to = asked.map(|asked| asked.about(message_url(server, origin, endpoint, push.id)));
+    let id = accept(server, endpoint, in_line, Push { receipts_to, ..push }).await?;
+    Ok(Taken { message: message_url(server, origin, endpoint, id), link })
 }
 
 /// What an endpoint is
@@ -281,6 +328,7 @@ pub fn channel_push(server: &Server, endpoint: &Endpoint, door: Door, ttl_s: u32
         urgency: Urgency::default(),
         collapse_key: None,
         receipt: false,
+        receipts_to: None,
         background_launch: false,
     }
 }
@@ -301,14 +349,21 @@ pub async fn pass_on(
     sender: Option<SenderHash>,
     push: Push,
 ) -> Result<MessageId, Refused> {
-    let device = endpoint.to.device;
+    accept(server, endpoint, admit(server, endpoint, sender)?, push).await
+}
+
+/// A place in line, if the sender and the device are within their rates. The store is not asked before.
+fn admit(server: &Server, endpoint: &Endpoint, sender: Option<SenderHash>) -> Result<InLine, Refused> {
     // Whoever signs has one place in line for all its endpoints.
-    let name: AppId = sender.map_or_else(|| push.app.clone(), |sender| sender.name());
+    let name: AppId = sender.map_or_else(|| endpoint.channel.app(), |sender| sender.name());
     let in_line = server.turns.line_up(&name)?;
     server.rates.app(&name, 1)?;
-    server.rates.device(device)?;
-    let unavailable = |error: crate::db::DbError| Refused::new(Kind::Unavailable, error.to_string());
-    let id = push.id;
+    server.rates.device(endpoint.to.device)?;
+    Ok(in_line)
+}
+
+async fn accept(server: &Server, endpoint: &Endpoint, in_line: InLine, push: Push) -> Result<MessageId, Refused> {
+    let (device, id) = (endpoint.to.device, push.id);
     if push.reliability == Reliability::NoReliable {
         if !server.store.is_registered(endpoint.to, push.app.clone()).await.map_err(unavailable)? {
             return Err(gone(server));
@@ -335,6 +390,10 @@ pub async fn pass_on(
 
 /// The URL of a message for its sender.
 fn message_url(server: &Server, origin: &Origin, endpoint: &Endpoint, id: MessageId) -> String {
-    let plain = [&endpoint.channel.id[..], id.as_bytes()].concat();
-    format!("{origin}{MESSAGES}{}", server.keys().seal(Purpose::Message, endpoint.reg_id.shard(), &plain))
+    let message = Named { channel: endpoint.channel, id };
+    tokens::message_url(origin, &server.keys(), endpoint.to.device, &message)
+}
+
+fn unavailable(error: DbError) -> Refused {
+    Refused::new(Kind::Unavailable, error.to_string())
 }

@@ -20,8 +20,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::error::{self, Kind, Refused};
-use super::{TAG, unread};
-use crate::db::DbError;
+use super::{TAG, unavailable, unread};
 use crate::proto::channel::{SenderHash, SenderKey};
 use crate::proto::frame::Refusal;
 use crate::proto::{AppId, Channel, DeviceId, Secret};
@@ -133,10 +132,6 @@ async fn unsubscribe(
         .ok_or_else(|| Refused::new(Kind::NotFound, "this is no subscription of this server"))?;
     server.store.deregister(device, app).await.map_err(unavailable)?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-fn unavailable(error: DbError) -> Refused {
-    Refused::new(Kind::Unavailable, error.to_string())
 }
 
 /// The device that asks.

@@ -51,7 +51,7 @@ pub fn remove_app(db: &Connection, app: &AppId, now: UnixMillis) -> Result<Optio
 
 const APPS: &str = "SELECT app, created_ms,
     (SELECT count(*) FROM registrations r WHERE r.app = apps.app AND r.state = 'active'),
-    nullif(max(old_until_ms, ?1), ?1), callback_url FROM apps";
+    nullif(max(old_until_ms, ?1), ?1), callback_url, vapid_key FROM apps";
 
 pub fn list_apps(db: &Connection, now: UnixMillis) -> Result<Vec<AppRow>> {
     let mut statement = db.prepare(&format!("{APPS} ORDER BY app"))?;
@@ -71,6 +71,7 @@ fn app_row(row: &Row<'_>) -> Result<AppRow> {
         registrations: row.get(2)?,
         old_secret_until: old_secret_until.map(UnixMillis),
         callback: row.get(4)?,
+        vapid_key: row.get(5)?,
     })
 }
 

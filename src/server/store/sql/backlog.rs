@@ -51,13 +51,13 @@ fn chosen(db: &Connection, device: DeviceId, wanted: &Wanted, bytes: usize, now:
     let Chosen { go, mut complete, mut held, until } = choose(db, device, wanted, now)?;
     let mut statement = db.prepare_cached(&format!("SELECT {COLUMNS} FROM messages WHERE seq = ?1"))?;
     let (mut rows, mut size) = (Vec::new(), 0);
-    for (seq, app) in &go {
+    for (seq, sequence) in go {
         if size >= bytes {
             complete = false;
-            hold_back(&mut held, app, *seq);
+            hold_back(&mut held, sequence, seq);
             continue;
         }
-        rows.push(read(&mut statement, *seq, &mut size)?);
+        rows.push(read(&mut statement, seq, &mut size)?);
     }
     Ok(Backlog { rows, complete, held, until })
 }
@@ -88,13 +88,13 @@ fn read(statement: &mut CachedStatement<'_>, seq: Seq, size: &mut usize) -> Resu
     statement.query_row([seq.0], |row| queued(row, size))
 }
 
-/// A message; adds its bytes to those before it.
+/// A message as its device is sent it; adds its bytes to those before it.
 fn queued(row: &Row<'_>, size: &mut usize) -> Result<Queued> {
     let body = row.get_ref(2)?.as_str()?;
     *size += body.len();
     let replaces = row.get_ref(3)?.as_blob()?.chunks_exact(16).map(MessageId::from_slice);
     let replaces = replaces.collect::<Result<_, _>>().map_err(|error| bad_column(3, error))?;
-    Ok(Queued { seq: Seq(row.get(0)?), dropped: row.get(1)?, replaces, push: push_in(body)? })
+    Ok(Queued { seq: Seq(row.get(0)?), dropped: row.get(1)?, replaces, push: push_in(body)?.for_device() })
 }
 
 #[cfg(test)]

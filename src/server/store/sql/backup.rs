@@ -41,6 +41,9 @@ pub fn restored(db: &Connection, now: UnixMillis) -> Result<()> {
          ON CONFLICT (name) DO UPDATE SET value = excluded.value",
         params![GENERATIONS_SINCE],
     )?;
+    // Senders may have been told of places since then: what comes now has to come after those.
+    db.execute("DELETE FROM sqlite_sequence WHERE name = 'confirmations'", [])?;
+    db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('confirmations', ?1)", [now.0])?;
     Ok(())
 }
 

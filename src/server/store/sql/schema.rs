@@ -145,4 +145,25 @@ pub const MIGRATIONS: &[&str] = &[
     DROP INDEX messages_by_device;
     CREATE INDEX messages_by_device ON messages (device, seq, app, request_id, urgency, waits_ms, held);
 ",
+    "
+    -- What senders of Web Push are told of their messages, by their subscription. status: 204 or 410.
+    CREATE TABLE confirmations (
+        place   INTEGER PRIMARY KEY AUTOINCREMENT,
+        link    BLOB NOT NULL,
+        made_ms INTEGER NOT NULL,
+        status  INTEGER NOT NULL,
+        message TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX confirmations_by_link ON confirmations (link, place);
+    -- Subscriptions that messages may still name although their senders have ended them.
+    CREATE TABLE ended_links (
+        link     BLOB PRIMARY KEY,
+        ended_ms INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX ended_links_by_time ON ended_links (ended_ms);
+    -- Whose Web Push messages are told in the app's callback: the point, and its SHA-256.
+    ALTER TABLE apps ADD COLUMN vapid_key BLOB;
+    ALTER TABLE apps ADD COLUMN vapid_hash BLOB;
+    CREATE UNIQUE INDEX apps_by_vapid ON apps (vapid_hash) WHERE vapid_hash IS NOT NULL;
+",
 ];
