@@ -226,8 +226,6 @@ async fn answer_one(
         let mut script = lock(script);
         script.next.pop_front().unwrap_or(script.then)
     };
-    // The test may have ended.
-    let _ = calls.send((interface.clone(), call));
     let v1 = interface.ends_with('1');
     let _ = match reply {
         Reply::Take if !v1 => {
@@ -236,8 +234,10 @@ async fn answer_one(
         }
         Reply::Take | Reply::Empty => bus.reply(&header, &()).await,
         Reply::Error(name) => bus.reply_error(&header, name, &"as the test has it").await,
-        Reply::Silence => return,
+        Reply::Silence => Ok(()),
     };
+    // Told after the answer, so that the app may leave once it knows of the call. The test may have ended.
+    let _ = calls.send((interface, call));
 }
 
 fn parse(interface: &str, member: &str, message: &Message) -> (Call, Option<String>) {

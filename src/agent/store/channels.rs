@@ -13,7 +13,7 @@ use zbus::names::OwnedBusName;
 
 use super::apps::{self, Claim, Owner};
 use super::schema::{Result, text};
-use super::{Store, messages};
+use super::{Hop, Store, Unread, history, messages};
 use crate::agent::config::Limits;
 use crate::db::DbError;
 use crate::proto::channel::SenderHash;
@@ -229,6 +229,17 @@ impl Store {
             .await
     }
 
+    /// The app does not take this message, for this reason, and is not asked again.
+    pub async fn given_up(&self, unread: &Unread, why: String) -> Result<(), DbError> {
+        let (place, id) = (unread.place, unread.push.id);
+        self.worker
+            .write(move |db| {
+                messages::unqueue(db, place, id)?;
+                history::add(db, id, Hop::Dropped, Some(&why), world::now())
+            })
+            .await
+    }
+
     /// The channels that the server refused to register: a later session may have it otherwise.
     pub async fn refused_channels(&self) -> Result<Vec<AppId>, DbError> {
         self.worker
@@ -365,7 +376,10 @@ fn exchange(db: &Connection, enter: &Enter, old: AppId, limits: Limits, connecte
         [app.as_str(), old.as_str()],
     )?;
     write(db, enter, &app)?;
-    messages::move_all(db, &old, &app)?;
+    db.execute(
+        "UPDATE unread SET app = ?2, body = json_set(body, '$.app', ?2) WHERE app = ?1",
+        [old.as_str(), app.as_str()],
+    )?;
     apps::uninstall(db, &old)?;
     Ok(Entered::Accepted { app, register: true, replaced: Some(old) })
 }

@@ -154,12 +154,6 @@ impl Store {
         self.worker.read(move |db| count(db, &app)).await
     }
 
-    /// The app does not take this message, for this reason, and is not asked again.
-    pub async fn given_up(&self, unread: &Unread, why: String) -> Result<(), DbError> {
-        let (place, id) = (unread.place, unread.push.id);
-        self.worker.write(move |db| remove_because(db, place, id, Hop::Dropped, Some(&why), world::now())).await
-    }
-
     /// The app has taken this message. Whether an alert of it is on the screen.
     pub async fn delivered(&self, unread: &Unread) -> Result<bool, DbError> {
         let unread = unread.clone();
@@ -404,29 +398,13 @@ fn skip_expired(db: &Connection, app: &AppId, now: UnixMillis) -> Result<Option<
 
 /// The message is unread no longer: this became of it.
 fn remove(db: &Connection, place: i64, id: MessageId, end: Hop, now: UnixMillis) -> Result<()> {
-    remove_because(db, place, id, end, None, now)
+    unqueue(db, place, id)?;
+    history::add(db, id, end, None, now)
 }
 
-fn remove_because(
-    db: &Connection,
-    place: i64,
-    id: MessageId,
-    end: Hop,
-    why: Option<&str>,
-    now: UnixMillis,
-) -> Result<()> {
+pub(super) fn unqueue(db: &Connection, place: i64, id: MessageId) -> Result<()> {
     db.prepare_cached("DELETE FROM unread WHERE place = ?1")?.execute([place])?;
-    effects::remove(db, id)?;
-    history::add(db, id, end, why, now)
-}
-
-/// What is unread of one app is another's from now on.
-pub(super) fn move_all(db: &Connection, from: &AppId, to: &AppId) -> Result<()> {
-    db.execute(
-        "UPDATE unread SET app = ?2, body = json_set(body, '$.app', ?2) WHERE app = ?1",
-        [from.as_str(), to.as_str()],
-    )?;
-    Ok(())
+    effects::remove(db, id)
 }
 
 /// Takes away what this message replaces: what the server names, and what is unread of its request

@@ -11,6 +11,7 @@ use zbus::fdo::DBusProxy;
 use zbus::names::BusName;
 use zbus::{DynamicType, Variant};
 
+use super::owner::owner;
 use super::patience::Answer;
 use crate::agent::effects::START;
 use crate::agent::store::Unread;
@@ -22,10 +23,9 @@ pub const CONNECTOR_PATH: &str = "/org/unifiedpush/Connector";
 const ROOT: &str = "/";
 
 /// An app that speaks UnifiedPush.
-#[derive(Clone, Copy)]
 pub struct Connector<'a> {
     /// The bus.
-    pub bus: &'a zbus::Connection,
+    pub bus: zbus::Connection,
     /// The registration that the calls are about.
     pub registration: &'a Registration,
     /// How long it may take to answer.
@@ -33,25 +33,25 @@ pub struct Connector<'a> {
 }
 
 impl Connector<'_> {
-    /// Sees to it that the app runs.
-    pub async fn reach(&self) -> Answer {
-        let dbus = match DBusProxy::new(self.bus).await {
-            Ok(dbus) => dbus,
-            Err(error) => return answer(Err(error)),
-        };
-        let service = &self.registration.service;
-        match dbus.name_has_owner(service.clone().into_inner()).await {
-            Ok(true) => return Answer::Taken,
-            Ok(false) if !self.registration.launch => return Answer::Kept,
-            Ok(false) => {}
-            Err(error) => return answer(Err(error.into())),
+    /// Sees to it that the app runs; returns its unique name.
+    pub async fn reach(&self) -> Result<String, Answer> {
+        if let Some(owner) = self.owner().await? {
+            return Ok(owner);
         }
-        let BusName::WellKnown(name) = service.inner() else { return Answer::Absent };
+        if !self.registration.launch {
+            return Err(Answer::Kept);
+        }
+        let BusName::WellKnown(name) = self.registration.service.inner() else { return Err(Answer::Absent) };
+        let dbus = DBusProxy::new(&self.bus).await.map_err(|error| answer(Err(error)))?;
         match tokio::time::timeout(START, dbus.start_service_by_name(name.clone(), 0)).await {
-            Ok(Ok(_)) => Answer::Taken,
-            Ok(Err(error)) => answer(Err(error.into())),
-            Err(_) => Answer::NotStarted("the bus does not say whether it started it".into()),
+            Ok(Ok(_)) => self.owner().await?.ok_or(Answer::Died),
+            Ok(Err(error)) => Err(answer(Err(error.into()))),
+            Err(_) => Err(Answer::NotStarted("the bus does not say whether it started it".into())),
         }
+    }
+
+    async fn owner(&self) -> Result<Option<String>, Answer> {
+        owner(&self.bus, &self.registration.service).await.map_err(|error| answer(Err(error)))
     }
 
     /// Hands it a message, whatever its bytes are.

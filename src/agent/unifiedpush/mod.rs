@@ -3,7 +3,7 @@
 //!
 //! * `distributor`: the objects on the bus; `registrations`: who may have one and how it ends.
 //! * [`patience`], pure: when an app is called again; `connector`: the calls; `postman`: one app at a
-//!   time; `bell`: hints between them.
+//!   time; `owner`: who has its name; `bell`: hints between them.
 //!
 //! A registration is a Web Push channel, which the store has as an app. It has no queue, no settling
 //! and no settings of its own. Nothing here keeps a timer while no app has something to wait for.
@@ -11,6 +11,7 @@
 mod bell;
 mod connector;
 mod distributor;
+mod owner;
 pub mod patience;
 mod postman;
 mod registrations;
@@ -18,7 +19,6 @@ mod registrations;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use futures_util::StreamExt;
 use tokio::sync::{Notify, broadcast};
 use tokio::task::{JoinError, JoinSet};
 use tracing::{debug, error, warn};
@@ -33,6 +33,7 @@ use crate::db::DbError;
 use crate::proto::AppId;
 use bell::Bell;
 use distributor::{Distributor1, Distributor2};
+use owner::Watch;
 use postman::Postman;
 use registrations::Registrar;
 
@@ -141,7 +142,7 @@ impl Desk {
             }
             let ring = Arc::new(Notify::new());
             self.busy.insert(token.clone(), Arc::clone(&ring));
-            let postman = Postman { shared: Arc::clone(&self.shared), bus: self.bus.clone(), token, ring };
+            let postman = Postman::new(Arc::clone(&self.shared), self.bus.clone(), token, ring);
             self.postmen.spawn(postman.run());
         }
         Ok(())
@@ -180,11 +181,14 @@ async fn watch_guests(shared: Arc<Shared>, bus: zbus::Connection, bell: Arc<Bell
 
 /// Waits until the connection is gone, and ends its registration.
 async fn see_off(shared: Arc<Shared>, bus: zbus::Connection, guest: Guest) -> Token {
-    if guest.bus.as_deref() == Some(bus.server_guid().as_str())
-        && let Err(error) = until_gone(&bus, &guest).await
-    {
-        debug!("the bus does not tell when {} goes: {error}", guest.service);
-        return guest.token;
+    if guest.bus.as_deref() == Some(bus.server_guid().as_str()) {
+        match Watch::begin(&bus, &guest.service).await {
+            Ok(watch) => watch.goes().await,
+            Err(error) => {
+                debug!("the bus does not tell when {} goes: {error}", guest.service);
+                return guest.token;
+            }
+        }
     }
     let ended = match shared.store.registration(guest.token.clone()).await {
         // It may have been registered anew by somebody else.
@@ -196,19 +200,4 @@ async fn see_off(shared: Arc<Shared>, bus: zbus::Connection, guest: Guest) -> To
         error!("the store failed: {error}");
     }
     guest.token
-}
-
-async fn until_gone(bus: &zbus::Connection, guest: &Guest) -> zbus::Result<()> {
-    let mut changes = postman::changes_of_owner(bus, &guest.service).await?;
-    let dbus = zbus::fdo::DBusProxy::new(bus).await?;
-    // It may have gone before we listened.
-    if !dbus.name_has_owner(guest.service.clone().into_inner()).await? {
-        return Ok(());
-    }
-    while let Some(change) = changes.next().await {
-        if postman::new_owner(&change?).is_none() {
-            break;
-        }
-    }
-    Ok(())
 }

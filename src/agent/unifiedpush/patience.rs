@@ -97,10 +97,8 @@ pub enum Step {
     Revoke,
     /// Call again after this time, or when the app comes.
     Again(Duration),
-    /// It is not there: call when it comes.
+    /// Call again when the app comes.
     WhenItComes,
-    /// It is there and useless: call when it comes anew.
-    WhenItComesAnew,
 }
 
 /// How one app has answered lately.
@@ -134,7 +132,7 @@ impl Patience {
             Answer::Absent | Answer::Kept => Step::WhenItComes,
             Answer::NotReady(_) => {
                 self.not_ready += 1;
-                if self.not_ready <= READY_TRIES { Step::Again(READY_AFTER) } else { Step::WhenItComesAnew }
+                if self.not_ready <= READY_TRIES { Step::Again(READY_AFTER) } else { Step::WhenItComes }
             }
             Answer::UnknownToken => Step::Revoke,
             Answer::Refused(_) => {
@@ -177,7 +175,7 @@ mod tests {
             calls.push(now);
             match patience.after(answer, luck) {
                 Step::Again(pause) => now += pause,
-                Step::Done | Step::GiveUp | Step::Revoke | Step::WhenItComes | Step::WhenItComesAnew => break,
+                Step::Done | Step::GiveUp | Step::Revoke | Step::WhenItComes => break,
             }
         }
         calls
@@ -227,7 +225,7 @@ mod tests {
         for _ in 0..READY_TRIES {
             assert_eq!(patience.after(&not_ready, LOW), Step::Again(READY_AFTER));
         }
-        assert_eq!(patience.after(&not_ready, LOW), Step::WhenItComesAnew);
+        assert_eq!(patience.after(&not_ready, LOW), Step::WhenItComes);
         patience.came();
         assert_eq!(patience.after(&not_ready, LOW), Step::Again(READY_AFTER));
     }
