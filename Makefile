@@ -9,10 +9,12 @@ OUT = $(or $(CARGO_TARGET_DIR),target)
 SETUP = tests/setup.sh
 # For all builds but the quick ones of `make check`: the lock file is what was tested.
 BUILD = cargo build --locked --bins
+# The devices of `make cross` and `make test-arm`.
+ARM = aarch64 armv7
 # The programs under test can be ended at any step of a message's way; those for use cannot.
 TESTED = --locked --features fault-points
 
-.PHONY: help demo test test-receipts test-api test-systemd check build install bench setup clean
+.PHONY: help demo test test-receipts test-api test-systemd test-arm cross check build install bench setup clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1#\2/p' Makefile | column -t -s '#' 2>/dev/null || \
@@ -36,6 +38,19 @@ test-api: ## Judge the HTTP API by its own document for some minutes, with thous
 test-systemd: ## Test who may be an app and how apps start, in a container with a real systemd; needs root
 	@$(SETUP) systemd $(BUILD)
 	@$(SETUP) systemd tests/systemd/run.py
+
+cross: ## Build for ARM devices, 64 and 32 bits, and hold bellwired to its size budget; takes an hour at first
+	@for machine in $(ARM); do \
+	    for features in agent,ws agent,ws,mqtt,unifiedpush server,ws,bundled-sqlite \
+	        agent,ws,bundled-sqlite agent,ws,mqtt,unifiedpush,bundled-sqlite; do \
+	        cross/build.sh $$machine --features $$features || exit; \
+	    done; \
+	done
+
+test-arm: cross ## Deliver messages by the programs for ARM, under qemu
+	@for machine in $(ARM); do \
+	    $(SETUP) arm /usr/bin/python3 tests/arm/run.py $$machine '$(OUT)/cross'/$$machine || exit; \
+	done
 
 check: ## Formatting, lints, documentation, and the smaller builds
 	@$(SETUP) check cargo fmt --check
@@ -77,7 +92,7 @@ bench: ## Measure throughput, latency and memory on this machine
 	@$(SETUP) test $(BUILD) --profile speed
 	@$(SETUP) test cargo run --locked --profile speed --quiet --bin bellwire -- bench
 
-setup: ## Only install what is missing for all of these
+setup: ## Only install what is missing for all of these but the ARM ones
 	@$(SETUP) all
 
 clean: ## Remove what was built

@@ -175,13 +175,11 @@ impl Stop {
     }
 }
 
-/// Raises the soft limit of open files to the hard one; returns the limit in force.
-pub fn raise_file_limit() -> u64 {
+/// Raises the soft limit of open files to the hard one, where that can be done.
+pub fn raise_file_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 0 };
-    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
-        Ok(()) => hard,
-        Err(_) => soft,
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }
 

@@ -1,0 +1,257 @@
+#!/bin/bash
+# Builds Bellwire for a device of another kind, on Debian 12 or in the image debian:bookworm:
+#
+#     cross/build.sh aarch64|armv7|x86_64 [--musl] [--features LIST] [--setup]
+#
+# LIST is agent,ws,bundled-sqlite if it is not named. With `agent` in it bellwired is built, with
+# `server` bellwire-server, with both also bellwire. They are put into target/cross/ARCHITECTURE.
+# Without `bundled-sqlite` the programs use the system's libsqlite3: they are linked with that of the
+# folder SQLITE3_LIB_DIR, else with one that is put into target/cross/sqlite-ARCHITECTURE. With --musl
+# they need no library at all, not even the C library, and are put into target/cross/ARCHITECTURE-musl.
+# --setup only installs and makes what a build needs.
+#
+# It fetches nothing but Debian's packages and crates, and says which packages it installs. A Rust
+# toolchain in PATH that has the target, as rustup installs it, serves; else it is Debian's rustc-web
+# with a standard library that is compiled here, once for each version. It never adds an architecture
+# to dpkg: a mirror that lacks one would then fail every update of this machine.
+#
+# A bellwired that is larger than cross/budget allows is a failure. Exit status: 0 built and small
+# enough, 1 too large, 64 wrong usage, 69 something cannot be had here, else that of what failed.
+set -euo pipefail
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+debian_rust=/usr/bin
+
+say() { echo "cross: $*" >&2; }
+fail() { local status=$1; shift; say "$*"; exit "$status"; }
+usage() { fail 64 "usage: cross/build.sh aarch64|armv7|x86_64 [--musl] [--features LIST] [--setup]"; }
+
+# Sets what is called differently for each architecture, by GNU, by Debian and by Rust.
+name_target() {
+    case $architecture in
+        aarch64) gnu=aarch64-linux-gnu debian=arm64 ;;
+        armv7) gnu=arm-linux-gnueabihf debian=armhf ;;
+        x86_64) gnu=x86_64-linux-gnu debian=amd64 ;;
+        *) usage ;;
+    esac
+    libc=$gnu place=$architecture
+    if [ -n "$musl" ]; then libc=${gnu/gnu/musl} place+=-musl; fi
+    target=${libc/-linux/-unknown-linux}
+    target=${target/#arm-/armv7-}
+}
+
+parse() {
+    [ $# -gt 0 ] || usage
+    architecture=$1 features=agent,ws,bundled-sqlite musl="" setup_only=""
+    shift
+    while [ $# -gt 0 ]; do
+        case $1 in
+            --features) [ $# -gt 1 ] || usage; features=$2; shift ;;
+            --features=*) features=${1#*=} ;;
+            --musl) musl=1 ;;
+            --setup) setup_only=1 ;;
+            *) usage ;;
+        esac
+        shift
+    done
+    name_target
+    has agent || has server || fail 64 "the features $features have no program: agent or server is needed"
+    [ -z "$musl" ] || has bundled-sqlite || fail 64 "a program for --musl has no library of the system: add bundled-sqlite"
+}
+
+has() { case ",$features," in *",$1,"*) ;; *) return 1 ;; esac; }
+
+programs() {
+    if has agent; then echo bellwired; fi
+    if has server; then echo bellwire-server; fi
+    if has agent && has server; then echo bellwire; fi
+}
+
+# The most that bellwired may have, in bytes; nothing if there is no budget for it: with the server's
+# features it is not what a device gets, and with --musl it has the C library in it.
+budget() {
+    has agent && ! has server && [ -z "$musl" ] || return 0
+    local base more=0
+    base=$(sed -n "s/^$architecture //p" "$root/cross/budget")
+    if has bundled-sqlite; then more=$(sed -n 's/^bundled-sqlite //p' "$root/cross/budget"); fi
+    [ -z "$base" ] || echo $((base + more))
+}
+
+# Says the size of the program $1, and fails if it is over $2 bytes.
+weigh() {
+    local size
+    size=$(stat -c %s "$1")
+    [ -n "$2" ] || { say "$1: $size bytes"; return; }
+    [ "$size" -le "$2" ] ||
+        fail 1 "$1 has $size bytes, $((size - $2)) more than the $2 that cross/budget allows for $architecture with $features"
+    say "$1: $size bytes, $(($2 - size)) below its budget of $2"
+}
+
+# The toolchain of PATH, if it has the standard library of the target; else Debian's. For --musl always
+# that, because the libraries of the toolchain may not fit those that C code is compiled for here.
+choose_rust() {
+    local library
+    rust=$debian_rust
+    [ -z "$musl" ] || return 0
+    rust=$(dirname "$(command -v cargo || echo $debian_rust/cargo)")
+    library=$("$rust/rustc" --print target-libdir --target "$target" 2>/dev/null) || library=
+    compgen -G "$library/libstd-*.rlib" >/dev/null || rust=$debian_rust
+}
+
+install_packages() {
+    local packages="ca-certificates gcc libc6-dev"
+    [ "$architecture" = x86_64 ] || packages+=" gcc-$gnu libc6-dev-$debian-cross"
+    [ "$rust" != $debian_rust ] || packages+=" rustc-web cargo-web rust-web-src"
+    # shellcheck disable=SC2086  # a list of words
+    "$root/tests/setup.sh" packages $packages
+}
+
+# The standard library for the target, compiled by the compiler that will use it, in $sysroot. Kept as
+# the distributed ones are: with bitcode for lto, and panic_abort itself compiled to abort.
+make_std() {
+    local build=$cache/std-$target libraries=$sysroot/lib/rustlib/$target/lib
+    say "compiling Rust's standard library for $target: minutes, once for each version of rustc"
+    rm -rf "$build" "$sysroot"
+    mkdir -p "$build/src" "$libraries"
+    : > "$build/src/lib.rs"
+    cat > "$build/Cargo.toml" <<'MANIFEST'
+[package]
+name = "nothing"
+version = "0.0.0"
+edition = "2021"
+
+[profile.release]
+opt-level = "s"
+
+[workspace]
+MANIFEST
+    cat > "$build/rustc" <<'WRAPPER'
+#!/bin/sh
+rustc=$1
+shift
+case " $* " in *" --crate-name panic_abort "*) set -- "$@" -Cpanic=abort ;; esac
+case " $* " in *" --target "*) set -- "$@" -Cembed-bitcode=yes ;; esac
+exec "$rustc" "$@"
+WRAPPER
+    chmod +x "$build/rustc"
+    # Debian's compiler is a stable one, and building its own library is what the variable is for.
+    RUSTC_BOOTSTRAP=1 RUSTC_WRAPPER=$build/rustc CARGO_TARGET_DIR=$build/target \
+        "$rust/cargo" build --quiet --release --offline --manifest-path "$build/Cargo.toml" --target "$target" \
+        -Zbuild-std=std,panic_abort,proc_macro,test \
+        --config 'source.crates-io.replace-with="debian"' \
+        --config 'source.debian.directory="/usr/lib/rustlib/src/rust/library/vendor"'
+    cp "$build/target/$target/release/deps/"*.rlib "$libraries"
+    rm -rf "$libraries"/libnothing-* "$build"
+    # The last step: a folder without it is made anew.
+    touch "$sysroot/complete"
+}
+
+prepare_rust() {
+    export RUSTC=$rust/rustc
+    rust_flags=()
+    [ "$rust" = $debian_rust ] && [ "$target" != x86_64-unknown-linux-gnu ] || return 0
+    sysroot=$cache/rust-$("$RUSTC" --version | cut -d ' ' -f 2)-$target
+    [ -e "$sysroot/complete" ] || make_std
+    rust_flags+=(--sysroot "$sysroot")
+}
+
+# Downloads Debian's package $1 of the target's architecture and unpacks it into $foreign, by lists of
+# its own.
+fetch_package() {
+    [ ! -e "$foreign/$1.complete" ] || return 0
+    local apt=$cache/apt-$debian
+    say "fetching Debian's $1:$debian"
+    mkdir -p "$apt/lists/partial" "$apt/archives/partial" "$apt/packages" "$foreign"
+    cat > "$apt/apt.conf" <<CONFIG
+APT::Architectures { "amd64"; "$debian"; };
+APT::Sandbox::User "root";
+Dir::State::lists "$apt/lists";
+Dir::Cache "$apt";
+Acquire::Languages "none";
+Acquire::Retries "3";
+CONFIG
+    # A source that lacks this architecture fails here; what the others have is enough.
+    APT_CONFIG=$apt/apt.conf apt-get -qq update 2>"$apt/log" || true
+    (cd "$apt/packages" && APT_CONFIG=$apt/apt.conf apt-get -qq download "$1:$debian" 2>>"$apt/log") ||
+        { cat "$apt/log" >&2; fail 69 "Debian's $1:$debian cannot be fetched"; }
+    dpkg -x "$apt/packages/$1"_*"_$debian.deb" "$foreign"
+    rm -rf "$apt"
+    touch "$foreign/$1.complete"
+}
+
+# A compiler and linker for static programs with musl: Debian's gcc, told by musl's own specs where its
+# headers and libraries are, and LLVM's library that unwinds stacks, which Rust asks for.
+prepare_musl() {
+    local gcc=$cache/$libc-gcc
+    foreign=$cache/debian-$debian
+    fetch_package musl-dev
+    fetch_package libunwind-14-dev
+    sed "s| /usr/| $foreign/usr/|g; s|-L/usr/|-L$foreign/usr/|g" "$foreign/usr/lib/$libc/musl-gcc.specs" > "$gcc.specs"
+    printf '#!/bin/sh\nexec %s-gcc "$@" -specs "%s"\n' "$gnu" "$gcc.specs" > "$gcc"
+    chmod +x "$gcc"
+    export "CC_${target//-/_}=$gcc"
+    # That library was compiled for glibc. What musl lacks of it only prints why unwinding has failed, before
+    # it gives up.
+    rust_flags+=(-Clinker="$gcc" -Clink-self-contained=no -Crelocation-model=static
+        -Lnative="$foreign/usr/lib/$libc" -Lnative="$foreign/usr/lib/llvm-14/lib"
+        "-Clink-arg=-Wl,--defsym=__fprintf_chk=abort")
+}
+
+# Where libsqlite3 of the target is. Where nobody says it, one is compiled of the source that rusqlite has:
+# Debian 12 has an older one than the programs need.
+prepare_sqlite() {
+    ! has bundled-sqlite && [ -z "${SQLITE3_LIB_DIR-}" ] || return 0
+    export SQLITE3_LIB_DIR=$out/cross/sqlite-$architecture
+    local manifest flags=""
+    manifest=$("$rust/cargo" metadata --locked --format-version 1 --filter-platform "$target" |
+        grep -o '"manifest_path":"[^"]*/libsqlite3-sys-[^"]*"' | cut -d '"' -f 4)
+    local source=${manifest%/*}/sqlite3/sqlite3.c library=$SQLITE3_LIB_DIR/libsqlite3.so.0
+    [ "$(cat "$SQLITE3_LIB_DIR/source" 2>/dev/null)" != "$source" ] || return 0
+    say "compiling SQLite for $architecture as a library of the system"
+    mkdir -p "$SQLITE3_LIB_DIR"
+    flags=$(sed -n "s/^CFLAGS_${target//-/_} = \"\(.*\)\"/\1/p" "$root/cross/config.toml")
+    # shellcheck disable=SC2086  # a list of words
+    "$gnu-gcc" -shared -fPIC -Os $flags -Wl,-soname,libsqlite3.so.0 -o "$library" "$source" -lm
+    ln -sf libsqlite3.so.0 "$SQLITE3_LIB_DIR/libsqlite3.so"
+    # The last step: without it, or for another version, it is made anew.
+    echo "$source" > "$SQLITE3_LIB_DIR/source"
+}
+
+build() {
+    local program flags bins=()
+    for program in $(programs); do bins+=(--bin "$program"); done
+    flags=$([ ${#rust_flags[@]} = 0 ] || printf ', "%s"' "${rust_flags[@]}")
+    # Flags that the user has for this machine are not for the target.
+    env -u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS -u RUSTUP_TOOLCHAIN \
+        "$rust/cargo" build --locked --config "$root/cross/config.toml" \
+        --config "target.$target.rustflags = [${flags#, }]" \
+        --profile device --target "$target" --target-dir "$out" --no-default-features --features "$features" \
+        "${bins[@]}"
+}
+
+main() {
+    parse "$@"
+    cd "$root"
+    [ "$(uname -m)" = x86_64 ] || fail 69 "Debian's cross compilers run on x86-64, and this is $(uname -m)"
+    out=${CARGO_TARGET_DIR:-$root/target}
+    cache=${BELLWIRE_CROSS_CACHE:-$out/cross/cache}
+    mkdir -p "$cache"
+    choose_rust
+    install_packages
+    prepare_rust
+    if [ -n "$musl" ]; then prepare_musl; else prepare_sqlite; fi
+    [ -z "$setup_only" ] || return 0
+    build
+    local program built=$out/cross/$place
+    mkdir -p "$built"
+    for program in $(programs); do
+        cp "$out/$target/device/$program" "$built/$program"
+        case $program in
+            bellwired) weigh "$built/$program" "$(budget)" ;;
+            *) weigh "$built/$program" "" ;;
+        esac
+    done
+}
+
+# In one line, so that a change of this file does not matter to who runs it.
+main "$@"; exit
