@@ -1,30 +1,31 @@
 #!/bin/bash
 # Builds Bellwire for a device of another kind, on Debian 12 or in the image debian:bookworm:
 #
-#     cross/build.sh aarch64|armv7|x86_64 [--musl] [--features LIST] [--setup]
+#     cross/build.sh aarch64|armv7|x86_64 [--musl] [--features LIST] [--setup | --weigh FILE]
 #
 # LIST is agent,ws,bundled-sqlite if it is not named. With `agent` in it bellwired is built, with
 # `server` bellwire-server, with both also bellwire. They are put into target/cross/ARCHITECTURE.
 # Without `bundled-sqlite` the programs use the system's libsqlite3: they are linked with that of the
 # folder SQLITE3_LIB_DIR, else with one that is put into target/cross/sqlite-ARCHITECTURE. With --musl
 # they need no library at all, not even the C library, and are put into target/cross/ARCHITECTURE-musl.
-# --setup only installs and makes what a build needs.
+# --setup only installs and makes what a build needs; --weigh only holds a bellwired that somebody else
+# has built to the budget.
 #
-# It fetches nothing but Debian's packages and crates, and says which packages it installs. A Rust
-# toolchain in PATH that has the target, as rustup installs it, serves; else it is Debian's rustc-web
-# with a standard library that is compiled here, once for each version. It never adds an architecture
-# to dpkg: a mirror that lacks one would then fail every update of this machine.
+# It fetches nothing but Debian's packages and crates, and says which packages it installs. The compiler is
+# Debian's rustc-web, with a standard library that is compiled here for small programs, once for each
+# version. No architecture is added to dpkg: a mirror that lacks it would fail every update of this machine.
 #
 # A bellwired that is larger than cross/budget allows is a failure. Exit status: 0 built and small
 # enough, 1 too large, 64 wrong usage, 69 something cannot be had here, else that of what failed.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-debian_rust=/usr/bin
+# Debian's toolchain; that of rustup stays what it is.
+rust=/usr/bin
 
 say() { echo "cross: $*" >&2; }
 fail() { local status=$1; shift; say "$*"; exit "$status"; }
-usage() { fail 64 "usage: cross/build.sh aarch64|armv7|x86_64 [--musl] [--features LIST] [--setup]"; }
+usage() { fail 64 "usage: cross/build.sh aarch64|armv7|x86_64 [--musl] [--features LIST] [--setup | --weigh FILE]"; }
 
 # Sets what is called differently for each architecture, by GNU, by Debian and by Rust.
 name_target() {
@@ -42,7 +43,7 @@ name_target() {
 
 parse() {
     [ $# -gt 0 ] || usage
-    architecture=$1 features=agent,ws,bundled-sqlite musl="" setup_only=""
+    architecture=$1 features=agent,ws,bundled-sqlite musl="" setup_only="" weigh_only=""
     shift
     while [ $# -gt 0 ]; do
         case $1 in
@@ -50,6 +51,7 @@ parse() {
             --features=*) features=${1#*=} ;;
             --musl) musl=1 ;;
             --setup) setup_only=1 ;;
+            --weigh) [ $# -gt 1 ] || usage; weigh_only=$2; shift ;;
             *) usage ;;
         esac
         shift
@@ -87,31 +89,19 @@ weigh() {
     say "$1: $size bytes, $(($2 - size)) below its budget of $2"
 }
 
-# The toolchain of PATH, if it has the standard library of the target; else Debian's. For --musl always
-# that, because the libraries of the toolchain may not fit those that C code is compiled for here.
-choose_rust() {
-    local library
-    rust=$debian_rust
-    [ -z "$musl" ] || return 0
-    rust=$(dirname "$(command -v cargo || echo $debian_rust/cargo)")
-    library=$("$rust/rustc" --print target-libdir --target "$target" 2>/dev/null) || library=
-    compgen -G "$library/libstd-*.rlib" >/dev/null || rust=$debian_rust
-}
-
 install_packages() {
-    local packages="ca-certificates gcc libc6-dev"
+    local packages="ca-certificates gcc libc6-dev rustc-web cargo-web rust-web-src"
     [ "$architecture" = x86_64 ] || packages+=" gcc-$gnu libc6-dev-$debian-cross"
-    [ "$rust" != $debian_rust ] || packages+=" rustc-web cargo-web rust-web-src"
     # shellcheck disable=SC2086  # a list of words
     "$root/tests/setup.sh" packages $packages
 }
 
-# The standard library for the target, compiled by the compiler that will use it, in $sysroot. Kept as
-# the distributed ones are: with bitcode for lto, and panic_abort itself compiled to abort.
+# The standard library for the target, compiled by the compiler that will use it and as the programs are, in
+# $sysroot. It leaves out what a stripped program that aborts has no use for: unwinding and backtraces.
 make_std() {
     local build=$cache/std-$target libraries=$sysroot/lib/rustlib/$target/lib
     say "compiling Rust's standard library for $target: minutes, once for each version of rustc"
-    rm -rf "$build" "$sysroot"
+    rm -rf "$build" "$cache/rust-"*"-$target"
     mkdir -p "$build/src" "$libraries"
     : > "$build/src/lib.rs"
     cat > "$build/Cargo.toml" <<'MANIFEST'
@@ -121,36 +111,48 @@ version = "0.0.0"
 edition = "2021"
 
 [profile.release]
-opt-level = "s"
+opt-level = "z"
+codegen-units = 1
+panic = "abort"
 
 [workspace]
 MANIFEST
+    # For lto: the library is to keep what it was compiled from.
     cat > "$build/rustc" <<'WRAPPER'
 #!/bin/sh
 rustc=$1
 shift
-case " $* " in *" --crate-name panic_abort "*) set -- "$@" -Cpanic=abort ;; esac
 case " $* " in *" --target "*) set -- "$@" -Cembed-bitcode=yes ;; esac
 exec "$rustc" "$@"
 WRAPPER
     chmod +x "$build/rustc"
     # Debian's compiler is a stable one, and building its own library is what the variable is for.
-    RUSTC_BOOTSTRAP=1 RUSTC_WRAPPER=$build/rustc CARGO_TARGET_DIR=$build/target \
-        "$rust/cargo" build --quiet --release --offline --manifest-path "$build/Cargo.toml" --target "$target" \
-        -Zbuild-std=std,panic_abort,proc_macro,test \
+    export RUSTC_BOOTSTRAP=1 RUSTC_WRAPPER=$build/rustc
+    cargo build --quiet --release --offline --manifest-path "$build/Cargo.toml" --target-dir "$build/target" \
+        -Zbuild-std=std,panic_abort -Zbuild-std-features=optimize_for_size \
         --config 'source.crates-io.replace-with="debian"' \
         --config 'source.debian.directory="/usr/lib/rustlib/src/rust/library/vendor"'
+    unset RUSTC_BOOTSTRAP RUSTC_WRAPPER
     cp "$build/target/$target/release/deps/"*.rlib "$libraries"
     rm -rf "$libraries"/libnothing-* "$build"
     # The last step: a folder without it is made anew.
     touch "$sysroot/complete"
 }
 
+# Debian's cargo for the target, without flags that the user has for this machine.
+cargo() {
+    local flags
+    flags=$(printf ', "%s"' "${rust_flags[@]}")
+    env -u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS -u RUSTUP_TOOLCHAIN RUSTC=$rust/rustc "$rust/cargo" "$@" \
+        --config "$root/cross/config.toml" --config "target.$target.rustflags = [${flags#, }]" --target "$target"
+}
+
 prepare_rust() {
-    export RUSTC=$rust/rustc
-    rust_flags=()
-    [ "$rust" = $debian_rust ] && [ "$target" != x86_64-unknown-linux-gnu ] || return 0
-    sysroot=$cache/rust-$("$RUSTC" --version | cut -d ' ' -f 2)-$target
+    # A panic ends the program: nothing is ever unwound.
+    rust_flags=(-Cforce-unwind-tables=no)
+    local how
+    how=$({ declare -f make_std; cat "$root/cross/config.toml"; } | cksum | cut -d ' ' -f 1)
+    sysroot=$cache/rust-$($rust/rustc --version | cut -d ' ' -f 2)-$how-$target
     [ -e "$sysroot/complete" ] || make_std
     rust_flags+=(--sysroot "$sysroot")
 }
@@ -218,25 +220,19 @@ prepare_sqlite() {
 }
 
 build() {
-    local program flags bins=()
+    local program bins=()
     for program in $(programs); do bins+=(--bin "$program"); done
-    flags=$([ ${#rust_flags[@]} = 0 ] || printf ', "%s"' "${rust_flags[@]}")
-    # Flags that the user has for this machine are not for the target.
-    env -u RUSTFLAGS -u CARGO_ENCODED_RUSTFLAGS -u RUSTUP_TOOLCHAIN \
-        "$rust/cargo" build --locked --config "$root/cross/config.toml" \
-        --config "target.$target.rustflags = [${flags#, }]" \
-        --profile device --target "$target" --target-dir "$out" --no-default-features --features "$features" \
-        "${bins[@]}"
+    cargo build --locked --profile device --target-dir "$out" --no-default-features --features "$features" "${bins[@]}"
 }
 
 main() {
     parse "$@"
+    if [ -n "$weigh_only" ]; then weigh "$weigh_only" "$(budget)"; return; fi
     cd "$root"
     [ "$(uname -m)" = x86_64 ] || fail 69 "Debian's cross compilers run on x86-64, and this is $(uname -m)"
     out=${CARGO_TARGET_DIR:-$root/target}
     cache=${BELLWIRE_CROSS_CACHE:-$out/cross/cache}
     mkdir -p "$cache"
-    choose_rust
     install_packages
     prepare_rust
     if [ -n "$musl" ]; then prepare_musl; else prepare_sqlite; fi

@@ -75,8 +75,8 @@ for_test="$for_demo curl openssl python3-venv groff-base
 # Debian's npm is hundreds of packages: what is there serves.
 command -v npm >/dev/null && command -v node >/dev/null || for_test="$for_test nodejs npm"
 for_systemd="$for_build python3 systemd-container mmdebstrap"
-for_arm="$for_build dbus openssl python3 python3-jeepney qemu-user-static libc6-arm64-cross libc6-armhf-cross
-    libgcc-s1-arm64-cross libgcc-s1-armhf-cross"
+for_arm="dbus openssl python3 python3-jeepney qemu-user-static
+    libc6-arm64-cross libc6-armhf-cross libgcc-s1-arm64-cross libgcc-s1-armhf-cross"
 case ${1-} in
     build) packages=$for_build lints= ;;
     demo) packages=$for_demo lints= ;;
