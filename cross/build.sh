@@ -233,6 +233,8 @@ main() {
     out=${CARGO_TARGET_DIR:-$root/target}
     cache=${BELLWIRE_CROSS_CACHE:-$out/cross/cache}
     mkdir -p "$cache"
+    # Rust takes musl for one from before it had times of 64 bits on machines of 32, unless it is told.
+    if [ -n "$musl" ]; then export RUST_LIBC_UNSTABLE_MUSL_V1_2_3=1; fi
     install_packages
     prepare_rust
     if [ -n "$musl" ]; then prepare_musl; else prepare_sqlite; fi

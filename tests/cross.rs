@@ -18,6 +18,9 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const ARMV7: u64 = 3_000_000;
 const AARCH64: u64 = 3_500_000;
 const SQLITE: u64 = 1_000_000;
+/// What tells people, or programs, how to build.
+const TELL: [&str; 6] =
+    ["cross/build.sh", "cross/config.toml", "cross/Cross.toml", "cross/README.md", "README.md", "Makefile"];
 
 fn build(arguments: &[&str]) -> Output {
     let mut command = Command::new(format!("{ROOT}/cross/build.sh"));
@@ -76,7 +79,7 @@ fn what_is_told_about_builds_is_there() {
     let cargo = table("Cargo.toml");
     let features: BTreeSet<&str> = cargo["features"].as_table().expect("a table").keys().map(String::as_str).collect();
     let mut told = 0;
-    for name in ["cross/build.sh", "cross/config.toml", "cross/Cross.toml", "cross/README.md", "README.md", "Makefile"] {
+    for name in TELL {
         let text = std::fs::read_to_string(format!("{ROOT}/{name}")).expect("it is shipped");
         let words: Vec<&str> = text.split_whitespace().map(|word| word.trim_matches(['`', '.', ';'])).collect();
         for pair in words.windows(2).filter(|pair| pair[0] == "--features" && pair[1].starts_with(char::is_lowercase)) {
