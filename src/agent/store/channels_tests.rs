@@ -68,10 +68,8 @@ fn reg_id() -> RegId {
 }
 
 fn channel(entered: Entered) -> AppId {
-    match entered {
-        Entered::Accepted { app, .. } => app,
-        other => panic!("{other:?}"),
-    }
+    let Entered::Accepted { app, .. } = entered else { panic!("{entered:?}") };
+    app
 }
 
 fn endpoint(of: &str) -> Option<News> {
@@ -99,10 +97,10 @@ async fn an_endpoint_is_news_until_it_was_told_since_the_last_registration() {
 async fn an_endpoint_that_may_be_dead_is_no_news() {
     let fixture = Fixture::new(Limits::default());
     let app = fixture.registered("a", "https://one").await;
-    assert_eq!(fixture.store.renew_all().await.unwrap(), [app.clone()]);
+    assert_eq!(fixture.store.renew_all().await.unwrap(), std::slice::from_ref(&app));
     assert_eq!(fixture.find("a").await.unwrap().news, None);
     fixture.store.registration_refused(app.clone(), Refusal::TooMany).await.unwrap();
-    assert_eq!(fixture.store.refused_channels().await.unwrap(), [app.clone()]);
+    assert_eq!(fixture.store.refused_channels().await.unwrap(), std::slice::from_ref(&app));
     assert_eq!(fixture.store.wishes().await.unwrap(), [(app.clone(), Wish::Register)]);
     fixture.store.registered(app, reg_id(), Some("https://two".into())).await.unwrap();
     assert!(fixture.store.refused_channels().await.unwrap().is_empty());
