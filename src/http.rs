@@ -1,5 +1,5 @@
-//! An HTTP client as the server needs it for other regions and the tool for sending: POST of a
-//! JSON text, over a pool of connections, with a deadline.
+//! An HTTP client as the server needs it for other regions and the tool for sending: POST,
+//! of a JSON text if nothing else is said, over a pool of connections, with a deadline.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,7 +63,7 @@ impl HttpClient {
         }
     }
 
-    /// Posts a JSON text with these further headers; returns status and body.
+    /// Posts a JSON text, or what the headers say it is, with these headers; returns status and body.
     pub async fn post(
         &self,
         url: &str,
@@ -98,7 +98,10 @@ impl HttpClient {
 }
 
 fn request(url: &str, headers: &[(&str, &str)], json: Bytes) -> Result<Request<Full<Bytes>>, HttpError> {
-    let mut request = Request::post(url).header("content-type", "application/json");
+    let mut request = Request::post(url);
+    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
+        request = request.header("content-type", "application/json");
+    }
     for (name, value) in headers {
         request = request.header(*name, *value);
     }

@@ -10,7 +10,7 @@ mod device;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
 
-use common::{App, Server};
+use common::{App, Server, so, until};
 use device::{Device, tool};
 use serde_json::{Value, json};
 
@@ -215,4 +215,33 @@ fn a_listener_hears_on_when_the_agent_is_started_anew() {
     good(send(&server, &app, &[first["reg_id"].as_str().expect("a regId"), "--data", "after the restart"]));
     assert_eq!(events.next().expect("a message")["app_data"], "after the restart");
     assert!(listener.wait().expect("the listener is ours").success());
+}
+
+#[cfg(feature = "unifiedpush")]
+#[tokio::test]
+async fn the_whole_way_of_unifiedpush_can_be_tried_and_leaves_nothing_behind() {
+    let mut server = Server::start("00", "");
+    let device = Device::start(&server.gateway, "");
+    device.until_online().await;
+    let said = good(device.tool(&["--json", "unifiedpush", "test"]));
+    let steps: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let names: Vec<&str> = steps.iter().filter_map(|step| step["step"].as_str()).collect();
+    assert_eq!(names, ["distributor", "register", "endpoint", "send", "receive", "unregister"]);
+    assert!(steps.iter().all(|step| step["ms"].is_u64() && step["text"].is_string()), "{said}");
+    assert_eq!(good(device.tool(&["unifiedpush", "test"])).lines().count(), 6);
+    assert_eq!(good(device.tool(&["unifiedpush"])).trim(), "no app has registered by UnifiedPush");
+    assert_eq!(json_of(device.tool(&["--json", "unifiedpush", "list"])), json!({ "apps": [] }));
+
+    // Without a push server it says what is missing.
+    server.stop();
+    let failed = device.tool(&["unifiedpush", "test", "--timeout", "1"]);
+    assert_eq!(failed.status.code(), Some(1), "{failed:?}");
+    assert!(wrong(&failed).contains("an endpoint did not come within 1 s"), "{failed:?}");
+    until(async || {
+        let list = good(device.tool(&["unifiedpush"]));
+        so(list.starts_with("no app"), || list)
+    })
+    .await;
+    let other = ["unifiedpush", "test", "--distributor", "org.unifiedpush.Distributor.none"];
+    bad(&device.tool(&other), NOT_REACHED, "");
 }

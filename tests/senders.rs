@@ -52,7 +52,7 @@ fn the_libraries_that_application_servers_use_reach_an_app_and_report_what_they_
     let mut said = Vec::new();
     for line in BufReader::new(judge.stdout.take().expect("it is piped")).lines().map_while(Result::ok) {
         match line.strip_prefix('!') {
-            Some("kill") => device.kill_agent(),
+            Some("stop") => drop(device.stop_agent()),
             Some("start") => device.restart_agent(),
             Some("freeze") => signal(&device, Signal::SIGSTOP),
             Some("thaw") => signal(&device, Signal::SIGCONT),

@@ -57,6 +57,8 @@ for_demo="$for_build dbus"
 for_test="$for_demo curl openssl python3-venv groff-base
     dunst xvfb xdotool libglib2.0-bin bubblewrap faketime tinyproxy-bin systemd jq libsystemd-dev pkg-config
     mosquitto mosquitto-clients python3-dbusmock iproute2 nftables"
+# Debian's npm is hundreds of packages: what is there serves.
+command -v npm >/dev/null && command -v node >/dev/null || for_test="$for_test nodejs npm"
 for_systemd="$for_build python3 systemd-container mmdebstrap"
 case ${1-} in
     build) packages=$for_build lints= ;;

@@ -10,6 +10,8 @@ mod messages;
 mod send;
 mod settings;
 mod status;
+#[cfg(feature = "unifiedpush")]
+mod unifiedpush;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -70,6 +72,13 @@ enum Command {
     /// This device
     #[command(subcommand)]
     Device(DeviceCommand),
+    /// The apps that speak UnifiedPush; lists them if nothing else is asked for
+    #[cfg(feature = "unifiedpush")]
+    #[command(name = "unifiedpush")]
+    UnifiedPush {
+        #[command(subcommand)]
+        command: Option<UnifiedPushCommand>,
+    },
     /// Show the main job on private buses and servers: two regions, two devices, one app on each
     Demo,
     /// Measure throughput, latency and memory of the server with simulated devices
@@ -148,6 +157,15 @@ enum MessageCommand {
     },
 }
 
+#[cfg(feature = "unifiedpush")]
+#[derive(Debug, Subcommand)]
+enum UnifiedPushCommand {
+    /// List the registrations with service, state, push server and number of unread messages
+    List,
+    /// Try the whole way: register, send an encrypted message through the push server, open what arrives
+    Test(unifiedpush::TestArgs),
+}
+
 #[derive(Debug, Subcommand)]
 enum DeviceCommand {
     /// Show its id and where it connects
@@ -204,6 +222,11 @@ fn run(args: Args) -> Result<(), Fatal> {
             Command::Device(DeviceCommand::DoNotDisturb { state }) => {
                 settings::do_not_disturb(bus, state, output).await
             }
+            #[cfg(feature = "unifiedpush")]
+            Command::UnifiedPush { command } => match command {
+                None | Some(UnifiedPushCommand::List) => unifiedpush::list(bus, output).await,
+                Some(UnifiedPushCommand::Test(args)) => unifiedpush::test(bus, args, output).await,
+            },
             Command::Demo => demo::demo(output).await,
             Command::Bench(args) => bench::bench(args, output).await,
             Command::BenchDevices(args) => bench::devices::run(args).await,

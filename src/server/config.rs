@@ -358,37 +358,13 @@ impl ServerConfig {
         for (region, url) in &self.regions {
             self.check_url(&format!("`[regions] {region}`"), "the secrets of apps", url)?;
         }
-        let limits = &self.limits;
-        // A frame must hold the largest message: see `proto::frame::TO_DEVICE_MAX`.
-        if self.limits.app_data_bytes > 16 * 1024 {
-            return Err(ConfigError::Unwise("`[limits] app-data-bytes` is at most 16384".into()));
-        }
+        self.limits.check()?;
         // RFC 8030, section 7.2: 4096 bytes are never too many.
         if !(4096..=16 * 1024).contains(&self.web_push.body_bytes) {
             return Err(ConfigError::Unwise("`[web-push] body-bytes` is 4096 to 16384".into()));
         }
-        if [limits.waiting_per_registration, limits.receipts_per_link].contains(&0) || self.gateway.handshakes == 0 {
-            return Err(ConfigError::Unwise(
-                "`waiting-per-registration`, `receipts-per-link` and `handshakes` are at least 1".into(),
-            ));
-        }
-        if self.gateway.handshakes > Semaphore::MAX_PERMITS {
-            return Err(ConfigError::Unwise(format!("`handshakes` is at most {}", Semaphore::MAX_PERMITS)));
-        }
-        let Limits { expiry_minutes, history_hours, receipt_hours, .. } = self.limits;
-        if [expiry_minutes, history_hours, receipt_hours].contains(&0) {
-            return Err(ConfigError::Unwise(
-                "`expiry-minutes`, `history-hours` and `receipt-hours` in `[limits]` are at least 1".into(),
-            ));
-        }
-        let rates =
-            [limits.device_messages_per_minute, limits.device_messages_per_hour, limits.app_messages_per_second];
-        if rates.iter().any(|rate| *rate > RATE_MAX) {
-            return Err(ConfigError::Unwise(format!("rates in `[limits]` are at most {RATE_MAX}, or 0 for no limit")));
-        }
-        // When a device was seen is known to two days.
-        if (1..3).contains(&self.limits.device_days) {
-            return Err(ConfigError::Unwise("`[limits] device-days` is at least 3, or 0 for never".into()));
+        if !(1..=Semaphore::MAX_PERMITS).contains(&self.gateway.handshakes) {
+            return Err(ConfigError::Unwise(format!("`handshakes` is 1 to {}", Semaphore::MAX_PERMITS)));
         }
         if self.gateway.client_ca.is_some() && self.gateway.tls.is_none() {
             return Err(ConfigError::Unwise("`[gateway] client-ca` needs `tls`".into()));
@@ -445,6 +421,31 @@ impl ServerConfig {
     /// The database file.
     pub fn database(&self) -> PathBuf {
         self.state_folder.join("server.db")
+    }
+}
+
+impl Limits {
+    fn check(&self) -> Result<(), ConfigError> {
+        let unwise = |why: String| Err(ConfigError::Unwise(why));
+        // A frame must hold the largest message: see `proto::frame::TO_DEVICE_MAX`.
+        if self.app_data_bytes > 16 * 1024 {
+            return unwise("`[limits] app-data-bytes` is at most 16384".into());
+        }
+        if [self.waiting_per_registration, self.receipts_per_link].contains(&0) {
+            return unwise("`waiting-per-registration` and `receipts-per-link` in `[limits]` are at least 1".into());
+        }
+        if [self.expiry_minutes, self.history_hours, self.receipt_hours].contains(&0) {
+            return unwise("`expiry-minutes`, `history-hours` and `receipt-hours` in `[limits]` are at least 1".into());
+        }
+        let rates = [self.device_messages_per_minute, self.device_messages_per_hour, self.app_messages_per_second];
+        if rates.iter().any(|rate| *rate > RATE_MAX) {
+            return unwise(format!("rates in `[limits]` are at most {RATE_MAX}, or 0 for no limit"));
+        }
+        // When a device was seen is known to two days.
+        if (1..3).contains(&self.device_days) {
+            return unwise("`[limits] device-days` is at least 3, or 0 for never".into());
+        }
+        Ok(())
     }
 }
 
@@ -513,6 +514,7 @@ mod tests {
         for text in [
             "[limits]\nexpiry-minutes = 0",
             "[limits]\nwaiting-per-registration = 0",
+            "[limits]\nreceipts-per-link = 0",
             "[limits]\ndevice-days = 2",
             "[limits]\napp-messages-per-second = 1000001",
             "[gateway]\nhandshakes = 0",

@@ -224,7 +224,7 @@ def check(library, app):
     assert restricted.opened(app.message(restricted.token)) == b"receipt"
     step("life, urgency and receipts are as the library asks for")
 
-    ask("kill")
+    ask("stop")
     expect(restricted, b"dropped", 201, key=key, ttl=0)
     expect(restricted, b"1:0", 201, key=key, topic="score")
     expect(restricted, b"rain", 201, key=key, topic="weather")

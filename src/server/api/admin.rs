@@ -124,7 +124,7 @@ struct WantedCallback {
 #[serde(deny_unknown_fields)]
 struct WantedVapidKey {
     /// The public key: the 65 bytes of an uncompressed P-256 point, in base64url.
-    #[schema(min_length = 87, max_length = 88, pattern = "^B[A-P][A-Za-z0-9_-]{85}$")]
+    #[schema(min_length = 87, max_length = 87, pattern = "^B[A-P][A-Za-z0-9_-]{84}[AEIMQUYcgkosw048]$")]
     key: String,
 }
 

@@ -25,7 +25,7 @@ pub enum Unread {
 }
 
 /// Reads a body of at most `limit` bytes. The rest of a longer one is thrown away up to
-/// [`DISCARDED`]: a sender that is still writing when the connection closes may miss the answer.
+/// `DISCARDED`: a sender that is still writing when the connection closes may miss the answer.
 pub async fn read(body: Body, limit: usize) -> Result<Vec<u8>, Unread> {
     tokio::time::timeout(BODY, read_all(body, limit)).await.unwrap_or(Err(Unread::Late))
 }

@@ -317,7 +317,7 @@ async fn a6_the_app_of_the_sender_s_key_is_told_in_its_callback_without_the_reg_
     scene.stored(to_app("3")).await;
     scene.store.deregister(scene.device, scene.app.clone()).await.unwrap();
     assert_eq!(scene.told().await.len(), 3);
-    assert_eq!(scene.store.apps_with_receipts().await.unwrap(), [chat.clone()]);
+    assert_eq!(scene.store.apps_with_receipts().await.unwrap(), std::slice::from_ref(&chat));
     let batch = scene.store.receipts(chat.clone()).await.unwrap().unwrap();
     let told: Vec<serde_json::Value> = batch.receipts.iter().map(|text| serde_json::from_str(text).unwrap()).collect();
     let shown = |at: usize| {

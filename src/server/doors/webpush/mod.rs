@@ -44,7 +44,7 @@ use crate::proto::message::{Door, Payload, Reliability};
 use crate::proto::urgency::Urgency;
 use crate::proto::{AppId, MessageId, Push, UnixMillis};
 use crate::server::Server;
-use crate::server::api::{Always, path_name, text_header};
+use crate::server::api::{Always, Refusal, path_name, text_header};
 use crate::server::doors::body::{Unread, read};
 use crate::server::origin::Origin;
 use crate::server::regid::{Endpoint, region_of};
@@ -118,7 +118,7 @@ struct Refusals;
 
 impl IntoResponses for Refusals {
     fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
-        let rows: [(&str, &str, &[(&str, &str)]); 8] = [
+        let rows: [Refusal; 8] = [
             ("400", "A header is missing or makes no sense", &[]),
             ("401", "Only a certain sender may send to this endpoint", &[("WWW-Authenticate", "vapid")]),
             ("403", "The signature is not good, or not of the sender that may", &[]),
@@ -128,7 +128,7 @@ impl IntoResponses for Refusals {
             ("429", "Over a limit", &[("Retry-After", "Seconds")]),
             ("503", "The store fails or is full", &[("Retry-After", "Seconds")]),
         ];
-        let response = |(_, what, headers): &(&str, &str, &[(&str, &str)])| {
+        let response = |(_, what, headers): &Refusal| {
             let body = Content::new(Some(Ref::from_schema_name("WebPushError")));
             let base = ResponseBuilder::new().description(*what).content("application/json", body);
             RefOr::T(headers.iter().fold(base, |base, (name, what)| base.header(*name, text_header(what))).build())
@@ -267,10 +267,8 @@ fn authenticate(
     headers: &HeaderMap,
 ) -> Result<Option<Verified>, Refused> {
     let config = &server.config.web_push;
-    let verified = match Shown::of(headers, config.aesgcm) {
-        None => None,
-        Some(shown) => Some(shown.and_then(|shown| server.verifier.verify(shown, origin, world::now()))),
-    };
+    let verify = |shown| server.verifier.verify(shown, origin, world::now());
+    let verified = Shown::of(headers, config.aesgcm).map(|shown| shown.and_then(verify));
     match (endpoint.channel.sender, verified) {
         (None, None) => Ok(None),
         (None, Some(Err(_))) if config.ignore_bad_vapid => Ok(None),
