@@ -407,9 +407,9 @@ async fn another_key_is_another_endpoint_and_nothing_unread_is_lost() {
     let endpoint = calls.iter().position(|call| matches!(call, Call::NewEndpoint { .. })).expect("an endpoint");
     let Call::NewEndpoint { endpoint, .. } = calls.remove(endpoint) else { panic!("it is one") };
     assert_ne!(endpoint, first);
-    let bytes = |call: &Call| match call {
-        Call::Message { bytes, .. } => bytes.clone(),
-        other => panic!("{other:?}"),
+    let bytes = |call: &Call| {
+        let Call::Message { bytes, .. } = call else { panic!("no message: {call:?}") };
+        bytes.clone()
     };
     assert_eq!(calls.iter().map(bytes).collect::<Vec<_>>(), [b"one", b"two"]);
     app.register_with(TOKEN, &[("vapid", VAPID[0])]).await.expect("the key is the same");
