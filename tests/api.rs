@@ -353,7 +353,11 @@ fn every_path_is_in_the_manual() {
     let document: Value = serde_json::from_str(&bellwire::server::api::document_text()).expect("JSON");
     let page = |name: &str| {
         let path = format!("{}/man/{name}", env!("CARGO_MANIFEST_DIR"));
-        std::fs::read_to_string(path).expect("the page is there").replace("\\fB", "").replace("\\fI", "")
+        std::fs::read_to_string(path)
+            .expect("the page is there")
+            .replace("\\fB", "")
+            .replace("\\fI", "")
+            .replace("\\-", "-")
     };
     let pages = page("bellwire-server-api.7") + &page("bellwire-tizen.7");
     let paths = document["paths"].as_object().expect("it has paths");

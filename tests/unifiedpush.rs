@@ -361,16 +361,25 @@ async fn a_token_is_its_service_s_and_has_at_most_100_bytes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_who_has_a_name_registers_it_and_while_nobody_has_it_its_user_may_unregister() {
+async fn only_who_has_a_name_registers_it_and_while_nobody_has_it_its_user_may() {
     let stage = Stage::set().await;
     let nobody = Connector::without_name(&stage.device, APP, Version::V2).await;
-    assert_eq!(nobody.register(TOKEN).await, Err("UNAUTHORIZED".to_owned()));
     let (app, _) = stage.registered().await;
     assert_eq!(nobody.register("another").await, Ok(()), "it is of the same process");
+    let stranger = std::process::Command::new("gdbus")
+        .args(["call", "--address", &stage.device.address, "--dest", DISTRIBUTOR])
+        .args(["--object-path", DISTRIBUTOR_PATH, "--method", "org.unifiedpush.Distributor1.Register"])
+        .args([APP, "stranger", "another process"])
+        .output()
+        .expect("gdbus is missing: apt-get install libglib2.0-bin");
+    assert_eq!(String::from_utf8_lossy(&stranger.stdout).trim(), "('REGISTRATION_FAILED', 'UNAUTHORIZED')");
     app.leave().await;
-    // An app that is started to end its registration may not have its name yet.
-    nobody.unregister(TOKEN).await;
-    common::until(async || so(stage.listed().await.len() == 1, || "it is registered still".to_owned())).await;
+    // An app that is started may not have its name yet.
+    assert_eq!(nobody.register("early").await, Ok(()));
+    for token in [TOKEN, "another", "early"] {
+        nobody.unregister(token).await;
+    }
+    common::until(async || so(stage.listed().await.is_empty(), || "they are registered still".to_owned())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -407,9 +416,9 @@ async fn another_key_is_another_endpoint_and_nothing_unread_is_lost() {
     let endpoint = calls.iter().position(|call| matches!(call, Call::NewEndpoint { .. })).expect("an endpoint");
     let Call::NewEndpoint { endpoint, .. } = calls.remove(endpoint) else { panic!("it is one") };
     assert_ne!(endpoint, first);
-    let bytes = |call: &Call| match call {
-        Call::Message { bytes, .. } => bytes.clone(),
-        other => panic!("{other:?}"),
+    let bytes = |call: &Call| {
+        let Call::Message { bytes, .. } = call else { panic!("no message: {call:?}") };
+        bytes.clone()
     };
     assert_eq!(calls.iter().map(bytes).collect::<Vec<_>>(), [b"one", b"two"]);
     app.register_with(TOKEN, &[("vapid", VAPID[0])]).await.expect("the key is the same");

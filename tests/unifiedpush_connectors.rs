@@ -73,9 +73,14 @@ impl Program {
         writeln!(stdin, "{command}").expect("it runs");
     }
 
+    /// What it wrote down.
+    fn text(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     /// What it wrote down of this kind.
     fn events(&self, kind: &str) -> Vec<Value> {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let text = self.text();
         let events = text.lines().map(|line| line.parse::<Value>().expect("a line is JSON"));
         events.filter(|event| event["event"] == kind).collect()
     }
@@ -96,8 +101,7 @@ impl Program {
     async fn until(&self, kind: &str, count: usize) -> Vec<Value> {
         common::until(async || {
             let events = self.events(kind);
-            let all = || format!("no {count} {kind} in {}", std::fs::read_to_string(&self.log).unwrap_or_default());
-            so(events.len() >= count, all).map(|()| events)
+            so(events.len() >= count, || format!("no {count} {kind} in {}", self.text())).map(|()| events)
         })
         .await
     }
@@ -208,7 +212,7 @@ async fn twenty_messages_to_a_stopped_app_are_one_start() {
     app.forget();
     app.install(&device, "3").await;
     assert_eq!(send_twenty(&app, &endpoint).await, app.messages());
-    assert_eq!(app.until("started", 1).await.len(), 1);
+    assert_eq!(app.events("started").len(), 1, "{}", app.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -222,7 +226,7 @@ async fn an_app_that_dies_in_the_middle_is_started_again_and_misses_nothing() {
     app.install(&device, "3 10").await;
     // Each run takes nine and dies of the tenth.
     assert_eq!(send_twenty(&app, &endpoint).await, app.messages());
-    assert_eq!((app.events("started").len(), app.events("died").len()), (3, 2));
+    assert_eq!((app.events("started").len(), app.events("died").len()), (3, 2), "{}", app.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -86,3 +86,13 @@ fn whatever_was_passed_over_has_its_reason() {
     assert_eq!(plan(&message("action=SHOUT", false), true, 0, Settings::default()).reasons.len(), 1);
     assert_eq!(reasons("action=ALERT&badgeOption=SET&badgeNumber=1", Settings::default()), [""; 0]);
 }
+
+#[test]
+fn a_message_of_a_channel_is_kept_for_its_app_and_does_nothing() {
+    let mut push = message("action=LAUNCH&alertMessage=Hi&badgeOption=INCREASE&badgeNumber=2", true);
+    push.app = crate::proto::Channel { id: [7; 16], sender: None }.app();
+    for connected in [false, true] {
+        let plan = plan(&push, connected, 5, Settings::default());
+        assert_eq!(plan, Plan { place: Place::Unread, badge: None, effect: None, reasons: Vec::new() });
+    }
+}

@@ -275,7 +275,7 @@ impl Trial {
                 self.steps.show("endpoint", begun, &format!("the push server is {}", origin.join("/")));
                 Ok(endpoint)
             }
-            other => Err(out_of_turn(&other)),
+            other @ (Told::Message(_) | Told::Unregistered) => Err(out_of_turn(&other)),
         }
     }
 
@@ -301,8 +301,9 @@ impl Trial {
             return Err(Fatal::new(Exit::Failure, format!("the push server answered {status}: {why}")));
         }
         self.steps.show("send", begun, &format!("the push server has stored {length} encrypted bytes"));
-        let Told::Message(came) = self.steps.next("the message").await? else {
-            return Err(Fatal::new(Exit::Failure, "the distributor told something else than the message"));
+        let came = match self.steps.next("the message").await? {
+            Told::Message(came) => came,
+            other @ (Told::Endpoint(_) | Told::Unregistered) => return Err(out_of_turn(&other)),
         };
         let opened = decrypt(came, &self.keys.app, &auth)
             .map_err(|error| Fatal::new(Exit::Failure, format!("what arrived cannot be opened: {error}")))?;
@@ -321,7 +322,7 @@ impl Trial {
                 self.steps.show("unregister", begun, "the registration has ended");
                 Ok(())
             }
-            other => Err(out_of_turn(&other)),
+            other @ (Told::Endpoint(_) | Told::Message(_)) => Err(out_of_turn(&other)),
         }
     }
 }

@@ -44,6 +44,22 @@ impl Channel {
         is_reserved(app.as_str())
     }
 
+    /// Its bytes, as addresses hold them sealed: 16 of its id, and 32 of its only sender's hash if it has one.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let sender = self.sender.as_ref().map_or(&[][..], |sender| &sender.0);
+        [&self.id, sender].concat()
+    }
+
+    /// The channel of these bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (id, sender) = bytes.split_at_checked(16)?;
+        let sender = match sender {
+            [] => None,
+            hash => Some(SenderHash(hash.try_into().ok()?)),
+        };
+        Some(Self { id: id.try_into().ok()?, sender })
+    }
+
     /// Its name: `webpush:ID` or `webpush:ID:SENDER`, both base64url without padding, of 16 and 32
     /// bytes.
     pub fn app(&self) -> AppId {
@@ -130,6 +146,9 @@ mod tests {
         for sender in [None, Some(SenderHash([0xfb; 32]))] {
             let channel = Channel { id: [0xff; 16], sender };
             assert_eq!(Channel::of(&channel.app()), Some(channel));
+            let bytes = channel.to_bytes();
+            assert_eq!(Channel::from_bytes(&bytes), Some(channel));
+            assert_eq!(Channel::from_bytes(&bytes[1..]), None);
         }
         let names: Vec<_> = [[1; 16], [2; 16]].map(|id| Channel { id, sender: None }.app()).into();
         assert_ne!(names[0], names[1]);

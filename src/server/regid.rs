@@ -16,7 +16,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::{digest, hmac};
 
-use crate::proto::channel::SenderHash;
 use crate::proto::{AppId, Channel, DeviceId, ReceiptsId, RegId, Region};
 
 /// What a regId of ours says.
@@ -144,13 +143,7 @@ impl KeyRing {
     /// The secret part of the channel's endpoint on this device: base64url of region, shard, and what is
     /// sealed.
     pub fn issue_endpoint(&self, device: DeviceId, channel: &Channel, generation: u64) -> String {
-        let sender = channel.sender.map(|sender| sender.0);
-        let plain = [
-            device.as_bytes().as_slice(),
-            &channel.id,
-            &generation.to_be_bytes(),
-            sender.as_ref().map_or(&[], <[u8; 32]>::as_slice),
-        ];
+        let plain = [device.as_bytes().as_slice(), &generation.to_be_bytes(), &channel.to_bytes()];
         self.seal(Purpose::Endpoint, self.shard(device), &plain.concat())
     }
 
@@ -158,15 +151,10 @@ impl KeyRing {
     pub fn open_endpoint(&self, text: &str) -> Option<Endpoint> {
         let (key, plain) = self.unseal(Purpose::Endpoint, text)?;
         let (device, rest) = plain.split_at_checked(16)?;
-        let (id, rest) = rest.split_at_checked(16)?;
-        let (generation, sender) = rest.split_at_checked(8)?;
+        let (generation, channel) = rest.split_at_checked(8)?;
         let (device, generation) =
             (DeviceId::from_slice(device).ok()?, u64::from_be_bytes(generation.try_into().ok()?));
-        let sender = match sender {
-            [] => None,
-            hash => Some(SenderHash(hash.try_into().ok()?)),
-        };
-        let channel = Channel { id: id.try_into().ok()?, sender };
+        let channel = Channel::from_bytes(channel)?;
         let app = channel.app();
         Some(Endpoint {
             to: Opened { device, app_tag: app_tag(&app), generation },
@@ -235,6 +223,7 @@ fn app_tag(app: &AppId) -> [u8; 8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::channel::SenderHash;
     use crate::world;
     use std::collections::HashSet;
 

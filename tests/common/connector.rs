@@ -109,18 +109,17 @@ impl Connector {
 
     /// The next call, which tells an endpoint for this token.
     pub async fn endpoint(&mut self, of: &str) -> String {
-        match self.next().await {
-            Call::NewEndpoint { token, endpoint } if token == of => endpoint,
-            other => panic!("no endpoint for {of}: {other:?}"),
-        }
+        let call = self.next().await;
+        let Call::NewEndpoint { token, endpoint } = &call else { panic!("no endpoint: {call:?}") };
+        assert_eq!(token, of);
+        endpoint.clone()
     }
 
     /// The next call, which hands over a message.
     pub async fn message(&mut self) -> Vec<u8> {
-        match self.next().await {
-            Call::Message { bytes, .. } => bytes,
-            other => panic!("no message: {other:?}"),
-        }
+        let call = self.next().await;
+        let Call::Message { bytes, .. } = call else { panic!("no message: {call:?}") };
+        bytes
     }
 
     /// Calls that have come already.
@@ -274,7 +273,7 @@ fn parse(interface: &str, member: &str, message: &Message) -> (Call, Option<Stri
     assert!(members.is_empty(), "beyond the specification: {members:?}");
     let id = match &call {
         Call::Message { id, .. } => Some(id.clone()),
-        _ => None,
+        Call::NewEndpoint { .. } | Call::Unregistered { .. } => None,
     };
     (call, id)
 }

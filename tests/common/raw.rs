@@ -73,7 +73,7 @@ impl RawDevice {
             match message.expect("the session stands").expect("a good message") {
                 Message::Text(text) => return serde_json::from_str(&text).expect("frames are JSON"),
                 Message::Close(_) => panic!("the server has closed the session"),
-                _ => {}
+                Message::Binary(_) | Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
             }
         }
     }

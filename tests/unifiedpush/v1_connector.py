@@ -71,14 +71,24 @@ class Connector:
             if self.messages == self.die_after:
                 self.note(event="died", **told)
                 os._exit(1)
-        self.note(event=member, **told)
+        # Noted after the answer: whoever reads it may end this program.
         self.bus.send(new_method_return(call))
+        self.note(event=member, **told)
+
+    def answer_all(self):
+        """Also what was read already, of which `select` knows nothing."""
+        while self.early:
+            self.answer(self.early.pop(0))
+        try:
+            while True:
+                self.answer(self.bus.receive(timeout=0))
+        except TimeoutError:
+            pass
 
     def run(self, idle):
         inputs = [self.bus.sock, sys.stdin]
         while True:
-            while self.early:
-                self.answer(self.early.pop(0))
+            self.answer_all()
             ready, _, _ = select.select(inputs, [], [], idle)
             if sys.stdin in ready:
                 line = sys.stdin.readline()
@@ -86,13 +96,7 @@ class Connector:
                     self.command(line)
                 else:
                     inputs.remove(sys.stdin)
-            elif ready:
-                try:
-                    while True:
-                        self.answer(self.bus.receive(timeout=0))
-                except TimeoutError:
-                    pass
-            else:
+            elif not ready:
                 self.note(event="ended")
                 return
 

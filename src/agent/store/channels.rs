@@ -479,3 +479,7 @@ fn bus_name(row: &Row<'_>, column: usize) -> Result<OwnedBusName> {
 fn no_text(column: usize, error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, Type::Text, error.into())
 }
+
+#[cfg(test)]
+#[path = "channels_tests.rs"]
+mod tests;

@@ -101,10 +101,8 @@ impl Connector<'_> {
         if !matches!(answered, Answer::NotReady(_)) {
             return answered;
         }
-        match self.call_at(ROOT, method, arguments).await {
-            Answer::NotReady(_) => answered,
-            other => other,
-        }
+        let at_root = self.call_at(ROOT, method, arguments).await;
+        if matches!(at_root, Answer::NotReady(_)) { answered } else { at_root }
     }
 
     async fn call_at(&self, path: &str, method: &str, arguments: &(impl Serialize + DynamicType)) -> Answer {

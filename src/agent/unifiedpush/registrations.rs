@@ -100,10 +100,13 @@ impl Registrar {
         let token = request.token.parse().map_err(|_| Reason::Internal)?;
         let sender = request.vapid.map(str::parse::<SenderKey>).transpose().map_err(|_| Reason::Internal)?;
         let service = OwnedBusName::try_from(request.service).map_err(|_| Reason::Internal)?;
-        if holder(bus, caller, &service).await != Holder::Caller {
-            return Err(Reason::Unauthorized);
-        }
         let owner = identity(bus, caller).await.map_err(|_| Reason::Unauthorized)?.owner();
+        match holder(bus, caller, &service).await {
+            Holder::Caller => {}
+            // An app may register before it has its name, which any program outside a sandbox could take.
+            Holder::Nobody if owner.flatpak.is_none() && matches!(service.inner(), BusName::WellKnown(_)) => {}
+            Holder::Another | Holder::Nobody => return Err(Reason::Unauthorized),
+        }
         let unique = matches!(service.inner(), BusName::Unique(_));
         Ok(Enter {
             token,

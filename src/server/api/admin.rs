@@ -14,6 +14,8 @@ use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, LOCATION};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -79,6 +81,13 @@ async fn has_token(server: &Server, headers: &HeaderMap) -> Result<(), Problem> 
 pub fn authorization<'a>(headers: &'a HeaderMap, scheme: &str) -> Option<&'a str> {
     let given = headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ');
     given.filter(|(named, _)| named.eq_ignore_ascii_case(scheme)).map(|(_, shown)| shown.trim())
+}
+
+/// The user and the password that the request shows (RFC 7617).
+pub fn user_and_password(headers: &HeaderMap) -> Option<(String, String)> {
+    let bytes = STANDARD.decode(authorization(headers, "basic")?).ok()?;
+    let text = String::from_utf8(bytes).ok()?;
+    text.split_once(':').map(|(user, password)| (user.to_owned(), password.to_owned()))
 }
 
 /// An app to be added.

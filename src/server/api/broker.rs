@@ -11,8 +11,6 @@ use axum::http::header::WWW_AUTHENTICATE;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -23,7 +21,7 @@ use crate::link::mqtt::topics::Access;
 use crate::server::broker::rights;
 use crate::server::{Server, same_secret};
 
-use super::admin::{authorization, read_some};
+use super::admin::{read_some, user_and_password};
 use super::problem::{Kind, Problem};
 use super::{Always, BROKER, WithBody};
 
@@ -51,14 +49,10 @@ pub async fn authorize(State(server): Shared, request: Request, next: Next) -> R
 }
 
 fn is_broker(server: &Server, headers: &HeaderMap) -> bool {
-    let shown = authorization(headers, "basic").and_then(|encoded| STANDARD.decode(encoded).ok());
-    let Some(text) = shown.and_then(|bytes| String::from_utf8(bytes).ok()) else {
-        return false;
-    };
     let config = &server.config.mqtt;
     let own = config.password.as_deref();
-    text.split_once(':')
-        .is_some_and(|(user, given)| user == config.user && own.is_some_and(|own| same_secret(own, given)))
+    user_and_password(headers)
+        .is_some_and(|(user, given)| user == config.user && own.is_some_and(|own| same_secret(own, &given)))
 }
 
 /// Who wants to connect.

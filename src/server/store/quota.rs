@@ -3,6 +3,9 @@
 //! What waits for an app, receipts for its server included, is counted from time to time, on a connection of its own, and what was
 //! accepted since is added: a queue that empties quickly is known to be empty a little late. It must
 //! never make a message wait for the counting.
+//!
+//! A Web Push channel is one device's, and has no more waiting than its registration may: it is not counted, so
+//! that what is known here does not grow with the channels.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
@@ -11,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tracing::{info, warn};
 
 use crate::daemon::lock;
-use crate::proto::AppId;
+use crate::proto::{AppId, Channel};
 use crate::server::config::Limits;
 
 /// The quotas, and what is known about how far they are used up.
@@ -74,9 +77,13 @@ impl Quotas {
         !full
     }
 
+    fn limits(&self, app: &AppId) -> bool {
+        self.limits_apps() && !Channel::is_reserved(app)
+    }
+
     /// Whether another message may wait for the app.
     pub fn may_wait(&self, app: &AppId) -> bool {
-        if !self.limits_apps() {
+        if !self.limits(app) {
             return true;
         }
         let mut waiting = lock(&self.waiting);
@@ -89,7 +96,7 @@ impl Quotas {
 
     /// A message has begun to wait for the app.
     pub fn add(&self, app: &AppId) {
-        if self.limits_apps() {
+        if self.limits(app) {
             *lock(&self.waiting).accepted_since.entry(app.clone()).or_default() += 1;
         }
     }
@@ -137,6 +144,14 @@ mod tests {
             }
         }
         assert!(quotas.may_wait(&mail));
+    }
+
+    #[test]
+    fn channels_are_not_counted() {
+        let (quotas, channel) = (quotas(1, 0), Channel { id: [1; 16], sender: None }.app());
+        quotas.add(&channel);
+        assert!(quotas.may_wait(&channel));
+        assert!(lock(&quotas.waiting).accepted_since.is_empty());
     }
 
     #[test]

@@ -375,11 +375,13 @@ pub fn add_dropped(db: &Connection, device: &[u8], app: &str, dropped: i64) -> R
     Ok(())
 }
 
-/// Messages and receipts that wait, by app: one whose server takes no receipts fills up its own quota.
+/// Messages and receipts that wait, by app, without those of Web Push channels: an app whose server takes no
+/// receipts fills up its own quota.
 pub fn count_by_app(db: &Connection) -> Result<HashMap<AppId, u64>> {
     let mut statement = db.prepare_cached(
         "SELECT app, count(*) FROM (SELECT app FROM messages UNION ALL SELECT app FROM delayed
-                                    UNION ALL SELECT app FROM receipts) GROUP BY app",
+                                    UNION ALL SELECT app FROM receipts)
+         WHERE app NOT GLOB 'webpush:*' GROUP BY app",
     )?;
     statement.query_map([], |row| Ok((app_in(row, 0)?, row.get::<_, i64>(1)?.unsigned_abs())))?.collect()
 }

@@ -84,8 +84,13 @@ struct EndpointPath;
 
 impl IntoParams for EndpointPath {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        vec![path_name("endpoint", "The secret part of the endpoint", 256, "^[A-Za-z0-9_-]+$")]
+        secret_in_path("endpoint")
     }
+}
+
+/// A secret part in a path, for the document.
+fn secret_in_path(of: &str) -> Vec<Parameter> {
+    vec![path_name(of, &format!("The secret part of the URL of this {of}"), 256, "^[A-Za-z0-9_-]+$")]
 }
 
 /// The headers of a message.
@@ -170,7 +175,8 @@ async fn send(
     let (endpoint, origin) = open(&server, path)?;
     let sender = authenticate(&server, &endpoint, &origin, &headers)?;
     let described = Described::of(&headers, &server.config.web_push)?;
-    let body = read(body, server.config.web_push.body_bytes).await.map_err(|why| unread(&server, why))?;
+    let limit = server.config.web_push.body_bytes;
+    let body = read(body, limit).await.map_err(|why| unread(why, limit))?;
     if let Some(Verified { key, .. }) = sender
         && described.is_aes128gcm()
         && body.get(KEY_IN_BODY) == Some(key.point())
@@ -186,7 +192,7 @@ async fn send(
     let taken = taken.await.map_err(|_| Refused::new(Kind::Unavailable, "it could not be processed"))??;
     let status = if taken.link.is_some() { StatusCode::ACCEPTED } else { StatusCode::CREATED };
     let mut response = status.into_response();
-    response.headers_mut().insert("ttl", HeaderValue::from(ttl_s));
+    response.headers_mut().insert(request::TTL, HeaderValue::from(ttl_s));
     response.headers_mut().extend(taken.link.map(|link| (LINK, link)));
     if let Ok(location) = HeaderValue::from_str(&taken.message) {
         response.headers_mut().insert(LOCATION, location);
@@ -283,12 +289,9 @@ fn authenticate(
     }
 }
 
-fn unread(server: &Server, why: Unread) -> Refused {
+fn unread(why: Unread, limit: usize) -> Refused {
     match why {
-        Unread::TooLong => {
-            let limit = server.config.web_push.body_bytes;
-            Refused::new(Kind::TooLong, format!("the body is over the limit of {limit} bytes"))
-        }
+        Unread::TooLong => Refused::new(Kind::TooLong, format!("the body is over the limit of {limit} bytes")),
         Unread::Broken | Unread::Late => Refused::new(Kind::Body, why.to_string()),
     }
 }

@@ -28,10 +28,10 @@ use utoipa_axum::routes;
 
 use super::error::{self, Kind, Refused};
 use super::wishes::{PREFERENCE_APPLIED, wait_s};
-use super::{TAG, tokens, unavailable};
+use super::{TAG, secret_in_path, tokens, unavailable};
 use crate::proto::ReceiptsId;
 use crate::server::Server;
-use crate::server::api::{Always, path_name};
+use crate::server::api::Always;
 use crate::server::store::confirmations::Confirmation;
 use crate::server::waiters::Waiter;
 
@@ -56,7 +56,7 @@ struct ReceiptsPath;
 
 impl IntoParams for ReceiptsPath {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        vec![path_name("receipts", "The secret part of the subscription", 256, "^[A-Za-z0-9_-]+$")]
+        secret_in_path("receipts")
     }
 }
 

@@ -17,11 +17,14 @@ const TOPIC_MAX: usize = 32;
 /// The longest `X-Request-ID`.
 const REQUEST_ID_MAX: usize = 128;
 
-const TTL: HeaderName = HeaderName::from_static("ttl");
+/// Seconds to live (RFC 8030, section 5.2).
+pub const TTL: HeaderName = HeaderName::from_static("ttl");
 const URGENCY: HeaderName = HeaderName::from_static("urgency");
 const TOPIC: HeaderName = HeaderName::from_static("topic");
-const ENCRYPTION: HeaderName = HeaderName::from_static("encryption");
-const CRYPTO_KEY: HeaderName = HeaderName::from_static("crypto-key");
+/// What the encoding of drafts needs beside the body.
+pub const ENCRYPTION: HeaderName = HeaderName::from_static("encryption");
+/// Likewise; also where drafts have the sender's key.
+pub const CRYPTO_KEY: HeaderName = HeaderName::from_static("crypto-key");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// A message as its headers describe it.

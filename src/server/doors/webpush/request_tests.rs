@@ -1,3 +1,5 @@
+//! Headers as senders write them, one test for each row of the checklist.
+
 use axum::http::HeaderValue;
 
 use super::*;

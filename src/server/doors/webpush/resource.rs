@@ -10,7 +10,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, LAST_MODIFIED};
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use utoipa::IntoParams;
 use utoipa::openapi::path::{Parameter, ParameterIn};
@@ -18,20 +18,15 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::error::{self, Kind, Refused};
+use super::request::{CRYPTO_KEY, ENCRYPTION, TTL};
 use super::tokens::{self, Named};
-use super::{TAG, unavailable};
+use super::{TAG, secret_in_path, unavailable};
 use crate::proto::{AppId, Push, UnixMillis};
 use crate::server::Server;
-use crate::server::api::{Always, path_name};
+use crate::server::api::Always;
 use crate::server::store::delayed::Selection;
 use crate::server::withdraw::withdraw;
 use crate::world;
-
-/// Seconds for which a message is kept (RFC 8030, section 5.2).
-const TTL: HeaderName = HeaderName::from_static("ttl");
-/// What the old encoding `aesgcm` needs.
-const ENCRYPTION: HeaderName = HeaderName::from_static("encryption");
-const CRYPTO_KEY: HeaderName = HeaderName::from_static("crypto-key");
 
 /// The routes.
 pub fn router() -> OpenApiRouter<Arc<Server>> {
@@ -43,7 +38,7 @@ struct MessagePath;
 
 impl IntoParams for MessagePath {
     fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
-        vec![path_name("message", "The secret part of the message's URL", 256, "^[A-Za-z0-9_-]+$")]
+        secret_in_path("message")
     }
 }
 

@@ -12,28 +12,24 @@ use axum::extract::{Path, State};
 use axum::http::header::{CONTENT_TYPE, LINK, LOCATION, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
-use utoipa::ToSchema;
+use utoipa::openapi::path::{Parameter, ParameterIn};
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::error::{self, Kind, Refused};
-use super::{TAG, unavailable, unread};
-use crate::proto::channel::{SenderHash, SenderKey};
+use super::{TAG, secret_in_path, tokens, unavailable, unread};
+use crate::proto::channel::SenderKey;
 use crate::proto::frame::Refusal;
-use crate::proto::{AppId, Channel, DeviceId, Secret};
+use crate::proto::{Channel, DeviceId, Secret};
 use crate::server::Server;
-use crate::server::api::admin::authorization;
-use crate::server::api::{Always, path_name};
+use crate::server::api::Always;
+use crate::server::api::admin::user_and_password;
 use crate::server::doors::body::read;
-use crate::server::regid::Purpose;
 use crate::server::store::DeviceCheck;
 use crate::world;
 
-/// The path of all subscriptions; the secret part follows.
-const SUBSCRIPTIONS: &str = "/wp/s/";
 /// The media type of a body that restricts a subscription.
 const OPTIONS: &str = "application/webpush-options+json";
 /// Bytes of such a body.
@@ -57,11 +53,9 @@ struct Options {
 /// The secret part of a subscription in a path.
 struct SubscriptionPath;
 
-impl utoipa::IntoParams for SubscriptionPath {
-    fn into_params(
-        _: impl Fn() -> Option<utoipa::openapi::path::ParameterIn>,
-    ) -> Vec<utoipa::openapi::path::Parameter> {
-        vec![path_name("subscription", "The secret part of the subscription", 256, "^[A-Za-z0-9_-]+$")]
+impl IntoParams for SubscriptionPath {
+    fn into_params(_: impl Fn() -> Option<ParameterIn>) -> Vec<Parameter> {
+        secret_in_path("subscription")
     }
 }
 
@@ -88,19 +82,27 @@ impl utoipa::IntoParams for SubscriptionPath {
     ))]
 async fn subscribe(State(server): State<Arc<Server>>, headers: HeaderMap, body: Body) -> Result<Response, Response> {
     let device = device(&server, &headers).await?;
-    let body = read(body, BODY_MAX).await.map_err(|why| unread(&server, why).into_response())?;
-    let channel = channel(&headers, &body).map_err(IntoResponse::into_response)?;
-    let done = async {
-        match server.register(device, &channel.app()).await.map_err(unavailable)? {
-            Ok(issued) => Ok((issued, subscription_url(&server, device, &channel))),
-            Err(why @ Refusal::TooMany) => Err(Refused::new(Kind::TooFast, why.to_string())),
-            Err(why @ (Refusal::NoWebPush | Refusal::UnknownApp)) => {
-                Err(Refused::new(Kind::Unavailable, why.to_string()))
-            }
-        }
-    };
-    let (issued, subscription) = done.await.map_err(IntoResponse::into_response)?;
-    let link = format!("<{}>; rel=\"urn:ietf:params:push\"", issued.endpoint.unwrap_or_default());
+    subscribed(&server, device, &headers, body).await.map_err(IntoResponse::into_response)
+}
+
+async fn subscribed(server: &Server, device: DeviceId, headers: &HeaderMap, body: Body) -> Result<Response, Refused> {
+    let body = read(body, BODY_MAX).await.map_err(|why| unread(why, BODY_MAX))?;
+    let channel = channel(headers, &body)?;
+    let issued = server.register(device, &channel.app()).await.map_err(unavailable)?;
+    let issued = issued.map_err(|why| {
+        let kind = if why == Refusal::TooMany { Kind::TooFast } else { Kind::Unavailable };
+        Refused::new(kind, why.to_string())
+    })?;
+    // Who has an endpoint has an origin.
+    let (origin, endpoint) = server
+        .config
+        .web_push
+        .origin
+        .as_ref()
+        .zip(issued.endpoint)
+        .ok_or_else(|| Refused::new(Kind::Unavailable, Refusal::NoWebPush.to_string()))?;
+    let subscription = tokens::subscription_url(origin, &server.keys(), device, &channel);
+    let link = format!("<{endpoint}>; rel=\"urn:ietf:params:push\"");
     let mut response = StatusCode::CREATED.into_response();
     for (name, value) in [(LOCATION, subscription), (LINK, link)] {
         if let Ok(value) = HeaderValue::from_str(&value) {
@@ -126,21 +128,16 @@ async fn unsubscribe(
     State(server): State<Arc<Server>>,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<StatusCode, Refused> {
-    let text = path.ok().map(|Path(text)| text);
-    let (device, app) = text
-        .and_then(|text| opened(&server, &text))
-        .ok_or_else(|| Refused::new(Kind::NotFound, "this is no subscription of this server"))?;
-    server.store.deregister(device, app).await.map_err(unavailable)?;
+    let named = path.ok().and_then(|Path(text)| tokens::open_subscription(&server.keys(), &text));
+    let (device, channel) =
+        named.ok_or_else(|| Refused::new(Kind::NotFound, "this is no subscription of this server"))?;
+    server.store.deregister(device, channel.app()).await.map_err(unavailable)?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// The device that asks.
 async fn device(server: &Server, headers: &HeaderMap) -> Result<DeviceId, Response> {
-    let shown = authorization(headers, "basic").and_then(|encoded| STANDARD.decode(encoded).ok());
-    let text = shown.and_then(|bytes| String::from_utf8(bytes).ok());
-    let named = text
-        .as_deref()
-        .and_then(|text| text.split_once(':'))
+    let named = user_and_password(headers)
         .and_then(|(device, secret)| Some((device.parse::<DeviceId>().ok()?, secret.parse::<Secret>().ok()?)));
     let Some((device, secret)) = named else { return Err(stranger()) };
     let check = server.store.check_device(device, &secret, AGENT.to_owned(), false).await;
@@ -168,24 +165,4 @@ fn channel(headers: &HeaderMap, body: &[u8]) -> Result<Channel, Refused> {
     let key = options.vapid.map(|text| text.parse::<SenderKey>()).transpose();
     let key = key.map_err(|error| Refused::new(Kind::Crypto, error.to_string()))?;
     Ok(Channel { id: world::random_bytes(), sender: key.map(|key| key.hash()) })
-}
-
-/// A subscription's secret part says the device and the channel.
-fn subscription_url(server: &Server, device: DeviceId, channel: &Channel) -> String {
-    let sender = channel.sender.map(|sender| sender.0);
-    let plain = [device.as_bytes().as_slice(), &channel.id, sender.as_ref().map_or(&[], <[u8; 32]>::as_slice)];
-    let keys = server.keys();
-    let origin = server.config.web_push.origin.as_ref().map(ToString::to_string).unwrap_or_default();
-    format!("{origin}{SUBSCRIPTIONS}{}", keys.seal(Purpose::Subscription, keys.shard(device), &plain.concat()))
-}
-
-fn opened(server: &Server, text: &str) -> Option<(DeviceId, AppId)> {
-    let plain = server.keys().open_sealed(Purpose::Subscription, text)?;
-    let (device, rest) = plain.split_at_checked(16)?;
-    let (id, sender) = rest.split_at_checked(16)?;
-    let sender = match sender {
-        [] => None,
-        hash => Some(SenderHash(hash.try_into().ok()?)),
-    };
-    Some((DeviceId::from_slice(device).ok()?, Channel { id: id.try_into().ok()?, sender }.app()))
 }

@@ -1,17 +1,18 @@
-//! The URLs of messages and of subscriptions of receipts: capabilities, whose secret part only this server
+//! The URLs of messages and of subscriptions, of endpoints and of receipts: capabilities, whose secret part only this server
 //! makes and opens.
 //!
 //! What is not ours fails here and costs no read of the database. A message's URL names its channel and
 //! itself, so that it is found without an index of its own. Sealing is deterministic: two URLs of one
 //! device have no more than region and shard in common because every id in them is another.
 
-use crate::proto::channel::SenderHash;
 use crate::proto::{Channel, DeviceId, MessageId, ReceiptsId};
 use crate::server::origin::Origin;
 use crate::server::regid::{KeyRing, Purpose};
 
 /// The path of all messages; the secret part follows.
 pub const MESSAGES: &str = "/wp/m/";
+/// The path of all subscriptions of endpoints; the secret part follows.
+pub const SUBSCRIPTIONS: &str = "/wp/s/";
 /// The path of all subscriptions of receipts; the secret part follows.
 pub const RECEIPTS: &str = "/wp/r/";
 
@@ -26,22 +27,28 @@ pub struct Named {
 
 /// The URL of a message to this device.
 pub fn message_url(origin: &Origin, keys: &KeyRing, device: DeviceId, message: &Named) -> String {
-    let sender = message.channel.sender.map(|sender| sender.0);
-    let plain =
-        [message.channel.id.as_slice(), message.id.as_bytes(), sender.as_ref().map_or(&[], <[u8; 32]>::as_slice)];
+    let plain = [message.id.as_bytes().as_slice(), &message.channel.to_bytes()];
     format!("{origin}{MESSAGES}{}", keys.seal(Purpose::Message, keys.shard(device), &plain.concat()))
 }
 
 /// The message that the secret part of a URL names, if this server made it.
 pub fn open_message(keys: &KeyRing, secret: &str) -> Option<Named> {
     let plain = keys.open_sealed(Purpose::Message, secret)?;
-    let (channel, rest) = plain.split_at_checked(16)?;
-    let (id, sender) = rest.split_at_checked(16)?;
-    let sender = match sender {
-        [] => None,
-        hash => Some(SenderHash(hash.try_into().ok()?)),
-    };
-    Some(Named { channel: Channel { id: channel.try_into().ok()?, sender }, id: MessageId::from_slice(id).ok()? })
+    let (id, channel) = plain.split_at_checked(16)?;
+    Some(Named { channel: Channel::from_bytes(channel)?, id: MessageId::from_slice(id).ok()? })
+}
+
+/// The URL of a channel's subscription on this device.
+pub fn subscription_url(origin: &Origin, keys: &KeyRing, device: DeviceId, channel: &Channel) -> String {
+    let plain = [device.as_bytes().as_slice(), &channel.to_bytes()].concat();
+    format!("{origin}{SUBSCRIPTIONS}{}", keys.seal(Purpose::Subscription, keys.shard(device), &plain))
+}
+
+/// The subscription that the secret part of a URL names, if this server made it.
+pub fn open_subscription(keys: &KeyRing, secret: &str) -> Option<(DeviceId, Channel)> {
+    let plain = keys.open_sealed(Purpose::Subscription, secret)?;
+    let (device, channel) = plain.split_at_checked(16)?;
+    Some((DeviceId::from_slice(device).ok()?, Channel::from_bytes(channel)?))
 }
 
 /// The URL of a subscription of receipts, which is of no device.
@@ -66,6 +73,7 @@ mod tests {
 
     use super::*;
     use crate::proto::Region;
+    use crate::proto::channel::SenderHash;
     use crate::server::regid::SealKey;
     use crate::world;
 

@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use std::sync::Mutex;
 
 use axum::http::HeaderMap;
-use axum::http::header::{AUTHORIZATION, HeaderName};
+use axum::http::header::AUTHORIZATION;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use lru::LruCache;
@@ -15,6 +15,7 @@ use ring::{digest, signature};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::request::CRYPTO_KEY;
 use crate::daemon::lock;
 use crate::proto::UnixMillis;
 use crate::proto::channel::{NoSenderKey, SenderKey};
@@ -30,8 +31,6 @@ const LIFE_S: i64 = 24 * 3600;
 const LONGEST: usize = 4096;
 /// Signatures that are remembered.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
-
-const CRYPTO_KEY: HeaderName = HeaderName::from_static("crypto-key");
 
 /// Why a signature is not good. The text is for the sender.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,4 +1,6 @@
-use axum::http::HeaderValue;
+//! Signatures by keys of their own, good and bad, one test for each row of the checklist.
+
+use axum::http::{HeaderName, HeaderValue};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
 use serde_json::json;
