@@ -39,7 +39,7 @@ test-systemd: ## Test who may be an app and how apps start, in a container with 
 	@$(SETUP) systemd $(BUILD)
 	@$(SETUP) systemd tests/systemd/run.py
 
-cross: ## Build for ARM devices, 64 and 32 bits, and hold bellwired to its size budget; takes an hour at first
+cross: ## Build for ARM devices, 64 and 32 bits, and hold bellwired to its size budget; takes an hour or less
 	@for machine in $(ARM); do \
 	    for features in agent,ws agent,ws,mqtt,unifiedpush server,ws,bundled-sqlite \
 	        agent,ws,bundled-sqlite agent,ws,mqtt,unifiedpush,bundled-sqlite; do \
