@@ -11,7 +11,7 @@ use crate::proto::frame::{Fate, NotKept, Outcome};
 use crate::proto::gateway::Queued;
 use crate::proto::message::Payload;
 use crate::proto::samples;
-use crate::proto::{RegId, Secret};
+use crate::proto::{Channel, RegId, Secret};
 use crate::server::config::Limits;
 
 const REGION: Region = Region(3);
@@ -1416,4 +1416,29 @@ async fn messages_of_an_earlier_schema_keep_their_urgency() {
         assert_eq!(backlog.rows.last().map(|row| row.seq), Some(Seq(place)));
         store.writer.write(move |db| db.execute("DELETE FROM messages WHERE seq = ?1", [place])).await.unwrap();
     }
+}
+
+#[test]
+fn channels_that_ended_long_ago_are_forgotten_and_their_endpoints_stay_dead() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = db::open(&folder.path().join("t.db"), sql::MIGRATIONS).unwrap();
+    sql::make_missing_keys(&db, UnixMillis(1)).unwrap();
+    sql::add_app(&db, &app("chat"), b"hash", UnixMillis(1)).unwrap();
+    let device = world::device_id();
+    let channel = |byte| Channel { id: [byte; 16], sender: None }.app();
+    let register = |app: &AppId, now| match sql::register(&db, device, app, Over::Link, 10, UnixMillis(now)).unwrap() {
+        Registered::As { generation, .. } => generation,
+        other @ (Registered::UnknownApp | Registered::TooMany) => panic!("{other:?}"),
+    };
+    let apps = [app("chat"), channel(1), channel(2), channel(3)];
+    let first: Vec<u64> = apps.iter().map(|app| register(app, 100)).collect();
+    assert_eq!(first, [1, 100, 100, 100]);
+    for (app, at) in [(&apps[0], 200), (&apps[1], 200), (&apps[2], 300)] {
+        sql::deregister(&db, device, app, UnixMillis(at)).unwrap();
+    }
+    assert!(sql::forget_ended_channels(&db, UnixMillis(300)).unwrap());
+    let left = db.query_row("SELECT count(*) FROM registrations", [], |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(left, 3, "all but the one that ended before");
+    assert_eq!([register(&apps[0], 400), register(&apps[1], 400), register(&apps[2], 300)], [2, 400, 300]);
+    assert_eq!(register(&apps[3], 400), 100, "it stands");
 }
