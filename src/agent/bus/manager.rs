@@ -76,7 +76,9 @@ impl Manager {
         }
         self.shared.hints.effects.notify_one();
         self.shared.hints.badges.notify_one();
-        self.shared.hints.channels.notify_one();
+        if row.client.is_some() {
+            self.shared.hints.switch(row.app.clone());
+        }
     }
 }
 

@@ -46,7 +46,7 @@ impl Fixture {
 
     async fn waiting(&self) -> Vec<String> {
         let tokens = self.store.waiting_registrations().await.unwrap();
-        tokens.iter().map(|token| token.as_str().to_owned()).collect()
+        tokens.iter().map(|(token, _)| token.as_str().to_owned()).collect()
     }
 
     async fn switch(&self, app: &AppId, on: bool) {
