@@ -145,7 +145,7 @@ async fn b2_a_subscription_is_restricted_by_a_body_of_its_own_media_type_only() 
     assert_eq!(bytes(&world.device.take().await), b"signed");
     let (open, _) = subscribed(&subscribe(&world, &["Content-Type: application/json"], &body));
     assert_eq!(send(&open, &[TTL], b"").status, 201);
-    for bad in ["", "[]", "{\"vapid\":1}", "{\"vapid\":\"BAAA\"}"] {
+    for bad in ["", "[]", "{\"vapid\":null}", "{\"vapid\":1}", "{\"vapid\":\"BAAA\"}"] {
         let answer = subscribe(&world, &["Content-Type: application/webpush-options+json; charset=utf-8"], bad);
         assert_eq!(refusal(&answer).0, 400, "{bad}");
     }
@@ -517,4 +517,94 @@ async fn what_cannot_be_done_now_rejects_no_matrix_push_key() {
         })
         .collect();
     assert_eq!(statuses, [200, 429]);
+}
+
+#[tokio::test]
+async fn s16_a_request_is_repeated_by_its_own_sender_to_the_same_registration_only() {
+    let mut world = World::start("").await;
+    let (one, two) = (RawSender::new().authorization(&world.endpoint), RawSender::new().authorization(&world.endpoint));
+    let first = world.send(&[TTL, "X-Request-ID: 1", "Prefer: respond-async", &one], b"of one");
+    let second = world.send(&[TTL, "X-Request-ID: 1", &two], b"of another");
+    let third = world.send(&[TTL, "X-Request-ID: 1"], b"of nobody");
+    assert_eq!([first.status, second.status, third.status], [202, 201, 201]);
+    assert_ne!(first.header("location"), second.header("location"));
+    for body in ["of one", "of another", "of nobody"] {
+        let push = world.device.take().await;
+        assert_eq!((bytes(&push), push.get("request_id")), (body.into(), None));
+    }
+    // Neither is a homeserver's event what a sender has called so.
+    assert_eq!(notify(&world.server, &json!({ "event_id": "1" }), &[&world.endpoint]).status, 200);
+    assert_eq!(world.device.take().await["door"], "matrix");
+
+    // What is registered anew has had nothing yet.
+    world.device.deregister(&world.app).await;
+    world.device.say(json!({ "register": { "req": 99, "app": world.app } })).await;
+    let registered = world.device.until("registered").await;
+    let endpoint = registered["endpoint"].as_str().expect("an endpoint");
+    assert_eq!(send(endpoint, &[TTL, "X-Request-ID: 1"], b"to the new one").status, 201);
+    assert_eq!(bytes(&world.device.take().await), b"to the new one");
+}
+
+#[tokio::test]
+async fn s16_a_repeated_request_is_answered_as_the_first_and_one_that_came_to_nothing_is_taken_again() {
+    let mut world = World::start("").await;
+    world.device = world.device.again(&world.server, json!({ "least": "high" })).await;
+    let first = world.send(&["TTL: 60", "X-Request-ID: 1"], b"once");
+    let again = world.send(&["TTL: 600", "X-Request-ID: 1", "Prefer: respond-async"], b"once");
+    assert_eq!((again.status, again.header("ttl"), again.header("link")), (201, Some("60"), None));
+    let location = first.header("location").expect("a location");
+    assert_eq!(again.header("location"), Some(location));
+    assert_eq!(curl(&["-X", "DELETE", location], b"").status, 204);
+    let once_more = world.send(&["TTL: 60", "X-Request-ID: 1", "Prefer: respond-async"], b"once more");
+    assert_eq!(once_more.status, 202);
+    assert_ne!(once_more.header("location"), Some(location));
+    let repeated = world.send(&["TTL: 60", "X-Request-ID: 1", "Prefer: respond-async"], b"once more");
+    assert_eq!((repeated.status, repeated.header("link")), (202, once_more.header("link")));
+}
+
+#[tokio::test]
+async fn s10_a_message_that_does_not_wait_takes_out_what_does() {
+    let mut world = World::start("").await;
+    world.device = world.device.again(&world.server, json!({ "least": "high" })).await;
+    assert_eq!(world.send(&["TTL: 600", "Topic: score"], b"old").status, 201);
+    assert_eq!(world.send(&["TTL: 600", "Topic: weather"], b"rain").status, 201);
+    assert_eq!(world.send(&["TTL: 0", "Topic: score"], b"").status, 201);
+    world.device = world.device.again(&world.server, json!({})).await;
+    assert_eq!(bytes(&world.device.take().await), b"rain");
+    assert!(!world.device.has_push().await);
+}
+
+#[tokio::test]
+async fn s13_an_endpoint_that_has_ended_uses_up_nothing() {
+    let mut world = World::start("[limits]\ndevice-messages-per-minute = 3").await;
+    let (_, other) = world.device.channel(None).await;
+    world.device.deregister(&world.app).await;
+    let gone: Vec<u16> = (0..10).map(|_| world.send(&[TTL], b"").status).collect();
+    assert_eq!(gone, [410; 10]);
+    assert_eq!(send(&other, &[TTL], b"").status, 201);
+}
+
+#[tokio::test]
+async fn a8_no_browser_takes_a_message_for_a_page_of_the_server() {
+    let mut world = World::start("").await;
+    world.device = world.device.again(&world.server, json!({ "least": "high" })).await;
+    let sent = world.send(&["TTL: 600", "Content-Type: text/html"], b"<script>");
+    let shown = curl(&[sent.header("location").expect("a location")], b"");
+    assert_eq!((shown.status, shown.body.as_str()), (200, "<script>"));
+    let safe =
+        ["x-content-type-options", "content-security-policy", "content-disposition"].map(|name| shown.header(name));
+    assert_eq!(safe, [Some("nosniff"), Some("default-src 'none'; sandbox"), Some("attachment")]);
+}
+
+#[tokio::test]
+async fn b1_a_device_that_has_to_register_anew_is_told_so_whatever_it_subscribes_to_over_http() {
+    let server = Server::start("00", "");
+    let device = RawDevice::enrol(&server).await;
+    let world = World { app: String::new(), endpoint: String::new(), server, device };
+    assert_eq!(subscribe(&world, &[], "").status, 201);
+    let (mut device, welcome) = world.device.welcomed(&world.server).await;
+    assert_eq!(welcome["enrolled"], true, "it may not have heard it");
+    device.channel(None).await;
+    let (_, welcome) = device.welcomed(&world.server).await;
+    assert_ne!(welcome["enrolled"], true);
 }

@@ -12,6 +12,7 @@ use base64::alphabet::{STANDARD, URL_SAFE};
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use ring::digest;
+use serde::{Deserialize, Serialize};
 
 use super::ids::AppId;
 
@@ -65,7 +66,7 @@ impl Channel {
     pub fn app(&self) -> AppId {
         let id = URL_SAFE_NO_PAD.encode(self.id);
         let text = match &self.sender {
-            Some(sender) => format!("{PREFIX}{id}:{}", URL_SAFE_NO_PAD.encode(sender.0)),
+            Some(sender) => format!("{PREFIX}{id}:{}", String::from(*sender)),
             None => format!("{PREFIX}{id}"),
         };
         // Invariant: 74 characters, each of which an id may have.
@@ -78,16 +79,31 @@ pub fn is_reserved(name: &str) -> bool {
     name.starts_with(PREFIX)
 }
 
-/// The SHA-256 of an application server's public key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// The SHA-256 of an application server's public key. Its text is base64url without padding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct SenderHash(pub [u8; 32]);
+
+impl TryFrom<String> for SenderHash {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        bytes(&text).map(Self).ok_or("32 bytes in base64url")
+    }
+}
+
+impl From<SenderHash> for String {
+    fn from(hash: SenderHash) -> Self {
+        URL_SAFE_NO_PAD.encode(hash.0)
+    }
+}
 
 impl SenderHash {
     /// What the sender goes by where senders are told apart by the names of apps; no app and no channel has
     /// this name.
     pub fn name(&self) -> AppId {
         // Invariant: 52 characters, each of which an id may have.
-        format!("{PREFIX}:{}", URL_SAFE_NO_PAD.encode(self.0)).parse().expect("the name of a sender is an id")
+        format!("{PREFIX}:{}", String::from(*self)).parse().expect("the name of a sender is an id")
     }
 }
 

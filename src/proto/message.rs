@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
+use super::channel::SenderHash;
 use super::field::{self, Fields};
 use super::ids::{AppId, MessageId, ReceiptsId, RegId, UnixMillis};
 use super::urgency::Urgency;
@@ -74,10 +75,11 @@ impl Push {
         self.expires_ms <= now
     }
 
-    /// As its device is sent it: without the topic, which is not forwarded (RFC 8030, section 5.4), and
-    /// without whom the server tells of it.
+    /// As its device is sent it: without the topic, which is not forwarded (RFC 8030, section 5.4), without
+    /// whom the server tells of it, and without who sends by Web Push.
     pub fn for_device(self) -> Self {
-        Self { collapse_key: None, receipts_to: None, ..self }
+        let request_id = if self.taken_once_by().is_some() { None } else { self.request_id };
+        Self { collapse_key: None, receipts_to: None, request_id, ..self }
     }
 
     /// What a waiting message of the same registration has in common with the one that takes its place.
@@ -88,7 +90,13 @@ impl Push {
         }
     }
 
-    /// The sender's own name for it, if the same one is to be taken once.
+    /// The request id of a message that is to be taken once: what its sender calls it, told apart from what
+    /// others call theirs. `by` has no `/`.
+    pub fn named(by: &str, id: &str) -> String {
+        format!("{by}/{id}")
+    }
+
+    /// The name by which the same message is taken once, if its sender has given it one.
     pub fn taken_once_by(&self) -> Option<&str> {
         match self.door {
             Door::WebPush | Door::Matrix => self.request_id.as_deref(),
@@ -102,9 +110,9 @@ impl Push {
 pub struct ReceiptsTo {
     /// The subscription of receipts.
     pub link: ReceiptsId,
-    /// The app whose callback is told too.
+    /// Who has signed the message: the callback of the app that goes by this key is told too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub app: Option<AppId>,
+    pub sender: Option<SenderHash>,
     /// The message's URL, as its sender was told it.
     pub message: String,
 }
@@ -295,7 +303,7 @@ mod tests {
             collapse_key: Some(CollapseKey::try_from("score".to_owned()).unwrap()),
             receipts_to: Some(ReceiptsTo {
                 link: ReceiptsId::from_slice(&[7; 16]).unwrap(),
-                app: Some(samples::app("chat")),
+                sender: Some(SenderHash([7; 32])),
                 message: "https://push.example.org/wp/m/x".into(),
             }),
             receipt: true,

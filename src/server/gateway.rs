@@ -32,9 +32,9 @@ use super::Server;
 use super::config::Gateway;
 use super::metrics::Handshake;
 use super::registry::{Line, Signals};
-use super::store::DeviceCheck;
 use super::store::devices::SEEN_EVERY_MS;
 use super::store::history::News;
+use super::store::{DeviceCheck, Over};
 
 /// How long a goodbye may take to be sent.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -439,7 +439,7 @@ impl<L: Link> Conversation<L> {
     }
 
     async fn register(&mut self, req: u32, app: AppId) -> Result<(), DbError> {
-        let result = self.server.register(self.device, &app).await?;
+        let result = self.server.register(self.device, &app, Over::Link).await?;
         self.session.registered(req, app, result.map(|issued| (issued.reg_id, issued.endpoint)));
         Ok(())
     }

@@ -78,7 +78,7 @@ use rates::Rates;
 use regid::KeyRing;
 use regions::Regions;
 use registry::Registry;
-use store::{Registered, Store};
+use store::{Over, Registered, Store};
 use turns::Turns;
 use waiters::Waiters;
 
@@ -159,13 +159,18 @@ impl Server {
     }
 
     /// Registers an app or a Web Push channel on a device, or finds it registered.
-    pub async fn register(&self, device: DeviceId, app: &AppId) -> Result<Result<Issued, Refusal>, DbError> {
+    pub async fn register(
+        &self,
+        device: DeviceId,
+        app: &AppId,
+        over: Over,
+    ) -> Result<Result<Issued, Refusal>, DbError> {
         let channel = Channel::of(app);
         let origin = self.config.web_push.origin.as_ref();
         if channel.is_some() && origin.is_none() {
             return Ok(Err(Refusal::NoWebPush));
         }
-        let (generation, newest_key) = match self.store.register(device, app.clone()).await? {
+        let (generation, newest_key) = match self.store.register(device, app.clone(), over).await? {
             Registered::As { generation, newest_key } => (generation, newest_key),
             Registered::UnknownApp => return Ok(Err(Refusal::UnknownApp)),
             Registered::TooMany => return Ok(Err(Refusal::TooMany)),

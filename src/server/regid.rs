@@ -16,7 +16,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::{digest, hmac};
 
-use crate::proto::{AppId, Channel, DeviceId, ReceiptsId, RegId, Region};
+use crate::proto::{AppId, Channel, DeviceId, RegId, Region};
 
 /// What a regId of ours says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,15 +162,6 @@ impl KeyRing {
             // With the same key, as the regId was then.
             reg_id: self.seal_with(key, device, &app, generation),
         })
-    }
-
-    /// The subscription of receipts of what an app is sent by this name: the same whenever it is sent again.
-    pub fn receipts_of(&self, app: &AppId, name: &str) -> ReceiptsId {
-        // Longer than a device's id, so that no shard is told by it; no id of an app has a zero in it.
-        let tag = hmac::sign(&self.shard, format!("receipts\0{app}\0{name}").as_bytes());
-        let mut id = [0; 16];
-        id.copy_from_slice(&tag.as_ref()[..16]);
-        ReceiptsId::from_bytes(id)
     }
 
     /// Base64url of region, shard, and the plain bytes as only this server can open them again.

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::Server;
 use super::config::ServerConfig;
-use super::store::{Accepted, Incoming};
+use super::store::{Accepted, Incoming, Over};
 use crate::proto::{AppId, DeviceId, MessageId, Push, RegId, UnixMillis, samples};
 use crate::world;
 
@@ -30,7 +30,7 @@ impl Stage {
         let server = Server::open(config).await.unwrap();
         let (device, app): (_, AppId) = (world::device_id(), "chat".parse().unwrap());
         server.store.add_app(app.clone(), SECRET).await.unwrap();
-        let reg_id = server.register(device, &app).await.unwrap().unwrap().reg_id;
+        let reg_id = server.register(device, &app, Over::Link).await.unwrap().unwrap().reg_id;
         Self { server: Arc::new(server), device, app, reg_id, _folder: folder }
     }
 

@@ -28,6 +28,7 @@ pub async fn run(server: Arc<Server>, mut stop: Stop) {
             forget_devices(&server).await;
             forget_history(&server).await;
             forget_confirmations(&server).await;
+            forget_channels(&server).await;
             tokio::time::sleep(EVERY).await;
         };
         tokio::select! {
@@ -59,6 +60,16 @@ async fn forget_confirmations(server: &Server) {
             Ok(true) => return,
             Ok(false) => tokio::time::sleep(PAUSE).await,
             Err(error) => return debug!("receipts that nobody asks for are forgotten later: {error}"),
+        }
+    }
+}
+
+async fn forget_channels(server: &Server) {
+    loop {
+        match server.store.forget_ended_channels().await {
+            Ok(true) => return,
+            Ok(false) => tokio::time::sleep(PAUSE).await,
+            Err(error) => return debug!("channels that ended are forgotten later: {error}"),
         }
     }
 }

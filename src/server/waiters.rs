@@ -7,20 +7,16 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use tokio::sync::watch;
 use tracing::debug;
 
 use super::Server;
-use super::rates::TooFast;
 use crate::daemon::{Stop, lock};
 use crate::proto::ReceiptsId;
 
 /// Most that wait for one subscription.
 const EACH: usize = 4;
-/// When one who was refused may try again.
-const AFTER: Duration = Duration::from_secs(5);
 
 /// Everybody who waits.
 #[derive(Debug)]
@@ -70,15 +66,14 @@ impl Waiters {
         Self { most, state: Mutex::default() }
     }
 
-    /// Waits for what is made for this subscription from now on.
-    pub fn enter(self: &Arc<Self>, link: ReceiptsId) -> Result<Waiter, TooFast> {
+    /// Waits for what is made for this subscription from now on. Where all places are taken, whoever has waited
+    /// longest has to go: subscriptions cost nothing, and nobody is to keep all the places for itself.
+    pub fn enter(self: &Arc<Self>, link: ReceiptsId) -> Waiter {
         let mut state = lock(&self.state);
-        let full = state.count >= usize::try_from(self.most).unwrap_or(usize::MAX);
-        let lines = state.links.get(&link).map_or(0, Vec::len);
-        if lines >= EACH || (full && lines > 0) {
+        if state.links.get(&link).map_or(0, Vec::len) >= EACH {
             state.remove_oldest(link);
-        } else if full {
-            return Err(TooFast { key: "receipt-waiters", limit: self.most, after: AFTER });
+        } else if state.count >= usize::try_from(self.most).unwrap_or(usize::MAX) {
+            state.remove_oldest_of_all();
         }
         // Whoever enters behind the back of `end` has taken the lock after it, and sees this.
         let first = if state.ended { Signal::Leave } else { Signal::Look };
@@ -87,7 +82,7 @@ impl Waiters {
         state.count += 1;
         let number = state.last;
         state.links.entry(link).or_default().push(Line { number, signal: sender });
-        Ok(Waiter { waiters: Arc::clone(self), link, number, signal })
+        Waiter { waiters: Arc::clone(self), link, number, signal }
     }
 
     /// Tells those who wait for these subscriptions that there may be something for them.
@@ -125,6 +120,13 @@ impl State {
         if let Some(oldest) = self.links.get(&link).and_then(|lines| lines.first()) {
             oldest.leave();
             self.remove(link, oldest.number);
+        }
+    }
+
+    fn remove_oldest_of_all(&mut self) {
+        let oldest = |(link, lines): (&ReceiptsId, &Vec<Line>)| lines.first().map(|line| (line.number, *link));
+        if let Some((_, link)) = self.links.iter().filter_map(oldest).min_by_key(|(number, _)| *number) {
+            self.remove_oldest(link);
         }
     }
 
@@ -205,7 +207,7 @@ mod tests {
     fn who_is_woken_before_it_waits_hears_it_and_nobody_else_does() {
         let waiters = Arc::new(Waiters::new(10));
         let (link, other) = (world::receipts_id(), world::receipts_id());
-        let (mut one, mut two) = (waiters.enter(link).unwrap(), waiters.enter(other).unwrap());
+        let (mut one, mut two) = (waiters.enter(link), waiters.enter(other));
         waiters.wake([link]);
         waiters.wake([link]);
         assert_eq!(one.news().now_or_never(), Some(true));
@@ -221,25 +223,25 @@ mod tests {
     fn of_one_subscription_the_oldest_has_to_go_and_others_have_their_places() {
         let waiters = Arc::new(Waiters::new(EACH as u32 + 1));
         let (link, other) = (world::receipts_id(), world::receipts_id());
-        let mut all: Vec<_> = (0..=EACH).map(|_| waiters.enter(link).unwrap()).collect();
+        let mut all: Vec<_> = (0..=EACH).map(|_| waiters.enter(link)).collect();
         assert_eq!(waiters.count(), EACH);
         assert_eq!(all[0].news().now_or_never(), Some(false));
         assert_eq!(all[1].news().now_or_never(), None);
-        let last = waiters.enter(other).unwrap();
-        // All places are taken: a stranger is refused, and whoever has one may move.
-        assert_eq!(waiters.enter(world::receipts_id()).unwrap_err().key, "receipt-waiters");
-        let mut newer = waiters.enter(other).unwrap();
-        drop((last, all.remove(0)));
-        assert_eq!((waiters.count(), newer.news().now_or_never()), (EACH + 1, None));
+        let mut last = waiters.enter(other);
+        // All places are taken: of all who wait the oldest has to go.
+        let stranger = waiters.enter(world::receipts_id());
+        assert_eq!((all[1].news().now_or_never(), last.news().now_or_never()), (Some(false), None));
+        drop((last, stranger, all));
+        assert_eq!((waiters.count(), lock(&waiters.state).links.len()), (0, 0));
     }
 
     #[test]
     fn at_the_end_all_leave_and_so_does_who_comes_late() {
         let waiters = Arc::new(Waiters::new(10));
         let link = world::receipts_id();
-        let mut early = waiters.enter(link).unwrap();
+        let mut early = waiters.enter(link);
         waiters.end();
-        let mut late = waiters.enter(link).unwrap();
+        let mut late = waiters.enter(link);
         waiters.wake([link]);
         assert_eq!((early.news().now_or_never(), late.news().now_or_never()), (Some(false), Some(false)));
     }

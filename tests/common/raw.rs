@@ -48,7 +48,17 @@ impl RawDevice {
         Self::greet(server, self.id, self.secret, members).await
     }
 
+    /// The same device in a new session, and how it was welcomed.
+    pub async fn welcomed(self, server: &Server) -> (Self, Value) {
+        drop(self.socket);
+        Self::greeted(server, self.id, self.secret, json!({})).await
+    }
+
     async fn greet(server: &Server, id: String, secret: String, members: Value) -> Self {
+        Self::greeted(server, id, secret, members).await.0
+    }
+
+    async fn greeted(server: &Server, id: String, secret: String, members: Value) -> (Self, Value) {
         let address = server.gateway.strip_prefix("ws://").expect("a plain gateway");
         let stream = TcpStream::connect(address).await.expect("the gateway listens");
         let (socket, _) = tokio_tungstenite::client_async(&server.gateway, stream).await.expect("a handshake");
@@ -57,8 +67,8 @@ impl RawDevice {
             json!({ "version": 1, "device": device.id, "secret": device.secret, "agent": "test", "next_s": 300 });
         hello.as_object_mut().expect("an object").extend(members.as_object().expect("an object").clone());
         device.say(json!({ "hello": hello })).await;
-        device.until("welcome").await;
-        device
+        let welcome = device.until("welcome").await;
+        (device, welcome)
     }
 
     /// Sends a frame.

@@ -22,6 +22,7 @@ use utoipa_axum::routes;
 use super::body::{Unread, read};
 use super::webpush::error::{Kind, Refused};
 use super::webpush::{ENDPOINTS, channel_push, pass_on};
+use crate::proto::Push;
 use crate::proto::message::{Door, Payload};
 use crate::proto::urgency::Urgency;
 use crate::server::Server;
@@ -111,6 +112,7 @@ async fn discover() -> Json<Value> {
     responses(
         (status = 200, description = "Stored for each device but those of rejected push keys", body = Answer),
         (status = 400, description = "The body makes no sense", body = Problem),
+        (status = 408, description = "The body did not arrive in time", body = Problem),
         (status = 413, description = "The body is too long", body = Problem),
         (status = 429, description = "Over a limit; all of it may be sent again", body = Problem,
             headers(("Retry-After" = i64, description = "Seconds"))),
@@ -122,9 +124,8 @@ async fn notify(State(server): State<Arc<Server>>, body: Body) -> Response {
     let body = match read(body, BODY_MAX).await {
         Ok(body) => body,
         Err(why @ Unread::TooLong) => return refuse(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", why.to_string()),
-        Err(why @ (Unread::Broken | Unread::Late)) => {
-            return refuse(StatusCode::BAD_REQUEST, "M_NOT_JSON", why.to_string());
-        }
+        Err(why @ Unread::Broken) => return refuse(StatusCode::BAD_REQUEST, "M_NOT_JSON", why.to_string()),
+        Err(why @ Unread::Late) => return refuse(StatusCode::REQUEST_TIMEOUT, "M_UNKNOWN", why.to_string()),
     };
     let notification = match serde_json::from_slice::<Request>(&body) {
         Ok(request) => request.notification,
@@ -157,6 +158,7 @@ async fn pass_all_on(server: &Server, notification: Notification) -> Result<Vec<
                     Kind::Crypto
                     | Kind::TooLong
                     | Kind::Body
+                    | Kind::Late
                     | Kind::Unsigned
                     | Kind::Forbidden
                     | Kind::Header
@@ -221,8 +223,9 @@ async fn send(server: &Server, endpoint: &Endpoint, rest: &Map<String, Value>, b
     let mut push = channel_push(server, endpoint, Door::Matrix, TTL_S, payload);
     // Absent means high.
     push.urgency = if rest.get("prio").and_then(Value::as_str) == Some("low") { Urgency::Low } else { Urgency::High };
-    push.request_id = rest.get("event_id").and_then(Value::as_str).filter(|id| id.len() <= 255).map(str::to_owned);
-    pass_on(server, endpoint, None, push).await.map(drop)
+    push.request_id =
+        rest.get("event_id").and_then(Value::as_str).filter(|id| id.len() <= 255).map(|id| Push::named("matrix", id));
+    pass_on(server, endpoint, push).await
 }
 
 /// The homeserver tries all of it again.

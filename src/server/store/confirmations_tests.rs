@@ -12,6 +12,7 @@ use crate::proto::message::{CollapseKey, Payload};
 use crate::proto::{AppId, Channel, DeviceId, MessageId, Push, RegId, Region, samples};
 use crate::server::config::Limits;
 use crate::server::regid::Opened;
+use crate::server::store::Over;
 use crate::server::store::delayed::{LetGo, Selection, State};
 use crate::server::store::receipts::Callback;
 use crate::server::store::senders::KeySet;
@@ -35,7 +36,7 @@ impl Scene {
         let store = Store::open(&folder.path().join("server.db"), limits).unwrap();
         let device = world::device_id();
         let app = Channel { id: [7; 16], sender: Some(SenderHash([8; 32])) }.app();
-        let Registered::As { generation, .. } = store.register(device, app.clone()).await.unwrap() else {
+        let Registered::As { generation, .. } = store.register(device, app.clone(), Over::Link).await.unwrap() else {
             panic!("not registered");
         };
         let keys = store.key_ring(Region(3)).await.unwrap();
@@ -54,7 +55,7 @@ impl Scene {
             app: self.app.clone(),
             payload: Some(Payload::text(name)),
             expires_ms: world::now().plus_minutes(60),
-            receipts_to: Some(ReceiptsTo { link: self.link, app: None, message: name.to_owned() }),
+            receipts_to: Some(ReceiptsTo { link: self.link, sender: None, message: name.to_owned() }),
             ..samples::push(world::message_id())
         }
     }
@@ -230,7 +231,7 @@ async fn places_go_on_behind_those_that_were_told_since_a_backup() {
 async fn of_one_subscription_the_oldest_go_over_the_limit_and_no_other_is_touched() {
     let scene = Scene::with(Limits { receipts_per_link: 2, ..Limits::default() }).await;
     let other = world::receipts_id();
-    let to_other = ReceiptsTo { link: other, app: None, message: "other".into() };
+    let to_other = ReceiptsTo { link: other, sender: None, message: "other".into() };
     scene.stored(Push { receipts_to: Some(to_other), ..scene.push("") }).await;
     for name in ["1", "2", "3", "4"] {
         scene.sent(name).await;
@@ -303,9 +304,13 @@ async fn a6_the_app_of_the_sender_s_key_is_told_in_its_callback_without_the_reg_
     let scene = Scene::new().await;
     let chat: AppId = "chat".parse().unwrap();
     scene.store.add_app(chat.clone(), "a secret of the app").await.unwrap();
+    let key = key(1);
+    let set = async |key| scene.store.set_vapid_key(chat.clone(), key).await.unwrap();
+    set(Some(key)).await;
     let to_app = |name: &str| {
-        let to = ReceiptsTo { link: scene.link, app: Some(chat.clone()), message: format!("https://push/wp/m/{name}") };
-        Push { receipts_to: Some(to), ..scene.push(name) }
+        let (sender, message) = (Some(key.hash()), format!("https://push/wp/m/{name}"));
+        let to = ReceiptsTo { link: scene.link, sender, message };
+        Push { receipts_to: Some(to), request_id: Some(Push::named("k", name)), ..scene.push(name) }
     };
     // Without a callback the subscription alone is told.
     scene.stored(to_app("1")).await;
@@ -325,21 +330,40 @@ async fn a6_the_app_of_the_sender_s_key_is_told_in_its_callback_without_the_reg_
         (one["message"].as_str().unwrap(), one["status"].as_u64().unwrap(), one["statusCode"].as_u64().unwrap())
     };
     assert_eq!(told.len(), 2);
+    assert_eq!(told.iter().map(|one| one["requestID"].clone()).collect::<Vec<_>>(), ["2", "3"]);
     assert_eq!(shown(0), ("https://push/wp/m/2", 204, 1000));
     assert_eq!(shown(1), ("https://push/wp/m/3", 410, 1001));
-    assert!(told.iter().all(|one| one.get("regID").is_none() && one["requestID"] == ""));
+    assert!(told.iter().all(|one| one.get("regID").is_none()));
+}
+
+/// A key like no other.
+fn key(byte: u8) -> SenderKey {
+    use base64::Engine as _;
+    let mut point = [byte; SenderKey::LEN];
+    point[0] = 4;
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(point).parse().unwrap()
+}
+
+#[tokio::test]
+async fn a6_a_key_that_is_the_app_s_no_longer_has_its_callback_told_nothing_more() {
+    let scene = Scene::new().await;
+    let chat: AppId = "chat".parse().unwrap();
+    scene.store.add_app(chat.clone(), "a secret of the app").await.unwrap();
+    let callback = Callback { url: "http://127.0.0.1:1/".into(), key: b"key".to_vec() };
+    scene.store.set_callback(chat.clone(), Some(callback)).await.unwrap();
+    scene.store.set_vapid_key(chat.clone(), Some(key(1))).await.unwrap();
+    let to = ReceiptsTo { link: scene.link, sender: Some(key(1).hash()), message: "https://push/wp/m/1".into() };
+    scene.stored(Push { receipts_to: Some(to), ..scene.push("1") }).await;
+    scene.store.set_vapid_key(chat.clone(), None).await.unwrap();
+    scene.ack_all().await;
+    assert_eq!(scene.told().await.len(), 1);
+    assert_eq!(scene.store.apps_with_receipts().await.unwrap(), []);
 }
 
 #[tokio::test]
 async fn a_key_is_one_app_s_at_a_time() {
     let scene = Scene::new().await;
     let [chat, mail]: [AppId; 2] = ["chat", "mail"].map(|name| name.parse().unwrap());
-    let key = |byte: u8| -> SenderKey {
-        use base64::Engine as _;
-        let mut point = [byte; SenderKey::LEN];
-        point[0] = 4;
-        base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(point).parse().unwrap()
-    };
     let set = async |app: &AppId, key| scene.store.set_vapid_key(app.clone(), key).await.unwrap();
     let of = async |key: SenderKey| scene.store.app_of_sender(key.hash()).await.unwrap();
     assert_eq!(set(&chat, Some(key(1))).await, KeySet::NoApp);

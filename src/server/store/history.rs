@@ -6,12 +6,12 @@
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, params};
 
 use super::sql::{Result, app_in, bad_column, push_in};
-use super::{History, Step, Store, Waits};
+use super::{Earlier, History, Step, Store, Waits};
 use crate::db::DbError;
 use crate::proto::frame::{Fate, Outcome};
 use crate::proto::gateway::Seq;
 use crate::proto::urgency::Urgency;
-use crate::proto::{AppId, DeviceId, MessageId, Push, RegId, UnixMillis};
+use crate::proto::{AppId, DeviceId, MessageId, Push, ReceiptsId, RegId, UnixMillis};
 use crate::world;
 
 /// Most messages that are forgotten together.
@@ -76,8 +76,9 @@ pub(super) fn begin(
     now: UnixMillis,
 ) -> Result<()> {
     db.prepare_cached(
-        "INSERT INTO history (id, app, device, reg_id, request_id, seq, accepted_ms, stored_ms, release_ms, expires_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        "INSERT INTO history (id, app, device, reg_id, request_id, seq, accepted_ms, stored_ms, release_ms, expires_ms,
+             link)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
     )?
     .execute(params![
         push.id.as_bytes(),
@@ -89,20 +90,32 @@ pub(super) fn begin(
         push.accepted_ms.0,
         now.0,
         release_ms.map(|at| at.0),
-        push.expires_ms.0
+        push.expires_ms.0,
+        push.receipts_to.as_ref().map(|to| to.link.as_bytes())
     ])?;
     Ok(())
 }
 
-/// The app's last message that its sender has named so, as long as it is remembered.
-pub(super) fn taken(db: &Connection, app: &AppId, name: &str) -> Result<Option<MessageId>> {
-    db.prepare_cached("SELECT max(id) FROM history WHERE app = ?1 AND request_id = ?2")?.query_row(
-        params![app.as_str(), name],
-        |row| match row.get_ref(0)?.as_blob_or_null()? {
-            Some(_) => id_in(row, 0).map(Some),
-            None => Ok(None),
-        },
-    )
+/// The last message of the push's registration that its sender has named so, as long as it is remembered. One
+/// that ended without having been delivered does not count: to send it again is to want it delivered.
+pub(super) fn taken(db: &Connection, push: &Push) -> Result<Option<Earlier>> {
+    let Some(name) = push.taken_once_by() else { return Ok(None) };
+    db.prepare_cached(
+        "SELECT id, link, accepted_ms, expires_ms FROM history
+         WHERE app = ?1 AND request_id = ?2 AND reg_id = ?3
+           AND coalesce(fate, '') NOT IN ('cancelled', 'expired', 'dropped', 'unregistered', 'unwanted')
+         ORDER BY id DESC LIMIT 1",
+    )?
+    .query_row(params![push.app.as_str(), name, push.reg_id.as_bytes()], |row| {
+        let link = row.get_ref(1)?.as_blob_or_null()?.map(ReceiptsId::from_slice).transpose();
+        Ok(Earlier {
+            id: id_in(row, 0)?,
+            link: link.map_err(|error| bad_column(1, error))?,
+            accepted_ms: UnixMillis(row.get(2)?),
+            expires_ms: UnixMillis(row.get(3)?),
+        })
+    })
+    .optional()
 }
 
 /// A delayed message waits for its device from now on.

@@ -31,7 +31,7 @@ use crate::db::{self, Commit, DbError, Worker};
 use crate::proto::frame::{NotKept, Outcome};
 use crate::proto::gateway::{Backlog, Done, Sent, Seq, Settled, Wanted};
 use crate::proto::urgency::Urgency;
-use crate::proto::{AppId, DeviceId, MessageId, Push, RegId, Region, UnixMillis};
+use crate::proto::{AppId, DeviceId, MessageId, Push, ReceiptsId, RegId, Region, UnixMillis};
 use crate::world;
 
 use self::history::News;
@@ -42,6 +42,8 @@ use super::config::Limits;
 use super::regid::{KeyRing, Opened, SealKey};
 use vitals::Vitals;
 
+/// Days for which it is remembered that a Web Push channel has ended.
+const CHANNEL_DAYS: i64 = 60;
 /// Threads that read beside the writer.
 const READERS: usize = 2;
 /// Bytes of messages that one [`Store::backlog`] returns, give or take one message.
@@ -63,14 +65,36 @@ pub struct Incoming {
 pub enum Accepted {
     /// It is on disk.
     Stored,
-    /// The same was taken before, as this message.
-    Repeated(MessageId),
+    /// The same was taken before.
+    Repeated(Earlier),
     /// Its registration has ended.
     NotRegistered,
     /// Too many are delayed for its registration.
     TooMany,
     /// As much waits for its app, or in the database, as may.
     OverQuota,
+}
+
+/// A message that was taken before by the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Earlier {
+    /// Its id.
+    pub id: MessageId,
+    /// The subscription of receipts that it names.
+    pub link: Option<ReceiptsId>,
+    /// When it was taken.
+    pub accepted_ms: UnixMillis,
+    /// From when on it is not delivered.
+    pub expires_ms: UnixMillis,
+}
+
+/// Which way a device asks for a registration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// Its link: it has heard the greeting by then.
+    Link,
+    /// HTTP.
+    Http,
 }
 
 /// A message and what became of it, for its sender.
@@ -312,9 +336,21 @@ impl Store {
     }
 
     /// Registers an app on a device, or finds it registered.
-    pub async fn register(&self, device: DeviceId, app: AppId) -> Result<Registered, DbError> {
+    pub async fn register(&self, device: DeviceId, app: AppId, over: Over) -> Result<Registered, DbError> {
         let limit = self.limits.registrations_per_device;
-        self.writer.write(move |db| sql::register(db, device, &app, limit, world::now())).await
+        self.writer.write(move |db| sql::register(db, device, &app, over, limit, world::now())).await
+    }
+
+    /// Forgets Web Push channels that ended long ago, some at a time; returns whether these were all.
+    pub async fn forget_ended_channels(&self) -> Result<bool, DbError> {
+        let before = UnixMillis(world::now().0 - CHANNEL_DAYS * 24 * 3_600_000);
+        self.writer.write(move |db| sql::forget_ended_channels(db, before)).await
+    }
+
+    /// Takes out what waits and has the topic of a push that does not wait; `false` if its registration has
+    /// ended.
+    pub async fn make_way(&self, to: Opened, push: Push) -> Result<bool, DbError> {
+        self.writer.write(move |db| sql::make_way(db, &to, &push, world::now())).await
     }
 
     /// Ends a registration for good and removes what waits for it.

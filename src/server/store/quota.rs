@@ -69,7 +69,10 @@ impl Quotas {
         let megabytes = used_bytes >> 20;
         match (was_full, full) {
             (false, true) => {
-                warn!(megabytes, "the database is over `store-megabytes`: senders are answered 3013");
+                warn!(
+                    megabytes,
+                    "the database is over `store-megabytes`: senders are refused (3013, or 503 by Web Push)"
+                );
             }
             (true, false) => info!(megabytes, "the database is below `store-megabytes` again"),
             (true, true) | (false, false) => {}
@@ -89,7 +92,7 @@ impl Quotas {
         let mut waiting = lock(&self.waiting);
         let fits = waiting.of(app) < self.waiting_per_app;
         if !fits && waiting.over.insert(app.clone()) {
-            warn!(%app, "as many messages as `waiting-per-app` allows wait for the app: its senders are answered 3013");
+            warn!(%app, "as many messages as `waiting-per-app` allows wait for the app: its senders are refused (3013, or 503 by Web Push)");
         }
         fits
     }

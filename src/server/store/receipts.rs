@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::sql::{Result, app_in};
-use super::{Store, confirmations};
+use super::{Store, confirmations, senders};
 use crate::db::DbError;
 use crate::proto::channel;
 use crate::proto::message::ReceiptsTo;
@@ -220,7 +220,9 @@ fn add_confirmation(
     now: UnixMillis,
 ) -> Result<()> {
     confirmations::add(db, to, verdict, now)?;
-    let Some(app) = &to.app else { return Ok(()) };
+    // Whose the key is now counts, not whose it was.
+    let app = to.sender.map_or(Ok(None), |sender| senders::find(db, &sender))?;
+    let Some(app) = app else { return Ok(()) };
     if !has_callback(db, app.as_str())? {
         return Ok(());
     }
@@ -234,13 +236,21 @@ impl<'a> Receipt<'a> {
         Self {
             id: stub.id,
             reg_id: None,
-            request_id: stub.request_id.as_deref().unwrap_or_default(),
+            request_id: stub.request_id.as_deref().map(|name| own_name(stub, name)).unwrap_or_default(),
             status_code: verdict.number(),
             status_msg: verdict.text(),
             time: now.0,
             message: None,
             status: None,
         }
+    }
+}
+
+/// What the sender itself calls the message.
+fn own_name<'a>(stub: &Stub<'_>, name: &'a str) -> &'a str {
+    match (&stub.receipts_to, name.split_once('/')) {
+        (Some(_), Some((_, own))) => own,
+        _ => name,
     }
 }
 

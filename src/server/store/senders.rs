@@ -24,7 +24,10 @@ impl Store {
     pub async fn set_vapid_key(&self, app: AppId, key: Option<SenderKey>) -> Result<KeySet, DbError> {
         self.writer.write(move |db| set(db, &app, key.as_ref())).await
     }
+}
 
+#[cfg(test)]
+impl Store {
     /// The app that goes by this key.
     pub async fn app_of_sender(&self, sender: SenderHash) -> Result<Option<AppId>, DbError> {
         self.reader().read(move |db| find(db, &sender)).await
@@ -47,7 +50,8 @@ fn set(db: &Connection, app: &AppId, key: Option<&SenderKey>) -> Result<KeySet> 
     Ok(KeySet::Done)
 }
 
-fn find(db: &Connection, sender: &SenderHash) -> Result<Option<AppId>> {
+/// The app that goes by this key.
+pub(super) fn find(db: &Connection, sender: &SenderHash) -> Result<Option<AppId>> {
     db.prepare_cached("SELECT app FROM apps WHERE vapid_hash = ?1")?
         .query_row([sender.0], |row| app_in(row, 0))
         .optional()

@@ -20,7 +20,7 @@ use crate::world;
 
 use super::history::{self, End};
 use super::receipts::{self, Verdict};
-use super::{Accepted, Incoming, KeyRow, Opened, Registered, delayed};
+use super::{Accepted, Incoming, KeyRow, Opened, Over, Registered, delayed};
 
 pub use apps::*;
 pub use backlog::backlog;
@@ -112,8 +112,16 @@ pub fn try_write(db: &Connection) -> Result<()> {
     Ok(())
 }
 
-pub fn register(db: &Connection, device: DeviceId, app: &AppId, limit: u32, now: UnixMillis) -> Result<Registered> {
-    if Channel::of(app).is_none() && !has_app(db, app)? {
+pub fn register(
+    db: &Connection,
+    device: DeviceId,
+    app: &AppId,
+    over: Over,
+    limit: u32,
+    now: UnixMillis,
+) -> Result<Registered> {
+    let channel = Channel::of(app);
+    if channel.is_none() && !has_app(db, app)? {
         return Ok(Registered::UnknownApp);
     }
     let newest_key = db.query_row("SELECT max(number) FROM keys WHERE purpose = 'seal'", [], |row| row.get(0))?;
@@ -123,10 +131,15 @@ pub fn register(db: &Connection, device: DeviceId, app: &AppId, limit: u32, now:
     let generation = match found {
         Some((generation, state)) if state == "active" => generation,
         _ if active_registrations(db, device)? >= i64::from(limit) => return Ok(Registered::TooMany),
-        Some((generation, _)) => begin_registration(db, device, app, generation + 1, now)?,
-        None => begin_registration(db, device, app, 1, now)?,
+        // What ended of a channel is forgotten after a while: its next generation is later than any before.
+        earlier => {
+            let next = earlier.map_or(1, |(generation, _)| generation + 1);
+            begin_registration(db, device, app, if channel.is_some() { next.max(now.0) } else { next }, now)?
+        }
     };
-    devices::has_registered(db, device)?;
+    if over == Over::Link {
+        devices::has_registered(db, device)?;
+    }
     Ok(Registered::As { generation: generation.unsigned_abs(), newest_key })
 }
 
@@ -185,6 +198,18 @@ pub fn is_registered(db: &Connection, to: &Opened, app: &AppId) -> Result<bool> 
     .query_row(params![to.device.as_bytes(), app.as_str(), generation], |row| row.get(0))
 }
 
+/// Forgets channels that ended before this time, some of them; returns whether these were all.
+pub fn forget_ended_channels(db: &Connection, before: UnixMillis) -> Result<bool> {
+    let removed = db
+        .prepare_cached(
+            "DELETE FROM registrations WHERE (device, app) IN (
+                 SELECT device, app FROM registrations INDEXED BY registrations_ended
+                 WHERE state = 'ended' AND app GLOB 'webpush:*' AND changed_ms < ?1 LIMIT ?2)",
+        )?
+        .execute(params![before.0, SWEEP])?;
+    Ok(removed < SWEEP as usize)
+}
+
 /// Messages that have ended for another one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ends {
@@ -207,8 +232,8 @@ pub fn accept(
     if !is_registered(db, to, &push.app)? {
         return Ok((Accepted::NotRegistered, Ends::default()));
     }
-    if let Some(id) = push.taken_once_by().map(|name| history::taken(db, &push.app, name)).transpose()?.flatten() {
-        return Ok((Accepted::Repeated(id), Ends::default()));
+    if let Some(earlier) = history::taken(db, push)? {
+        return Ok((Accepted::Repeated(earlier), Ends::default()));
     }
     if let Some(release) = incoming.release_ms {
         return delayed::add(db, incoming, release, waiting);
@@ -231,6 +256,15 @@ pub struct Waiting<'a> {
     pub body: &'a str,
     pub replaced: Replaced,
     pub now: UnixMillis,
+}
+
+/// Takes out what waits and has the topic of a push that does not wait; `false` if its registration has ended.
+pub fn make_way(db: &Connection, to: &Opened, push: &Push, now: UnixMillis) -> Result<bool> {
+    let stands = is_registered(db, to, &push.app)?;
+    if stands {
+        replace(db, to.device, push, now)?;
+    }
+    Ok(stands)
 }
 
 /// What a message takes the place of.

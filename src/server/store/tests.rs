@@ -11,7 +11,7 @@ use crate::proto::frame::{Fate, NotKept, Outcome};
 use crate::proto::gateway::Queued;
 use crate::proto::message::Payload;
 use crate::proto::samples;
-use crate::proto::{RegId, Secret};
+use crate::proto::{Channel, RegId, Secret};
 use crate::server::config::Limits;
 
 const REGION: Region = Region(3);
@@ -74,7 +74,7 @@ impl Fixture {
     }
 
     async fn generation(&self, device: DeviceId, text: &str) -> u64 {
-        match self.store.register(device, app(text)).await.unwrap() {
+        match self.store.register(device, app(text), Over::Link).await.unwrap() {
             Registered::As { generation, .. } => generation,
             refused @ (Registered::UnknownApp | Registered::TooMany) => panic!("not registered: {refused:?}"),
         }
@@ -397,7 +397,7 @@ fn devices_are_forgotten_in_steps_and_one_that_comes_back_meanwhile_hears_of_it(
     enrol(many, 1);
     sql::make_missing_keys(&db, UnixMillis(1)).unwrap();
     sql::add_app(&db, &app("chat"), b"hash", UnixMillis(1)).unwrap();
-    sql::register(&db, many, &app("chat"), 10, UnixMillis(1)).unwrap();
+    sql::register(&db, many, &app("chat"), Over::Link, 10, UnixMillis(1)).unwrap();
     for seq in 0..step + 5 {
         let (id, none) = (world::message_id(), None::<String>);
         db.execute(sql::INSERT, (seq, many.as_bytes(), "chat", 9, "{}", id.as_bytes(), none, [], 0, 2, 0)).unwrap();
@@ -416,7 +416,7 @@ fn devices_are_forgotten_in_steps_and_one_that_comes_back_meanwhile_hears_of_it(
     assert_eq!((count("messages"), forget().1, count("devices")), (0, true, 0));
     assert_eq!(count("registrations"), 1, "the generation is remembered");
     enrol(many, 4);
-    let again = sql::register(&db, many, &app("chat"), 10, UnixMillis(4)).unwrap();
+    let again = sql::register(&db, many, &app("chat"), Over::Link, 10, UnixMillis(4)).unwrap();
     assert!(matches!(again, Registered::As { generation: 2, .. }), "{again:?}");
 }
 
@@ -536,7 +536,7 @@ async fn a_registration_after_its_end_is_another() {
 async fn an_unknown_app_cannot_be_registered() {
     let fixture = Fixture::new();
     let device = world::device_id();
-    assert_eq!(fixture.store.register(device, app("chat")).await.unwrap(), Registered::UnknownApp);
+    assert_eq!(fixture.store.register(device, app("chat"), Over::Link).await.unwrap(), Registered::UnknownApp);
     assert!(fixture.store.list_apps().await.unwrap().is_empty());
 }
 
@@ -547,12 +547,12 @@ async fn a_device_has_no_more_registrations_than_allowed() {
         fixture.add_app(text).await;
     }
     let (device, other) = (world::device_id(), world::device_id());
-    let register = async |text: &str| fixture.store.register(device, app(text)).await.unwrap();
+    let register = async |text: &str| fixture.store.register(device, app(text), Over::Link).await.unwrap();
     register("a").await;
     register("b").await;
     assert_eq!(register("c").await, Registered::TooMany);
     assert!(matches!(register("a").await, Registered::As { generation: 1, .. }));
-    assert!(matches!(fixture.store.register(other, app("c")).await.unwrap(), Registered::As { .. }));
+    assert!(matches!(fixture.store.register(other, app("c"), Over::Link).await.unwrap(), Registered::As { .. }));
 }
 
 #[tokio::test]
@@ -566,7 +566,7 @@ async fn a_registration_that_ended_takes_no_place() {
     }
     assert_eq!(fixture.generation(device, "a").await, 2);
     // Coming back takes a place as well.
-    assert_eq!(fixture.store.register(device, app("b")).await.unwrap(), Registered::TooMany);
+    assert_eq!(fixture.store.register(device, app("b"), Over::Link).await.unwrap(), Registered::TooMany);
 }
 
 #[tokio::test]
@@ -799,7 +799,7 @@ async fn removing_an_app_ends_its_registrations_until_each_device_knows() {
     assert_eq!(fixture.store.revoked(device).await.unwrap(), [app("chat")]);
     assert_eq!(fixture.store.revoked(other).await.unwrap(), [app("chat")]);
     assert!(fixture.store.revoked(gone.device).await.unwrap().is_empty());
-    assert_eq!(fixture.store.register(device, app("chat")).await.unwrap(), Registered::UnknownApp);
+    assert_eq!(fixture.store.register(device, app("chat"), Over::Link).await.unwrap(), Registered::UnknownApp);
 
     fixture.store.deregister(device, app("chat")).await.unwrap();
     assert!(fixture.store.revoked(device).await.unwrap().is_empty());
@@ -1328,7 +1328,7 @@ async fn keys_are_made_once_and_a_rotation_is_seen() {
     assert!(rotated > first[0]);
     assert_eq!(numbers(&fixture.store).await, [rotated, first[0]]);
     assert_eq!(fixture.store.key_ring(REGION).await.unwrap().newest(), rotated);
-    let registered = fixture.store.register(device, app("chat")).await.unwrap();
+    let registered = fixture.store.register(device, app("chat"), Over::Link).await.unwrap();
     assert_eq!(registered, Registered::As { generation: 1, newest_key: rotated });
     let after = fixture.registration(device, "chat").await;
     assert_ne!(before.reg_id, after.reg_id);
@@ -1416,4 +1416,29 @@ async fn messages_of_an_earlier_schema_keep_their_urgency() {
         assert_eq!(backlog.rows.last().map(|row| row.seq), Some(Seq(place)));
         store.writer.write(move |db| db.execute("DELETE FROM messages WHERE seq = ?1", [place])).await.unwrap();
     }
+}
+
+#[test]
+fn channels_that_ended_long_ago_are_forgotten_and_their_endpoints_stay_dead() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = db::open(&folder.path().join("t.db"), sql::MIGRATIONS).unwrap();
+    sql::make_missing_keys(&db, UnixMillis(1)).unwrap();
+    sql::add_app(&db, &app("chat"), b"hash", UnixMillis(1)).unwrap();
+    let device = world::device_id();
+    let channel = |byte| Channel { id: [byte; 16], sender: None }.app();
+    let register = |app: &AppId, now| match sql::register(&db, device, app, Over::Link, 10, UnixMillis(now)).unwrap() {
+        Registered::As { generation, .. } => generation,
+        other @ (Registered::UnknownApp | Registered::TooMany) => panic!("{other:?}"),
+    };
+    let apps = [app("chat"), channel(1), channel(2), channel(3)];
+    let first: Vec<u64> = apps.iter().map(|app| register(app, 100)).collect();
+    assert_eq!(first, [1, 100, 100, 100]);
+    for (app, at) in [(&apps[0], 200), (&apps[1], 200), (&apps[2], 300)] {
+        sql::deregister(&db, device, app, UnixMillis(at)).unwrap();
+    }
+    assert!(sql::forget_ended_channels(&db, UnixMillis(300)).unwrap());
+    let left = db.query_row("SELECT count(*) FROM registrations", [], |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(left, 3, "all but the one that ended before");
+    assert_eq!([register(&apps[0], 400), register(&apps[1], 400), register(&apps[2], 300)], [2, 400, 300]);
+    assert_eq!(register(&apps[3], 400), 100, "it stands");
 }

@@ -40,6 +40,8 @@ pub enum Kind {
     TooLong,
     /// The body could not be read.
     Body,
+    /// The body took too long to come; try again.
+    Late,
     /// No signature where one is needed.
     Unsigned,
     /// A signature that is not good.
@@ -59,13 +61,14 @@ pub enum Kind {
 impl Kind {
     /// Every kind.
     #[cfg(test)]
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Crypto,
         Self::NotFound,
         Self::Gone,
         Self::GoneStrictly,
         Self::TooLong,
         Self::Body,
+        Self::Late,
         Self::Unsigned,
         Self::Forbidden,
         Self::Header,
@@ -84,6 +87,7 @@ impl Kind {
             Self::GoneStrictly => (StatusCode::NOT_FOUND, 103),
             Self::TooLong => (StatusCode::PAYLOAD_TOO_LARGE, 104),
             Self::Body => (StatusCode::BAD_REQUEST, 999),
+            Self::Late => (StatusCode::REQUEST_TIMEOUT, 202),
             Self::Unsigned => (StatusCode::UNAUTHORIZED, 109),
             Self::Forbidden => (StatusCode::FORBIDDEN, 109),
             Self::Header => (StatusCode::BAD_REQUEST, 111),
@@ -98,7 +102,7 @@ impl Kind {
 impl Refused {
     /// A refusal of this kind.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        let retry_s = (kind == Kind::Unavailable).then_some(RETRY_S);
+        let retry_s = [Kind::Unavailable, Kind::TooFast, Kind::Late].contains(&kind).then_some(RETRY_S);
         Self { kind, message: message.into(), retry_s, region: None }
     }
 

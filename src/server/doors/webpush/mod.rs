@@ -48,11 +48,10 @@ use crate::server::api::{Always, Refusal, path_name, text_header};
 use crate::server::doors::body::{Unread, read};
 use crate::server::origin::Origin;
 use crate::server::regid::{Endpoint, region_of};
-use crate::server::store::{Accepted, Incoming};
+use crate::server::store::{Accepted, Earlier, Incoming};
 use crate::server::turns::InLine;
 use crate::world;
 
-use confirm::Asked;
 use error::{Kind, Refused};
 use request::Described;
 use tokens::Named;
@@ -123,11 +122,12 @@ struct Refusals;
 
 impl IntoResponses for Refusals {
     fn responses() -> BTreeMap<String, RefOr<openapi::Response>> {
-        let rows: [Refusal; 8] = [
+        let rows: [Refusal; 9] = [
             ("400", "A header is missing or makes no sense", &[]),
             ("401", "Only a certain sender may send to this endpoint", &[("WWW-Authenticate", "vapid")]),
             ("403", "The signature is not good, or not of the sender that may", &[]),
             ("404", "No endpoint of this server", &[("Bellwire-Region", "The region that it is of, if it is another")]),
+            ("408", "The body did not arrive in time", &[("Retry-After", "Seconds")]),
             ("410", "The endpoint has ended; forget it", &[]),
             ("413", "The body is too long", &[]),
             ("429", "Over a limit", &[("Retry-After", "Seconds")]),
@@ -184,15 +184,14 @@ async fn send(
         let why = "the key in `k` is also that of the encryption; use one for each (RFC 8292, section 3.2)";
         return Err(Refused::new(Kind::Crypto, why));
     }
-    let push = make_push(&server, &endpoint, &described, described.payload(body));
-    let ttl_s = life_s(&server, described.ttl_s);
     let sender = sender.map(|sender| sender.key.hash());
+    let push = make_push(&server, &endpoint, sender, &described, described.payload(body));
     // In a task of its own: a sender that hangs up must not keep what it had stored from waking the device.
     let taken = tokio::spawn(async move { take(&server, &endpoint, &origin, &headers, sender, push).await });
     let taken = taken.await.map_err(|_| Refused::new(Kind::Unavailable, "it could not be processed"))??;
     let status = if taken.link.is_some() { StatusCode::ACCEPTED } else { StatusCode::CREATED };
     let mut response = status.into_response();
-    response.headers_mut().insert(request::TTL, HeaderValue::from(ttl_s));
+    response.headers_mut().insert(request::TTL, HeaderValue::from(taken.ttl_s));
     response.headers_mut().extend(taken.link.map(|link| (LINK, link)));
     if let Ok(location) = HeaderValue::from_str(&taken.message) {
         response.headers_mut().insert(LOCATION, location);
@@ -204,6 +203,8 @@ async fn send(
 struct Taken {
     /// Its URL.
     message: String,
+    /// For how many seconds it is kept.
+    ttl_s: i64,
     /// Where it is told what becomes of it, if that was asked for.
     link: Option<HeaderValue>,
 }
@@ -216,16 +217,20 @@ async fn take(
     sender: Option<SenderHash>,
     push: Push,
 ) -> Result<Taken, Refused> {
-    let in_line = admit(server, endpoint, sender)?;
+    let in_line = admit(server, endpoint, sender).await?;
     let asked = match push.reliability {
-        Reliability::Transport => confirm::ask(server, origin, headers, sender, &push).await?,
+        Reliability::Transport => confirm::ask(server, headers).await?,
         // What does not wait ends before anybody could be told.
         Reliability::NoReliable => None,
     };
-    let link = asked.as_ref().and_then(Asked::header);
-    let receipts_to = asked.map(|asked| asked.about(message_url(server, origin, endpoint, push.id)));
-    let id = accept(server, endpoint, in_line, Push { receipts_to, ..push }).await?;
-    Ok(Taken { message: message_url(server, origin, endpoint, id), link })
+    let waits = push.reliability == Reliability::Transport;
+    let receipts_to = asked.map(|asked| asked.about(message_url(server, origin, endpoint, push.id), sender));
+    let taken = accept(server, endpoint, in_line, Push { receipts_to, ..push }).await?;
+    Ok(Taken {
+        message: message_url(server, origin, endpoint, taken.id),
+        ttl_s: if waits { (taken.expires_ms.0 - taken.accepted_ms.0) / 1000 } else { 0 },
+        link: taken.link.and_then(|link| confirm::header(origin, &server.keys(), link)),
+    })
 }
 
 /// What an endpoint is
@@ -292,14 +297,22 @@ fn authenticate(
 fn unread(why: Unread, limit: usize) -> Refused {
     match why {
         Unread::TooLong => Refused::new(Kind::TooLong, format!("the body is over the limit of {limit} bytes")),
-        Unread::Broken | Unread::Late => Refused::new(Kind::Body, why.to_string()),
+        Unread::Broken => Refused::new(Kind::Body, why.to_string()),
+        Unread::Late => Refused::new(Kind::Late, why.to_string()),
     }
 }
 
-fn make_push(server: &Server, endpoint: &Endpoint, described: &Described, payload: Payload) -> Push {
+fn make_push(
+    server: &Server,
+    endpoint: &Endpoint,
+    sender: Option<SenderHash>,
+    described: &Described,
+    payload: Payload,
+) -> Push {
     let push = channel_push(server, endpoint, Door::WebPush, described.ttl_s, payload);
+    let by = sender.map_or_else(|| "-".to_owned(), String::from);
     Push {
-        request_id: described.request_id.clone(),
+        request_id: described.request_id.as_ref().map(|id| Push::named(&by, id)),
         urgency: described.urgency,
         collapse_key: described.topic.clone(),
         ..push
@@ -342,35 +355,46 @@ fn life_s(server: &Server, ttl_s: u32) -> i64 {
     i64::from(ttl_s).min(i64::from(server.config.limits.expiry_minutes) * 60)
 }
 
-/// Stores the message, or hands it over if it does not wait; returns the message that was taken, which is an
-/// earlier one if it was sent before.
-pub async fn pass_on(
-    server: &Server,
-    endpoint: &Endpoint,
-    sender: Option<SenderHash>,
-    push: Push,
-) -> Result<MessageId, Refused> {
-    accept(server, endpoint, admit(server, endpoint, sender)?, push).await
+/// Stores a message that nobody has signed, once for each request id; says that it waits.
+pub async fn pass_on(server: &Server, endpoint: &Endpoint, push: Push) -> Result<(), Refused> {
+    let in_line = admit(server, endpoint, None).await?;
+    accept(server, endpoint, in_line, push).await.map(drop)
 }
 
-/// A place in line, if the sender and the device are within their rates. The store is not asked before.
-fn admit(server: &Server, endpoint: &Endpoint, sender: Option<SenderHash>) -> Result<InLine, Refused> {
+/// A place in line, if the endpoint stands and its sender and its device are within their rates.
+async fn admit(server: &Server, endpoint: &Endpoint, sender: Option<SenderHash>) -> Result<InLine, Refused> {
+    let app = endpoint.channel.app();
     // Whoever signs has one place in line for all its endpoints.
-    let name: AppId = sender.map_or_else(|| endpoint.channel.app(), |sender| sender.name());
+    let name: AppId = sender.map_or_else(|| app.clone(), |sender| sender.name());
     let in_line = server.turns.line_up(&name)?;
     server.rates.app(&name, 1)?;
+    // An endpoint that has ended does not use up what its device may be sent.
+    if !server.store.is_registered(endpoint.to, app).await.map_err(unavailable)? {
+        return Err(gone(server));
+    }
     server.rates.device(endpoint.to.device)?;
     Ok(in_line)
 }
 
-async fn accept(server: &Server, endpoint: &Endpoint, in_line: InLine, push: Push) -> Result<MessageId, Refused> {
-    let (device, id) = (endpoint.to.device, push.id);
+/// Returns the message that was taken, which is an earlier one if it was sent before.
+async fn accept(server: &Server, endpoint: &Endpoint, in_line: InLine, push: Push) -> Result<Earlier, Refused> {
+    let device = endpoint.to.device;
+    let taken = Earlier {
+        id: push.id,
+        link: push.receipts_to.as_ref().map(|to| to.link),
+        accepted_ms: push.accepted_ms,
+        expires_ms: push.expires_ms,
+    };
     if push.reliability == Reliability::NoReliable {
-        if !server.store.is_registered(endpoint.to, push.app.clone()).await.map_err(unavailable)? {
-            return Err(gone(server));
+        // It does not wait, and what waits of its topic is not to come after it.
+        if push.collapse_key.is_some() {
+            let _turn = in_line.turn().await?;
+            if !server.store.make_way(endpoint.to, push.clone()).await.map_err(unavailable)? {
+                return Err(gone(server));
+            }
         }
         server.registry.offer(device, push);
-        return Ok(id);
+        return Ok(taken);
     }
     let _turn = in_line.turn().await?;
     let incoming = Incoming { to: endpoint.to, release_ms: None, push };
@@ -379,7 +403,7 @@ async fn accept(server: &Server, endpoint: &Endpoint, in_line: InLine, push: Pus
         Some(Accepted::Stored) => {
             server.registry.wake(device);
             server.accepted.notify_one();
-            Ok(id)
+            Ok(taken)
         }
         Some(Accepted::Repeated(earlier)) => Ok(*earlier),
         Some(Accepted::NotRegistered) => Err(gone(server)),

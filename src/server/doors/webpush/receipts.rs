@@ -116,8 +116,6 @@ struct Wanted {
             headers(("Preference-Applied" = String, description = "`wait=N` where it was"))),
         (status = 400, description = "`after` is no number", body = error::Document),
         (status = 404, description = "There is no such subscription, or not any more", body = error::Document),
-        (status = 429, description = "Too many wait", body = error::Document,
-            headers(("Retry-After" = i64, description = "Seconds"))),
         (status = 503, description = "The store fails", body = error::Document,
             headers(("Retry-After" = i64, description = "Seconds"))),
         Always,
@@ -206,7 +204,7 @@ async fn read(server: &Server, link: ReceiptsId, after: i64) -> Result<Vec<Confi
 /// The same as soon as there is something, or nothing after so many seconds.
 async fn wait(server: &Server, link: ReceiptsId, after: i64, wait_s: u32) -> Result<Receipts, Refused> {
     let until = Instant::now() + Duration::from_secs(wait_s.into());
-    let mut waiter = server.waiters.enter(link)?;
+    let mut waiter = server.waiters.enter(link);
     loop {
         let found = read(server, link, after).await?;
         let goes_on = found.is_empty() && timeout_at(until, waiter.news()).await.unwrap_or(false);
@@ -218,7 +216,7 @@ async fn wait(server: &Server, link: ReceiptsId, after: i64, wait_s: u32) -> Res
 
 /// A stream, which a task of its own feeds: its reader takes up its place only as long as it reads.
 async fn open_stream(server: &Arc<Server>, link: ReceiptsId, after: i64) -> Result<impl IntoResponse + use<>, Refused> {
-    let waiter = server.waiters.enter(link)?;
+    let waiter = server.waiters.enter(link);
     let first = read(server, link, after).await?;
     let (out, mut events) = mpsc::channel(1);
     tokio::spawn(feed(Arc::clone(server), link, after, first, waiter, out));
@@ -238,11 +236,18 @@ async fn feed(
         return;
     }
     loop {
+        // There may be more than are read together.
+        let more_waits = !found.is_empty();
         for one in found {
             after = one.place;
             if !put(&out, event(one)).await {
                 return;
             }
+        }
+        if more_waits {
+            let Ok(more) = read(&server, link, after).await else { return };
+            found = more;
+            continue;
         }
         let comment = tokio::select! {
             news = timeout(KEEP_ALIVE, waiter.news()) => match news {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::error::{Kind, Refused};
 use crate::proto::message::{Bytes, CollapseKey, Payload};
@@ -156,15 +156,23 @@ fn encoding(headers: &HeaderMap, aesgcm: bool) -> Result<Option<Encoding>, Refus
         return Ok(Some(Encoding::Aes128Gcm));
     }
     if aesgcm && text.eq_ignore_ascii_case("aesgcm") {
-        let header = |name: &HeaderName, longest| {
-            short(headers, name, longest)?.ok_or_else(|| bad(Kind::Crypto, name, "is missing, which aesgcm needs"))
-        };
         return Ok(Some(Encoding::AesGcm {
-            encryption: header(&ENCRYPTION, 256)?,
-            crypto_key: without_vapid(&header(&CRYPTO_KEY, 512)?),
+            encryption: all_lines(headers, &ENCRYPTION, 256)?,
+            crypto_key: without_vapid(&all_lines(headers, &CRYPTO_KEY, 512)?),
         }));
     }
     Err(bad(Kind::Crypto, &CONTENT_ENCODING, "is not aes128gcm (RFC 8291)"))
+}
+
+/// The lines of a header that is a list, as one.
+fn all_lines(headers: &HeaderMap, name: &HeaderName, longest: usize) -> Result<String, Refused> {
+    let lines: Result<Vec<&str>, _> = headers.get_all(name).into_iter().map(HeaderValue::to_str).collect();
+    let text = lines.map_err(|_| bad(Kind::Header, name, "is not plain text"))?.join(",");
+    match text.len() {
+        0 => Err(bad(Kind::Crypto, name, "is missing, which aesgcm needs")),
+        length if length > longest => Err(bad(Kind::Header, name, format_args!("is over {longest} bytes"))),
+        _ => Ok(text),
+    }
 }
 
 /// `Crypto-Key` without the sender's VAPID key, which is not for the device (RFC 8292, section 4.2).

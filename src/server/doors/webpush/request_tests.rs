@@ -1,7 +1,5 @@
 //! Headers as senders write them, one test for each row of the checklist.
 
-use axum::http::HeaderValue;
-
 use super::*;
 
 fn headers(all: &[(&'static str, &str)]) -> HeaderMap {

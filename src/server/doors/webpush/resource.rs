@@ -9,7 +9,10 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, LAST_MODIFIED};
+use axum::http::header::{
+    CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_SECURITY_POLICY, CONTENT_TYPE, LAST_MODIFIED,
+    X_CONTENT_TYPE_OPTIONS,
+};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use utoipa::IntoParams;
@@ -118,6 +121,10 @@ fn shown(push: Push, now: UnixMillis) -> Response {
         (TTL, left_s.to_string()),
         (LAST_MODIFIED, http_date(push.accepted_ms)),
         (CACHE_CONTROL, "no-store".to_owned()),
+        // Whatever the sender says it is, no browser is to take it for a page of this server.
+        (X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
+        (CONTENT_SECURITY_POLICY, "default-src 'none'; sandbox".to_owned()),
+        (CONTENT_DISPOSITION, "attachment".to_owned()),
     ];
     let Some(payload) = push.payload else {
         return (own, ()).into_response();

@@ -13,6 +13,7 @@ use axum::http::header::{CONTENT_TYPE, LINK, LOCATION, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use utoipa::openapi::path::{Parameter, ParameterIn};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -27,15 +28,13 @@ use crate::server::Server;
 use crate::server::api::Always;
 use crate::server::api::admin::user_and_password;
 use crate::server::doors::body::read;
-use crate::server::store::DeviceCheck;
+use crate::server::store::Over;
 use crate::world;
 
 /// The media type of a body that restricts a subscription.
 const OPTIONS: &str = "application/webpush-options+json";
 /// Bytes of such a body.
 const BODY_MAX: usize = 4096;
-/// What a device says of itself when it comes this way.
-const AGENT: &str = "http";
 
 /// The routes.
 pub fn router() -> OpenApiRouter<Arc<Server>> {
@@ -47,7 +46,13 @@ pub fn router() -> OpenApiRouter<Arc<Server>> {
 #[schema(as = WebPushOptions)]
 struct Options {
     /// The public key of the only application server that may send: 65 bytes in base64url.
+    #[serde(default, deserialize_with = "key")]
     vapid: Option<String>,
+}
+
+/// A key that is named is one: `null` would leave the subscription open.
+fn key<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    String::deserialize(from).map(Some)
 }
 
 /// The secret part of a subscription in a path.
@@ -88,7 +93,7 @@ async fn subscribe(State(server): State<Arc<Server>>, headers: HeaderMap, body: 
 async fn subscribed(server: &Server, device: DeviceId, headers: &HeaderMap, body: Body) -> Result<Response, Refused> {
     let body = read(body, BODY_MAX).await.map_err(|why| unread(why, BODY_MAX))?;
     let channel = channel(headers, &body)?;
-    let issued = server.register(device, &channel.app()).await.map_err(unavailable)?;
+    let issued = server.register(device, &channel.app(), Over::Http).await.map_err(unavailable)?;
     let issued = issued.map_err(|why| {
         let kind = if why == Refusal::TooMany { Kind::TooFast } else { Kind::Unavailable };
         Refused::new(kind, why.to_string())
@@ -140,11 +145,12 @@ async fn device(server: &Server, headers: &HeaderMap) -> Result<DeviceId, Respon
     let named = user_and_password(headers)
         .and_then(|(device, secret)| Some((device.parse::<DeviceId>().ok()?, secret.parse::<Secret>().ok()?)));
     let Some((device, secret)) = named else { return Err(stranger()) };
-    let check = server.store.check_device(device, &secret, AGENT.to_owned(), false).await;
-    match check.map_err(|error| unavailable(error).into_response())? {
-        DeviceCheck::Known | DeviceCheck::Enrolled => Ok(device),
-        DeviceCheck::WrongSecret | DeviceCheck::Refused => Err(stranger()),
+    let known = server.store.knows(device, &secret).await.map_err(|error| unavailable(error).into_response())?;
+    if !known {
+        return Err(stranger());
     }
+    server.rates.device(device).map_err(|over| Refused::from(over).into_response())?;
+    Ok(device)
 }
 
 fn stranger() -> Response {
@@ -159,7 +165,10 @@ fn channel(headers: &HeaderMap, body: &[u8]) -> Result<Channel, Refused> {
     let media_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let is_options = media_type.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case(OPTIONS));
     let options: Options = match is_options {
-        true => serde_json::from_slice(body).map_err(|error| Refused::new(Kind::Body, error.to_string()))?,
+        // An object: a list is not to pass for one without members.
+        true => serde_json::from_slice::<Map<String, Value>>(body)
+            .and_then(|members| Options::deserialize(Value::Object(members)))
+            .map_err(|error| Refused::new(Kind::Body, error.to_string()))?,
         false => Options::default(),
     };
     let key = options.vapid.map(|text| text.parse::<SenderKey>()).transpose();

@@ -75,8 +75,9 @@ impl<'a> Shown<'a> {
                 return Some(Self { token: parameter(rest, ',', "t")?, key: parameter(rest, ',', "k")? });
             }
             let old = legacy && (scheme.eq_ignore_ascii_case("webpush") || scheme.eq_ignore_ascii_case("bearer"));
-            let key = headers.get(&CRYPTO_KEY).filter(|_| old)?.to_str().ok()?;
-            let key = key.split(',').find_map(|group| parameter(group, ';', "p256ecdsa"))?;
+            let lines =
+                headers.get_all(&CRYPTO_KEY).into_iter().filter(|_| old).filter_map(|value| value.to_str().ok());
+            let key = lines.flat_map(|line| line.split(',')).find_map(|group| parameter(group, ';', "p256ecdsa"))?;
             Some(Self { token: rest.trim(), key })
         });
         Some(shown.ok_or(Invalid::Form))
@@ -181,7 +182,11 @@ fn check_audience(aud: &Value, origin: &Origin) -> Result<(), Invalid> {
 
 fn expiry(exp: &Value, now: UnixMillis) -> Result<i64, Invalid> {
     let seconds = match exp {
-        Value::Number(number) => number.as_i64().ok_or(Invalid::Expiry("is no whole number of seconds")),
+        // RFC 7519 allows fractions of a second.
+        Value::Number(number) => number
+            .as_i64()
+            .or_else(|| number.as_f64().filter(|seconds| seconds.abs() < 1e15).map(|seconds| seconds.floor() as i64))
+            .ok_or(Invalid::Expiry("is no number of seconds since 1970")),
         Value::String(_) => Err(Invalid::Expiry("is a string: it has to be a number, of seconds since 1970")),
         Value::Null => Err(Invalid::Expiry("is missing: seconds since 1970, at most 24 hours ahead")),
         Value::Bool(_) | Value::Array(_) | Value::Object(_) => Err(Invalid::Expiry("is no number")),

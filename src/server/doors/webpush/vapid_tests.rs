@@ -142,6 +142,8 @@ fn v3_the_audience_has_our_origin() {
 #[test]
 fn v4_a_signature_ends_within_a_day() {
     let sender = Sender::new();
+    let fraction = json!(NOW_S as f64 + 3600.5);
+    assert!(verified(&sender, &with("exp", fraction)).is_ok());
     for exp in [NOW_S - 60, NOW_S, NOW_S + 24 * 3600 + 300] {
         assert!(verified(&sender, &with("exp", json!(exp))).is_ok(), "{exp}");
     }
@@ -154,7 +156,8 @@ fn v4_a_signature_ends_within_a_day() {
         json!(u64::MAX),
         json!(i64::MIN),
         json!((NOW_S + 3600).to_string()),
-        json!(1.7e9 + 0.5),
+        json!(1e300),
+        json!(-1e300),
         Value::Null,
         json!(true),
         json!([]),

@@ -165,5 +165,9 @@ pub const MIGRATIONS: &[&str] = &[
     ALTER TABLE apps ADD COLUMN vapid_key BLOB;
     ALTER TABLE apps ADD COLUMN vapid_hash BLOB;
     CREATE UNIQUE INDEX apps_by_vapid ON apps (vapid_hash) WHERE vapid_hash IS NOT NULL;
+    -- link: the subscription of receipts that the message names.
+    ALTER TABLE history ADD COLUMN link BLOB;
+    -- Channels that ended, which are forgotten after a while.
+    CREATE INDEX registrations_ended ON registrations (changed_ms) WHERE state = 'ended' AND app GLOB 'webpush:*';
 ",
 ];
