@@ -733,7 +733,10 @@ async fn an_app_with_a_broken_activation_file_keeps_its_registration_and_its_mes
     startable(&stage, "'").await;
     send(&endpoint, "kept");
     let hops = stage.until_hop("refused").await;
-    assert!(hops.iter().any(|(_, why)| why.contains("could not be started")), "{hops:?}");
+    assert!(
+        hops.iter().any(|(_, why)| why.contains("could not be started: org.freedesktop.DBus.Error.InvalidArgs")),
+        "{hops:?}"
+    );
     assert_eq!(stage.app().await.message().await, b"kept");
 }
 

@@ -5,14 +5,13 @@
 //! daemon loses it: an endpoint that it was not told since it last registered, or the end of its
 //! registration. A token belongs to the service that registered it first, as long as it lives.
 
-use std::str::FromStr;
-
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use zbus::names::OwnedBusName;
 
 use super::apps::{self, Claim, Owner};
 use super::schema::{Result, text};
+pub use super::token::{NoToken, Token};
 use super::{Hop, Store, Unread, history, messages};
 use crate::agent::config::Limits;
 use crate::db::DbError;
@@ -24,33 +23,6 @@ use crate::world;
 
 /// Most ended registrations of which the app has not been told yet; beyond it the oldest is forgotten.
 const FAREWELLS_MAX: u32 = 128;
-
-/// What an app calls one of its registrations: 1 to 100 bytes that say nothing to others.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Token(String);
-
-/// A text that is no token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a token has 1 to {} bytes", Token::MAX)]
-pub struct NoToken;
-
-impl Token {
-    /// Most bytes of a token.
-    pub const MAX: usize = 100;
-
-    /// The token as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for Token {
-    type Err = NoToken;
-
-    fn from_str(text: &str) -> Result<Self, NoToken> {
-        if (1..=Self::MAX).contains(&text.len()) { Ok(Self(text.to_owned())) } else { Err(NoToken) }
-    }
-}
 
 /// The version of the interfaces that an app registered with, in which it is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

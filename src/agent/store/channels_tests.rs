@@ -276,13 +276,3 @@ async fn a_message_that_is_given_up_is_dropped_with_its_reason() {
     let last = life.hops.last().unwrap();
     assert_eq!((last.hop.as_str(), last.why.as_deref()), ("dropped", Some("it says no")));
 }
-
-#[test]
-fn a_token_is_any_text_of_1_to_100_bytes() {
-    for good in ["{}", "a b\tä", &"x".repeat(100)] {
-        assert_eq!(good.parse::<Token>().unwrap().as_str(), good);
-    }
-    for bad in ["", &"x".repeat(101), &"ä".repeat(51)] {
-        assert_eq!(bad.parse::<Token>(), Err(NoToken));
-    }
-}
