@@ -710,6 +710,178 @@ async fn what_an_app_refuses_three_times_is_dropped_and_its_history_says_why() {
     assert!(why.contains("org.freedesktop.DBus.Error.Failed"), "{why}");
 }
 
+/// Lets the bus start the app by this command.
+async fn startable(stage: &Stage, command: &str) {
+    let service = format!("[D-BUS Service]\nName={APP}\nExec={command}\n");
+    stage.device.install(&format!("dbus-1/services/{APP}.service"), &service);
+    zbus::fdo::DBusProxy::new(&stage.bus).await.expect("a bus").reload_config().await.expect("it reads");
+}
+
+/// The command of an app that leaves this file behind when it is started.
+fn touching(stage: &Stage) -> (std::path::PathBuf, String) {
+    let path = stage.device.folder.path().join("started");
+    let command = format!("/usr/bin/touch {}", path.display());
+    (path, command)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_with_a_broken_activation_file_keeps_its_registration_and_its_messages() {
+    let stage = Stage::set().await;
+    let (app, endpoint) = stage.registered().await;
+    app.leave().await;
+    // The bus answers InvalidArgs where the command is no command.
+    startable(&stage, "'").await;
+    send(&endpoint, "kept");
+    let hops = stage.until_hop("refused").await;
+    assert!(
+        hops.iter().any(|(_, why)| why.contains("could not be started: org.freedesktop.DBus.Error.InvalidArgs")),
+        "{hops:?}"
+    );
+    assert_eq!(stage.app().await.message().await, b"kept");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_that_is_slow_has_what_it_takes_late() {
+    let stage = Stage::with("[limits]\nanswer-s = 1").await;
+    let (mut app, endpoint) = stage.registered().await;
+    app.replies(&[Reply::Late, Reply::Silence], Reply::Silence);
+    send(&endpoint, "slow");
+    send(&endpoint, "next");
+    assert_eq!(app.message().await, b"slow");
+    // It was called again, and answers the first call.
+    assert_eq!(app.message().await, b"slow");
+    app.answer_late().await;
+    assert_eq!(app.message().await, b"next");
+    stage.until_unread(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_that_ends_each_time_has_its_pauses_even_if_it_comes_back() {
+    let stage = Stage::set().await;
+    let (mut app, endpoint) = stage.registered().await;
+    app.replies(&[], Reply::Error("org.freedesktop.DBus.Error.NoReply"));
+    send(&endpoint, "deadly");
+    for _ in 0..4 {
+        assert_eq!(app.message().await, b"deadly");
+    }
+    // It comes back a hundred times, and each time the pause stands.
+    for _ in 0..100 {
+        app.bus.release_name(APP).await.expect("it has it");
+        app.bus.request_name(APP).await.expect("it is free");
+    }
+    let more = std::iter::from_fn(|| app.try_next()).count();
+    assert!(more <= 2, "called {more} times more");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_that_is_not_ready_and_leaves_is_started() {
+    let stage = Stage::set().await;
+    let (mut app, endpoint) = stage.registered().await;
+    app.replies(&[], Reply::Error("org.freedesktop.DBus.Error.UnknownObject"));
+    let (started, command) = touching(&stage);
+    startable(&stage, &command).await;
+    send(&endpoint, "never ready");
+    for _ in 0..4 {
+        assert_eq!(app.message().await, b"never ready");
+    }
+    assert!(!started.exists());
+    app.leave().await;
+    common::until(async || so(started.exists(), || stage.device.log())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_an_app_hears_what_the_user_changes() {
+    let stage = Stage::set().await;
+    let (mut app, endpoint) = stage.registered().await;
+    // It may not be started, and then it may.
+    stage.switch("launch", false).await;
+    let (started, command) = touching(&stage);
+    startable(&stage, &command).await;
+    app.leave().await;
+    send(&endpoint, "waiting");
+    stage.until_hop("refused").await;
+    assert!(!started.exists());
+    stage.switch("launch", true).await;
+    common::until(async || so(started.exists(), || stage.device.log())).await;
+    // It hears of its end while it is waited for.
+    app = stage.app().await;
+    assert_eq!(app.message().await, b"waiting");
+    app.replies(&[], Reply::Error("org.freedesktop.DBus.Error.UnknownObject"));
+    send(&endpoint, "never ready");
+    for _ in 0..4 {
+        assert_eq!(app.message().await, b"never ready");
+    }
+    app.replies(&[], Reply::Take);
+    stage.device.manage::<()>(&stage.bus, "ForgetApp", &stage.channel().await).await;
+    assert_eq!(app.next().await, Call::Unregistered { token: TOKEN.to_owned() });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_starts_no_app_that_may_not_be_started_or_asked_for_it() {
+    let stage = Stage::set().await;
+    let (started, command) = touching(&stage);
+    startable(&stage, &command).await;
+    let (app, _) = stage.registered().await;
+    stage.switch("launch", false).await;
+    app.leave().await;
+    stage.device.manage::<()>(&stage.bus, "ForgetApp", &stage.channel().await).await;
+    // It is told when it comes.
+    let mut app = stage.app().await;
+    assert_eq!(app.next().await, Call::Unregistered { token: TOKEN.to_owned() });
+    // What it ended itself is done with, whether it hears of it or not.
+    app.register(TOKEN).await.expect("it may register");
+    app.endpoint(TOKEN).await;
+    let nobody = Connector::without_name(&stage.device, APP, Version::V2).await;
+    app.leave().await;
+    nobody.unregister(TOKEN).await;
+    let mut app = stage.app().await;
+    app.register(TOKEN).await.expect("it may register");
+    app.endpoint(TOKEN).await;
+    assert!(!started.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_apps_had_ends_at_the_server_when_unifiedpush_is_switched_off() {
+    let mut stage = Stage::set().await;
+    let (_app, endpoint) = stage.registered().await;
+    let path = stage.device.folder.path().join("agent.toml");
+    let config = std::fs::read_to_string(&path).expect("it is the test's");
+    std::fs::write(&path, format!("{config}\n[unifiedpush]\nenabled = false\n")).expect("it is the test's");
+    stage.device.restart_agent();
+    assert!(stage.device.log().contains("UnifiedPush is switched off"), "{}", stage.device.log());
+    common::until(async || {
+        let answer = curl(&["--data-binary", "@-", "-H", "TTL: 9", &endpoint], b"late");
+        so([404, 410].contains(&answer.status), || format!("{answer:?}"))
+    })
+    .await;
+    assert!(stage.listed().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_that_goes_while_the_disk_is_full_is_seen_off_without_haste() {
+    let server = Server::start("00", "");
+    // A file that may not grow is an error to the daemon, and no end.
+    let inside = ["env", "--ignore-signal=XFSZ"].map(str::to_owned).to_vec();
+    let device = Device::start_inside(inside, &server.gateway, "", &[]);
+    let bus = device.connect().await;
+    let stage = Stage { server, device, bus };
+    let mut guest = Connector::guest(&stage.device, Version::V2).await;
+    guest.register(TOKEN).await.expect("it is the caller");
+    guest.endpoint(TOKEN).await;
+    let limited = std::process::Command::new("prlimit")
+        .args(["--pid", &stage.device.agent_id().to_string(), "--fsize=100:unlimited"])
+        .status()
+        .expect("prlimit is missing: apt-get install util-linux");
+    assert!(limited.success());
+    guest.leave().await;
+    let failures = || stage.device.log().matches("does not end yet").count();
+    common::until(async || so(failures() > 0, || stage.device.log())).await;
+    for _ in 0..200 {
+        assert_eq!(stage.listed().await.len(), 1);
+    }
+    assert!(failures() <= 2, "{}", stage.device.log());
+}
+
 // Time and order.
 
 #[tokio::test(flavor = "multi_thread")]

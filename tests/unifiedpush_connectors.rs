@@ -202,28 +202,29 @@ async fn an_app_on_the_connector_for_rust_lives_its_life() {
     live(Program::of_rust, TOKEN).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn twenty_messages_to_a_stopped_app_are_one_start() {
+/// A server, a device, and an app of the first version that has registered and does not run: the bus would start
+/// it with these arguments. And its endpoint.
+async fn stopped(arguments: &str) -> (Server, Device, Program, String) {
     let server = Server::start("00", "");
     let device = Device::start(&server.gateway, "");
     let mut app = Program::first_version(&device);
     let endpoint = app.register().await;
     app.stop();
     app.forget();
-    app.install(&device, "3").await;
+    app.install(&device, arguments).await;
+    (server, device, app, endpoint)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_messages_to_a_stopped_app_are_one_start() {
+    let (_server, _device, app, endpoint) = stopped("3").await;
     assert_eq!(send_twenty(&app, &endpoint).await, app.messages());
     assert_eq!(app.events("started").len(), 1, "{}", app.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_app_that_dies_in_the_middle_is_started_again_and_misses_nothing() {
-    let server = Server::start("00", "");
-    let device = Device::start(&server.gateway, "");
-    let mut app = Program::first_version(&device);
-    let endpoint = app.register().await;
-    app.stop();
-    app.forget();
-    app.install(&device, "3 10").await;
+    let (_server, _device, app, endpoint) = stopped("3 10").await;
     // Each run takes nine and dies of the tenth.
     assert_eq!(send_twenty(&app, &endpoint).await, app.messages());
     assert_eq!((app.events("started").len(), app.events("died").len()), (3, 2), "{}", app.text());
@@ -231,13 +232,7 @@ async fn an_app_that_dies_in_the_middle_is_started_again_and_misses_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_app_that_must_not_be_started_gets_its_messages_when_it_comes() {
-    let server = Server::start("00", "");
-    let device = Device::start(&server.gateway, "");
-    let mut app = Program::first_version(&device);
-    let endpoint = app.register().await;
-    app.stop();
-    app.forget();
-    app.install(&device, "").await;
+    let (_server, device, mut app, endpoint) = stopped("").await;
     let listed: Value = serde_json::from_slice(&device.tool(&["--json", "app", "list"]).stdout).expect("JSON");
     let channel = listed["apps"][0]["app"].as_str().expect("a text").to_owned();
     assert!(device.tool(&["app", "set", &channel, "--launch", "off"]).status.success());

@@ -58,6 +58,15 @@ pub enum Change {
     Unregistered(AppId),
 }
 
+impl Change {
+    /// The app whose registration it is.
+    pub fn app(&self) -> &AppId {
+        match self {
+            Self::Registered(app, _) | Self::Refused(app, _) | Self::Unregistered(app) => app,
+        }
+    }
+}
+
 /// What the task is made of.
 pub struct Parts {
     /// The gateway of the configuration.

@@ -79,7 +79,7 @@ async fn end(shared: &Shared, row: AppRow) {
     let (app, is_channel) = (row.app.clone(), row.client.is_some());
     let ended = match shared.forget(row).await {
         // There is nobody any more who could be told.
-        Ok(()) if is_channel => shared.store.dismiss(app).await,
+        Ok(()) if is_channel => shared.store.dismiss(app, None).await.map(drop),
         other => other,
     };
     if let Err(error) = ended {

@@ -26,6 +26,7 @@ use super::status::{describe_client, manager};
 use crate::agent::unifiedpush::{NAME, PATH};
 use crate::daemon::{Exit, Fatal};
 use crate::http::HttpClient;
+use crate::proto::channel::server_of;
 use crate::tls;
 use crate::world;
 
@@ -201,8 +202,7 @@ impl Keys {
 
     /// The header that signs a message to this endpoint (RFC 8292).
     fn authorization(&self, endpoint: &str) -> String {
-        let origin: Vec<&str> = endpoint.splitn(4, '/').take(3).collect();
-        let claims = json!({ "aud": origin.join("/"), "exp": world::now().0 / 1000 + SIGNED_S });
+        let claims = json!({ "aud": server_of(endpoint), "exp": world::now().0 / 1000 + SIGNED_S });
         let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
         let signed = format!("{}.{}", part(&json!({ "typ": "JWT", "alg": "ES256" })), part(&claims));
         let signature: Signature = self.server.sign(signed.as_bytes());
@@ -271,8 +271,8 @@ impl Trial {
         match self.steps.next("an endpoint").await? {
             Told::Endpoint(endpoint) => {
                 // The rest of it is secret.
-                let origin: Vec<&str> = endpoint.splitn(4, '/').take(3).collect();
-                self.steps.show("endpoint", begun, &format!("the push server is {}", origin.join("/")));
+                let server = server_of(&endpoint).unwrap_or("none that can be told");
+                self.steps.show("endpoint", begun, &format!("the push server is {server}"));
                 Ok(endpoint)
             }
             other @ (Told::Message(_) | Told::Unregistered) => Err(out_of_turn(&other)),

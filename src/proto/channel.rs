@@ -79,6 +79,13 @@ pub fn is_reserved(name: &str) -> bool {
     name.starts_with(PREFIX)
 }
 
+/// The server of an endpoint: scheme, host and port. The rest of it is the right to send, and nobody's to see.
+pub fn server_of(endpoint: &str) -> Option<&str> {
+    let host = endpoint.find("://")? + 3;
+    let end = endpoint[host..].find(['/', '?', '#']).map_or(endpoint.len(), |length| host + length);
+    Some(&endpoint[..end])
+}
+
 /// The SHA-256 of an application server's public key. Its text is base64url without padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -181,6 +188,13 @@ mod tests {
         let sender = SenderHash([8; 32]).name();
         assert!(Channel::of(&sender).is_none() && Channel::is_reserved(&sender));
         assert!(Channel::is_reserved(&app("webpush:chat")) && !Channel::is_reserved(&app("webpush")));
+    }
+
+    #[test]
+    fn of_an_endpoint_only_its_server_is_shown() {
+        assert_eq!(server_of("https://push.example.org:8443/wp/secret?x"), Some("https://push.example.org:8443"));
+        assert_eq!(server_of("https://push.example.org"), Some("https://push.example.org"));
+        assert_eq!(server_of("secret"), None);
     }
 
     #[test]

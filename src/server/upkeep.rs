@@ -12,6 +12,7 @@ use tracing::{debug, info};
 use crate::daemon::Stop;
 
 use super::Server;
+use crate::db::DbError;
 
 /// How often it is looked whether there is something to do.
 const EVERY: Duration = Duration::from_secs(60);
@@ -26,9 +27,9 @@ pub async fn run(server: Arc<Server>, mut stop: Stop) {
             server.turns.forget_idle();
             count(&server).await;
             forget_devices(&server).await;
-            forget_history(&server).await;
-            forget_confirmations(&server).await;
-            forget_channels(&server).await;
+            in_steps("history is forgotten", || server.store.trim_history()).await;
+            in_steps("receipts that nobody asks for are forgotten", || server.store.trim_confirmations()).await;
+            in_steps("channels that ended are forgotten", || server.store.forget_ended_channels()).await;
             tokio::time::sleep(EVERY).await;
         };
         tokio::select! {
@@ -44,32 +45,14 @@ async fn count(server: &Server) {
     }
 }
 
-async fn forget_history(server: &Server) {
+/// Forgets in bounded steps until a step says that it was the last.
+async fn in_steps<F: Future<Output = Result<bool, DbError>>>(what: &str, step: impl Fn() -> F) {
     loop {
-        match server.store.trim_history().await {
+        match step().await {
             Ok(true) => return,
             Ok(false) => tokio::time::sleep(PAUSE).await,
-            Err(error) => return debug!("history is forgotten later: {error}"),
-        }
-    }
-}
-
-async fn forget_confirmations(server: &Server) {
-    loop {
-        match server.store.trim_confirmations().await {
-            Ok(true) => return,
-            Ok(false) => tokio::time::sleep(PAUSE).await,
-            Err(error) => return debug!("receipts that nobody asks for are forgotten later: {error}"),
-        }
-    }
-}
-
-async fn forget_channels(server: &Server) {
-    loop {
-        match server.store.forget_ended_channels().await {
-            Ok(true) => return,
-            Ok(false) => tokio::time::sleep(PAUSE).await,
-            Err(error) => return debug!("channels that ended are forgotten later: {error}"),
+            // The writer has said what is wrong; the next pass tries again.
+            Err(error) => return debug!("{what} later: {error}"),
         }
     }
 }

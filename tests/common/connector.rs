@@ -44,6 +44,8 @@ pub enum Reply {
     Error(&'static str),
     /// Never.
     Silence,
+    /// When the test says so.
+    Late,
 }
 
 /// The app.
@@ -60,6 +62,8 @@ struct Script {
     next: VecDeque<Reply>,
     then: Reply,
     path: &'static str,
+    /// A call that is to be answered yet.
+    late: Option<Message>,
 }
 
 impl Connector {
@@ -80,7 +84,8 @@ impl Connector {
     /// The same without its name.
     pub async fn without_name(device: &Device, service: &str, version: Version) -> Self {
         let bus = device.connect().await;
-        let script = Arc::new(Mutex::new(Script { next: VecDeque::new(), then: Reply::Take, path: CONNECTOR_PATH }));
+        let script =
+            Arc::new(Mutex::new(Script { next: VecDeque::new(), then: Reply::Take, path: CONNECTOR_PATH, late: None }));
         let (sender, calls) = mpsc::unbounded_channel();
         tokio::spawn(answer_all(MessageStream::from(&bus), bus.clone(), sender, Arc::clone(&script)));
         Self { bus, service: service.to_owned(), version, calls, script }
@@ -95,6 +100,12 @@ impl Connector {
     /// From now on the object is here and nowhere else.
     pub fn export_at(&self, path: &'static str) {
         lock(&self.script).path = path;
+    }
+
+    /// Answers the last call that was to be answered late.
+    pub async fn answer_late(&self) {
+        let call = lock(&self.script).late.take().expect("there is one");
+        self.bus.reply(&call.header(), &()).await.expect("the bus runs");
     }
 
     /// The next call.
@@ -234,6 +245,10 @@ async fn answer_one(
         Reply::Take | Reply::Empty => bus.reply(&header, &()).await,
         Reply::Error(name) => bus.reply_error(&header, name, &"as the test has it").await,
         Reply::Silence => Ok(()),
+        Reply::Late => {
+            lock(script).late = Some(message.clone());
+            Ok(())
+        }
     };
     // Told after the answer, so that the app may leave once it knows of the call. The test may have ended.
     let _ = calls.send((interface, call));

@@ -39,26 +39,22 @@ pub struct RawDevice {
 impl RawDevice {
     /// A new device.
     pub async fn enrol(server: &Server) -> Self {
-        Self::greet(server, hex::encode(random::<16>()), hex::encode(random::<32>()), json!({})).await
+        Self::greet(server, hex::encode(random::<16>()), hex::encode(random::<32>()), json!({})).await.0
     }
 
     /// The same device in a new session, with these members in its greeting.
     pub async fn again(self, server: &Server, members: Value) -> Self {
         drop(self.socket);
-        Self::greet(server, self.id, self.secret, members).await
+        Self::greet(server, self.id, self.secret, members).await.0
     }
 
     /// The same device in a new session, and how it was welcomed.
     pub async fn welcomed(self, server: &Server) -> (Self, Value) {
         drop(self.socket);
-        Self::greeted(server, self.id, self.secret, json!({})).await
+        Self::greet(server, self.id, self.secret, json!({})).await
     }
 
-    async fn greet(server: &Server, id: String, secret: String, members: Value) -> Self {
-        Self::greeted(server, id, secret, members).await.0
-    }
-
-    async fn greeted(server: &Server, id: String, secret: String, members: Value) -> (Self, Value) {
+    async fn greet(server: &Server, id: String, secret: String, members: Value) -> (Self, Value) {
         let address = server.gateway.strip_prefix("ws://").expect("a plain gateway");
         let stream = TcpStream::connect(address).await.expect("the gateway listens");
         let (socket, _) = tokio_tungstenite::client_async(&server.gateway, stream).await.expect("a handshake");

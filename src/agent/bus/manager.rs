@@ -16,6 +16,7 @@ use crate::agent::connection::{Change, Command};
 use crate::agent::effects::screen;
 use crate::agent::status::Status;
 use crate::agent::store::{AppRow, Life, SwitchTo, Switches};
+use crate::proto::channel;
 use crate::proto::device::LinkState;
 use crate::proto::pulse::Reading;
 use crate::proto::wishes::Wish;
@@ -76,7 +77,9 @@ impl Manager {
         }
         self.shared.hints.effects.notify_one();
         self.shared.hints.badges.notify_one();
-        self.shared.hints.channels.notify_one();
+        if row.client.is_some() {
+            self.shared.hints.switch(row.app.clone());
+        }
     }
 }
 
@@ -315,18 +318,11 @@ impl Manager {
                 members.insert("why", Variant::from(why.clone()));
             }
         }
-        if let Some(origin) = row.endpoint.as_deref().and_then(origin) {
+        if let Some(origin) = row.endpoint.as_deref().and_then(channel::server_of) {
             members.insert("endpoint", Variant::from(origin.to_owned()));
         }
         members
     }
-}
-
-/// The server of an endpoint. The rest of it is the right to send, and nobody's to see.
-fn origin(endpoint: &str) -> Option<&str> {
-    let host = endpoint.find("://")? + 3;
-    let end = endpoint[host..].find(['/', '?', '#']).map_or(endpoint.len(), |length| host + length);
-    Some(&endpoint[..end])
 }
 
 /// The names that are on the bus.
@@ -407,16 +403,4 @@ fn may_ask(header: &Header<'_>) -> bool {
 
 fn no_alert(id: &str) -> Error {
     Error::NoAlert(format!("no alert of the message {id} is shown"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_an_endpoint_only_its_server_is_shown() {
-        assert_eq!(origin("https://push.example.org:8443/wp/secret?x"), Some("https://push.example.org:8443"));
-        assert_eq!(origin("https://push.example.org"), Some("https://push.example.org"));
-        assert_eq!(origin("secret"), None);
-    }
 }

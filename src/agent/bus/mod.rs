@@ -69,6 +69,15 @@ pub struct Shared {
     pub status: watch::Receiver<Status>,
 }
 
+/// Where the registration of an app that is forgotten has to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The server may know of it, and is told.
+    AtServer,
+    /// Nobody else knows of it.
+    Here,
+}
+
 /// Exports the objects, takes the name, and starts the tasks that live with the bus.
 pub async fn serve(shared: Arc<Shared>) -> zbus::Result<zbus::Connection> {
     let builder = match shared.config.bus {
@@ -83,7 +92,10 @@ pub async fn serve(shared: Arc<Shared>) -> zbus::Result<zbus::Connection> {
     #[cfg(feature = "unifiedpush")]
     let builder = match &distributor {
         Some(distributor) => distributor.export(builder),
-        None => builder,
+        None => {
+            Distributor::end(&shared.store).await;
+            builder
+        }
     };
     let bus = builder.build().await?;
     bus.request_name_with_flags(NAME, RequestNameFlags::DO_NOT_QUEUE).await?;
@@ -143,13 +155,14 @@ impl Shared {
     /// Forgets an app that is gone: its messages go, and its registration ends.
     pub async fn forget(&self, row: AppRow) -> Result<(), DbError> {
         self.store.uninstalled(row.app.clone()).await?;
-        self.forgotten(row.app, row.reg_id.is_some() || row.wish.is_some()).await;
+        let registered = row.reg_id.is_some() || row.wish.is_some();
+        self.forgotten(row.app, if registered { End::AtServer } else { End::Here }).await;
         Ok(())
     }
 
-    /// Tells everybody that an app has been forgotten, and the server if it was `registered`.
-    pub async fn forgotten(&self, app: AppId, registered: bool) {
-        if registered {
+    /// Tells everybody that an app has been forgotten.
+    pub async fn forgotten(&self, app: AppId, end: End) {
+        if end == End::AtServer {
             // The wish is on disk: if the daemon is stopping, the next start has it.
             let _ = self.commands.send(Command::Wish(app.clone(), Wish::Deregister)).await;
         }

@@ -366,18 +366,12 @@ async fn wait_until_gone(bus: &Connection, line: &Line) -> zbus::Result<()> {
 async fn next_change(changes: &mut broadcast::Receiver<Change>, app: &AppId) -> Option<Change> {
     loop {
         match changes.recv().await {
-            Ok(change) if app_of(&change) == app => return Some(change),
+            Ok(change) if change.app() == app => return Some(change),
             Ok(_) => {}
             // Far more changes at once than there may be apps; the caller may look again.
             Err(broadcast::error::RecvError::Lagged(_)) => {}
             Err(broadcast::error::RecvError::Closed) => return None,
         }
-    }
-}
-
-fn app_of(change: &Change) -> &AppId {
-    match change {
-        Change::Registered(app, _) | Change::Refused(app, _) | Change::Unregistered(app) => app,
     }
 }
 
@@ -390,7 +384,7 @@ pub async fn announce_changes(bus: Connection, shared: Arc<Shared>) {
             Err(broadcast::error::RecvError::Lagged(_)) => continue,
             Err(broadcast::error::RecvError::Closed) => return,
         };
-        let Some(line) = shared.apps.line(app_of(&change)) else { continue };
+        let Some(line) = shared.apps.line(change.app()) else { continue };
         if let Err(error) = announce(&bus, &shared, &line, &change).await {
             debug!(app = %line.app, "the app was not told about its registration: {error}");
         }

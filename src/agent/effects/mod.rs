@@ -13,7 +13,7 @@ pub mod screen;
 pub mod systemd;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -29,7 +29,7 @@ use super::connection::Command;
 use super::pace::{self, Due, Paces, Rates};
 use super::plan::Manner;
 use super::store::{Changes, Hop, Launch, Pending, Task, history};
-use crate::daemon::fault_point;
+use crate::daemon::{fault_point, lock};
 use crate::db::DbError;
 use crate::proto::{AppId, MessageId, Moment};
 use crate::world;
@@ -45,9 +45,22 @@ pub struct Hints {
     pub badges: Notify,
     /// An app that speaks UnifiedPush has something to be told or to be handed.
     pub channels: Notify,
+    /// Those of them that the user has switched since they were last asked for.
+    switched: Mutex<HashSet<AppId>>,
 }
 
 impl Hints {
+    /// The user has changed what an app that speaks UnifiedPush may do.
+    pub fn switch(&self, app: AppId) {
+        lock(&self.switched).insert(app);
+        self.channels.notify_one();
+    }
+
+    /// The apps of which the user has done so since this was last asked.
+    pub fn switched(&self) -> HashSet<AppId> {
+        std::mem::take(&mut *lock(&self.switched))
+    }
+
     /// Wakes whoever these changes are for.
     pub fn of(&self, changes: &Changes) {
         if changes.effects {

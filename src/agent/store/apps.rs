@@ -13,6 +13,9 @@ use crate::proto::wishes::Wish;
 use crate::proto::{AppId, MessageId, RegId};
 use crate::world;
 
+/// Most apps that have gone and of which the server has still to hear; beyond it the oldest is forgotten.
+const GONE_MAX: u32 = 128;
+
 /// Who an app belongs to, where no manifest says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
@@ -192,14 +195,19 @@ impl Store {
             .await
     }
 
-    /// The server gives the app no regId: it has none, and asks for none. A channel goes on asking, as
-    /// its app has been told that it is registered.
+    /// The server gives the app no regId: it has none, and asks for none; a newer wish stands. A channel
+    /// that is wanted goes on asking, as its app has been told that it is registered.
     pub async fn registration_refused(&self, app: AppId, refusal: Refusal) -> Result<(), DbError> {
         self.worker
             .write(move |db| {
                 set_reg_id(db, &app, None, Wish::Register)?;
-                let goes_on = channels::set_refused(db, &app, Some(refusal))?;
-                set_wish(db, &app, goes_on.then_some(Wish::Register))
+                if channels::set_refused(db, &app, Some(refusal))? {
+                    db.execute(
+                        "UPDATE apps SET wish = 'register' WHERE app = ?1 AND wish IS NULL AND enabled AND NOT gone",
+                        [app.as_str()],
+                    )?;
+                }
+                forget_if_gone(db, &app)
             })
             .await
     }
@@ -349,7 +357,8 @@ pub(super) fn give(
 /// of that.
 fn insert(db: &Connection, claim: &Claim, limit: u32, connected: &dyn Fn(&AppId) -> bool) -> Result<Option<AppRow>> {
     let Claim { app, owner, installed, .. } = claim;
-    let others: u32 = db.query_row("SELECT count(*) FROM apps WHERE app != ?1", [app.as_str()], |row| row.get(0))?;
+    let others: u32 =
+        db.query_row("SELECT count(*) FROM apps WHERE app != ?1 AND NOT gone", [app.as_str()], |row| row.get(0))?;
     if others >= limit && !make_room(db, connected)? {
         return Ok(None);
     }
@@ -367,7 +376,7 @@ fn make_room(db: &Connection, connected: &dyn Fn(&AppId) -> bool) -> Result<bool
     let idle: Vec<AppId> = db
         .prepare_cached(
             "SELECT app FROM apps WHERE reg_id IS NULL AND wish IS NULL AND badge = 0 AND enabled
-             AND app NOT IN (SELECT app FROM unread)",
+             AND NOT gone AND app NOT IN (SELECT app FROM unread)",
         )?
         .query_map([], |row| text(row, 0))?
         .collect::<Result<_>>()?;
@@ -439,9 +448,22 @@ pub(super) fn uninstall(db: &Connection, app: &AppId) -> Result<()> {
     messages::remove_all(db, app, world::now())?;
     effects::remove_all(db, app)?;
     end_registration(db, app)?;
-    db.execute("UPDATE apps SET gone = 1, badge = 0 WHERE app = ?1", [app.as_str()])?;
+    db.execute(
+        "UPDATE apps SET gone = (SELECT 1 + max(gone) FROM apps), badge = 0 WHERE app = ?1 AND NOT gone",
+        [app.as_str()],
+    )?;
     channels::end(db, app, Farewell::Revoked)?;
-    forget_if_gone(db, app)
+    forget_if_gone(db, app)?;
+    forget_oldest_gone(db)
+}
+
+/// What the server has of an app that is forgotten here ends when it next sends for it.
+fn forget_oldest_gone(db: &Connection) -> Result<()> {
+    db.execute(
+        "DELETE FROM apps WHERE app IN (SELECT app FROM apps WHERE gone ORDER BY gone DESC LIMIT -1 OFFSET ?1)",
+        [GONE_MAX],
+    )?;
+    Ok(())
 }
 
 fn forget_if_gone(db: &Connection, app: &AppId) -> Result<()> {

@@ -5,14 +5,13 @@
 //! daemon loses it: an endpoint that it was not told since it last registered, or the end of its
 //! registration. A token belongs to the service that registered it first, as long as it lives.
 
-use std::str::FromStr;
-
 use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use zbus::names::OwnedBusName;
 
 use super::apps::{self, Claim, Owner};
 use super::schema::{Result, text};
+pub use super::token::{NoToken, Token};
 use super::{Hop, Store, Unread, history, messages};
 use crate::agent::config::Limits;
 use crate::db::DbError;
@@ -24,33 +23,6 @@ use crate::world;
 
 /// Most ended registrations of which the app has not been told yet; beyond it the oldest is forgotten.
 const FAREWELLS_MAX: u32 = 128;
-
-/// What an app calls one of its registrations: 1 to 100 bytes that say nothing to others.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Token(String);
-
-/// A text that is no token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a token has 1 to {} bytes", Token::MAX)]
-pub struct NoToken;
-
-impl Token {
-    /// Most bytes of a token.
-    pub const MAX: usize = 100;
-
-    /// The token as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for Token {
-    type Err = NoToken;
-
-    fn from_str(text: &str) -> Result<Self, NoToken> {
-        if (1..=Self::MAX).contains(&text.len()) { Ok(Self(text.to_owned())) } else { Err(NoToken) }
-    }
-}
 
 /// The version of the interfaces that an app registered with, in which it is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +64,7 @@ pub struct Registration {
     pub version: Version,
     /// How often it was registered.
     pub asked: i64,
-    /// Whether the app may be started.
+    /// Whether the app may be started for what there is.
     pub launch: bool,
     /// Whether the user has switched it on.
     pub enabled: bool,
@@ -180,8 +152,8 @@ impl Store {
         self.worker.read(move |db| find(db, &token)).await
     }
 
-    /// The registrations whose app has something to be told or to be handed.
-    pub async fn waiting_registrations(&self) -> Result<Vec<Token>, DbError> {
+    /// The registrations whose app has something to be told or to be handed, each with its channel.
+    pub async fn waiting_registrations(&self) -> Result<Vec<(Token, AppId)>, DbError> {
         self.worker.read(waiting).await
     }
 
@@ -219,12 +191,34 @@ impl Store {
             .await
     }
 
-    /// Ends the registration of a channel without a word: there is nobody who knows it.
-    pub async fn dismiss(&self, app: AppId) -> Result<(), DbError> {
+    /// Ends the registration of a channel without a word, as nobody knows it; not if it was registered
+    /// again since it was `asked` so often, if that matters. Whether it was ended.
+    pub async fn dismiss(&self, app: AppId, asked: Option<i64>) -> Result<bool, DbError> {
         self.worker
             .write(move |db| {
+                let ended = "DELETE FROM channels WHERE app = ?1 AND asked = coalesce(?2, asked)";
+                if db.execute(ended, params![app.as_str(), asked])? == 0 {
+                    return Ok(false);
+                }
                 apps::uninstall(db, &app)?;
-                db.execute("DELETE FROM channels WHERE app = ?1", [app.as_str()]).map(drop)
+                Ok(true)
+            })
+            .await
+    }
+
+    /// Ends the registrations of all channels that the user has not switched off, as nobody serves
+    /// their apps any more; returns how many.
+    pub async fn end_channels(&self) -> Result<usize, DbError> {
+        self.worker
+            .write(|db| {
+                let served: Vec<AppId> = db
+                    .prepare_cached(
+                        "SELECT c.app FROM channels c JOIN apps a ON a.app = c.app WHERE NOT gone AND enabled",
+                    )?
+                    .query_map([], |row| text(row, 0))?
+                    .collect::<Result<_>>()?;
+                served.iter().try_for_each(|app| apps::uninstall(db, app))?;
+                Ok(served.len())
             })
             .await
     }
@@ -244,9 +238,12 @@ impl Store {
     pub async fn refused_channels(&self) -> Result<Vec<AppId>, DbError> {
         self.worker
             .read(|db| {
-                db.prepare_cached("SELECT app FROM channels WHERE refused IS NOT NULL AND farewell IS NULL")?
-                    .query_map([], |row| text(row, 0))?
-                    .collect()
+                db.prepare_cached(
+                    "SELECT c.app FROM channels c JOIN apps a ON a.app = c.app AND NOT gone AND enabled
+                     WHERE refused IS NOT NULL AND farewell IS NULL",
+                )?
+                .query_map([], |row| text(row, 0))?
+                .collect()
             })
             .await
     }
@@ -260,7 +257,9 @@ pub(super) fn end(db: &Connection, app: &AppId, farewell: Farewell) -> Result<()
         Farewell::Revoked => "revoked",
     };
     db.execute(
-        "UPDATE channels SET farewell = ?2, told = NULL, refused = NULL WHERE app = ?1 AND farewell IS NULL",
+        "UPDATE channels SET farewell = ?2, told = NULL, refused = NULL,
+             launch = coalesce((SELECT launch FROM apps a WHERE a.app = ?1), launch)
+         WHERE app = ?1 AND farewell IS NULL",
         params![app.as_str(), name],
     )?;
     db.execute(
@@ -417,7 +416,7 @@ const ENDPOINT_DUE: &str = "farewell IS NULL AND enabled AND reg_id IS NOT NULL 
 
 fn find(db: &Connection, token: &Token) -> Result<Option<Registration>> {
     db.prepare_cached(&format!(
-        "SELECT token, c.app, service, version, asked, coalesce(launch, 1), coalesce(enabled, 0), farewell,
+        "SELECT token, c.app, service, version, asked, coalesce(a.launch, c.launch), coalesce(enabled, 0), farewell,
                 iif({ENDPOINT_DUE}, endpoint, NULL)
          FROM channels c LEFT JOIN apps a ON a.app = c.app AND NOT gone WHERE token = ?1"
     ))?
@@ -434,19 +433,20 @@ fn from_row(row: &Row<'_>) -> Result<Registration> {
         service: bus_name(row, 2)?,
         version: if row.get::<_, u8>(3)? == 1 { Version::V1 } else { Version::V2 },
         asked: row.get(4)?,
-        launch: row.get(5)?,
+        // To hear only what it did itself no app is started.
+        launch: row.get(5)? && farewell != Some(Farewell::Asked),
         enabled: row.get(6)?,
         news: farewell.map(News::Unregistered).or(endpoint.map(News::NewEndpoint)),
     })
 }
 
-fn waiting(db: &Connection) -> Result<Vec<Token>> {
+fn waiting(db: &Connection) -> Result<Vec<(Token, AppId)>> {
     db.prepare_cached(&format!(
-        "SELECT token FROM channels c LEFT JOIN apps a ON a.app = c.app AND NOT gone
+        "SELECT token, c.app FROM channels c LEFT JOIN apps a ON a.app = c.app AND NOT gone
          WHERE farewell IS NOT NULL OR ({ENDPOINT_DUE})
              OR (enabled AND EXISTS (SELECT 1 FROM unread u WHERE u.app = c.app)) ORDER BY place"
     ))?
-    .query_map([], |row| token(row, 0))?
+    .query_map([], |row| Ok((token(row, 0)?, text(row, 1)?)))?
     .collect()
 }
 

@@ -46,7 +46,7 @@ impl Fixture {
 
     async fn waiting(&self) -> Vec<String> {
         let tokens = self.store.waiting_registrations().await.unwrap();
-        tokens.iter().map(|token| token.as_str().to_owned()).collect()
+        tokens.iter().map(|(token, _)| token.as_str().to_owned()).collect()
     }
 
     async fn switch(&self, app: &AppId, on: bool) {
@@ -184,6 +184,87 @@ async fn only_so_many_farewells_wait() {
 }
 
 #[tokio::test]
+async fn apps_that_went_while_the_server_was_away_take_no_place_and_only_so_many_are_known() {
+    let fixture = Fixture::new(Limits { apps: 2, ..Limits::default() });
+    let mut first = None;
+    for _ in 0..=FAREWELLS_MAX {
+        let app = channel(fixture.enter("a", |_| {}).await);
+        fixture.store.leave(app.clone()).await.unwrap();
+        first.get_or_insert(app);
+    }
+    let wishes = fixture.store.wishes().await.unwrap();
+    assert_eq!(wishes.len(), 128);
+    assert!(wishes.iter().all(|(app, wish)| Some(app) != first.as_ref() && *wish == Wish::Deregister));
+    channel(fixture.enter("b", |_| {}).await);
+    channel(fixture.enter("c", |_| {}).await);
+    assert_eq!(fixture.enter("d", |_| {}).await, Entered::TooMany);
+}
+
+#[tokio::test]
+async fn what_was_registered_anew_meanwhile_is_not_ended() {
+    let fixture = Fixture::new(Limits::default());
+    let app = fixture.registered("a", "https://one").await;
+    let called = fixture.find("a").await.unwrap();
+    fixture.enter("a", |_| {}).await;
+    assert!(!fixture.store.dismiss(app.clone(), Some(called.asked)).await.unwrap());
+    let now = fixture.find("a").await.unwrap();
+    assert!(now.enabled);
+    assert!(fixture.store.dismiss(app, Some(now.asked)).await.unwrap());
+    assert_eq!(fixture.find("a").await, None);
+}
+
+#[tokio::test]
+async fn the_end_starts_no_app_that_may_not_be_started_or_asked_for_it() {
+    let fixture = Fixture::new(Limits::default());
+    for (token, asked, launch) in [("kept", false, false), ("asked", true, true), ("revoked", false, true)] {
+        let app = fixture.registered(token, "https://one").await;
+        let to = SwitchTo { launch: Some(launch), ..SwitchTo::default() };
+        fixture.store.switch(app.clone(), to).await.unwrap();
+        if asked {
+            fixture.store.leave(app.clone()).await.unwrap();
+        } else {
+            fixture.store.uninstalled(app.clone()).await.unwrap();
+        }
+        // Once the server has heard of it the device knows no more of the app.
+        fixture.store.deregistered(app).await.unwrap();
+        assert_eq!(fixture.find(token).await.unwrap().launch, token == "revoked", "{token}");
+    }
+}
+
+#[tokio::test]
+async fn a_late_refusal_brings_back_nothing_that_has_ended() {
+    let fixture = Fixture::new(Limits::default());
+    let left = fixture.registered("left", "https://one").await;
+    fixture.store.leave(left.clone()).await.unwrap();
+    let off = fixture.registered("off", "https://two").await;
+    fixture.switch(&off, false).await;
+    fixture.store.farewell_said("off".parse().unwrap(), off.clone()).await.unwrap();
+    for app in [&left, &off] {
+        fixture.store.registration_refused(app.clone(), Refusal::TooMany).await.unwrap();
+    }
+    let mut wishes = fixture.store.wishes().await.unwrap();
+    wishes.sort_by_key(|(app, _)| *app != left);
+    assert_eq!(wishes, [(left, Wish::Deregister), (off, Wish::Deregister)]);
+    assert!(fixture.store.refused_channels().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_nobody_serves_any_more_ends_and_what_is_switched_off_stays_so() {
+    let fixture = Fixture::new(Limits::default());
+    let off = fixture.registered("off", "https://one").await;
+    fixture.switch(&off, false).await;
+    fixture.store.deregistered(off).await.unwrap();
+    let on =
+        channel(fixture.enter("on", |enter| enter.service = OwnedBusName::try_from("org.example.Chat").unwrap()).await);
+    fixture.store.registered(on.clone(), reg_id(), None).await.unwrap();
+    assert_eq!(fixture.store.end_channels().await.unwrap(), 1);
+    assert_eq!(fixture.store.end_channels().await.unwrap(), 0);
+    assert_eq!(fixture.store.wishes().await.unwrap(), [(on, Wish::Deregister)]);
+    assert_eq!(fixture.find("on").await.unwrap().news, Some(News::Unregistered(Farewell::Revoked)));
+    assert_eq!(fixture.enter("off", |_| {}).await, Entered::Disabled);
+}
+
+#[tokio::test]
 async fn a_message_that_is_given_up_is_dropped_with_its_reason() {
     let fixture = Fixture::new(Limits::default());
     let app = fixture.registered("a", "https://one").await;
@@ -194,14 +275,4 @@ async fn a_message_that_is_given_up_is_dropped_with_its_reason() {
     let life = fixture.store.history(1).await.unwrap().remove(0);
     let last = life.hops.last().unwrap();
     assert_eq!((last.hop.as_str(), last.why.as_deref()), ("dropped", Some("it says no")));
-}
-
-#[test]
-fn a_token_is_any_text_of_1_to_100_bytes() {
-    for good in ["{}", "a b\tä", &"x".repeat(100)] {
-        assert_eq!(good.parse::<Token>().unwrap().as_str(), good);
-    }
-    for bad in ["", &"x".repeat(101), &"ä".repeat(51)] {
-        assert_eq!(bad.parse::<Token>(), Err(NoToken));
-    }
 }

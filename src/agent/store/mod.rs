@@ -15,6 +15,7 @@ pub mod messages;
 pub mod networks;
 pub mod outcomes;
 mod schema;
+mod token;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -41,7 +41,8 @@ pub const MIGRATIONS: &[&str] = &[
 ",
     "
     -- flatpak: the sandbox of who claimed the app. installed: a file of the app that was seen, or '' if
-    -- only the bus knew it; gone: it was there and is not any more. connected: also after the daemon's
+    -- only the bus knew it; gone: it was there and is not any more: its
+    -- place among those that went. connected: also after the daemon's
     -- end, as the app will come back. launch_type, launch_id: why the daemon started it last.
     ALTER TABLE apps ADD COLUMN flatpak TEXT;
     ALTER TABLE apps ADD COLUMN installed TEXT;
@@ -135,7 +136,8 @@ pub const MIGRATIONS: &[&str] = &[
     -- Registrations of apps that speak UnifiedPush. app: the channel of each. version: of the interface
     -- that the app speaks. asked: how often it has registered. told: the endpoint it was told since.
     -- farewell: it has still to be told that the registration ended, as it asked or not. refused: why
-    -- the server gives no endpoint for now. bus: the one that gave a service its unique name.
+    -- the server gives no endpoint for now. bus: the one that gave a service its unique name. launch: whether
+    -- the app could be started when its registration ended.
     CREATE TABLE channels (
         place       INTEGER PRIMARY KEY AUTOINCREMENT,
         token       TEXT NOT NULL UNIQUE,
@@ -147,7 +149,8 @@ pub const MIGRATIONS: &[&str] = &[
         told        TEXT,
         farewell    TEXT CHECK (farewell IN ('asked', 'revoked')),
         refused     TEXT,
-        bus         TEXT
+        bus         TEXT,
+        launch      INTEGER NOT NULL DEFAULT 1
     ) STRICT;
     CREATE INDEX channels_by_service ON channels (service);
 ",

@@ -18,6 +18,15 @@ pub struct Bell {
     guests: Notify,
 }
 
+/// How a postman is woken before it would wake by itself.
+#[derive(Debug, Default)]
+pub struct Ring {
+    /// The app has called: it is there and in order.
+    pub called: Notify,
+    /// What it has or may do is not what it was, or there is nothing for it any more.
+    pub changed: Notify,
+}
+
 impl Bell {
     /// The app has called about this registration.
     pub fn ring(&self, token: Token) {

@@ -1,14 +1,14 @@
 //! Calls to connectors: `org.unifiedpush.Connector1` and `Connector2` of an app.
 //!
-//! Each call is bounded, and says how the app answered. An app that does not run is started before it
-//! is called, so that no call waits at the bus beyond the expiry of what is in it.
+//! Each call says how the app answered; how long it may take is the caller's to say. An app that does
+//! not run is started before it is called, and then called by the unique name that it has by then: no
+//! call waits at the bus beyond the expiry of what is in it, and none starts the app by itself.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use serde::Serialize;
 use zbus::fdo::DBusProxy;
-use zbus::names::BusName;
+use zbus::names::{BusName, OwnedUniqueName};
 use zbus::{DynamicType, Variant};
 
 use super::owner::owner;
@@ -25,37 +25,50 @@ const ROOT: &str = "/";
 /// An app that speaks UnifiedPush.
 pub struct Connector<'a> {
     /// The bus.
-    pub bus: zbus::Connection,
-    /// The registration that the calls are about.
+    pub bus: &'a zbus::Connection,
+    /// The registration that it is to be called about.
     pub registration: &'a Registration,
-    /// How long it may take to answer.
-    pub answer: Duration,
 }
 
 impl Connector<'_> {
-    /// Sees to it that the app runs; returns its unique name.
-    pub async fn reach(&self) -> Result<String, Answer> {
+    /// Sees to it that the app runs.
+    pub async fn reach(&self) -> Result<Reached, Answer> {
         if let Some(owner) = self.owner().await? {
-            return Ok(owner);
+            return Ok(self.reached(owner));
         }
         if !self.registration.launch {
             return Err(Answer::Kept);
         }
         let BusName::WellKnown(name) = self.registration.service.inner() else { return Err(Answer::Absent) };
-        let dbus = DBusProxy::new(&self.bus).await.map_err(|error| answer(Err(error)))?;
+        let dbus = DBusProxy::new(self.bus).await.map_err(not_started)?;
         match tokio::time::timeout(START, dbus.start_service_by_name(name.clone(), 0)).await {
-            Ok(Ok(_)) => self.owner().await?.ok_or(Answer::Died),
-            Ok(Err(error)) => Err(answer(Err(error.into()))),
+            Ok(Ok(_)) => self.owner().await?.map(|owner| self.reached(owner)).ok_or(Answer::Died),
+            Ok(Err(error)) => Err(not_started(error.into())),
             Err(_) => Err(Answer::NotStarted("the bus does not say whether it started it".into())),
         }
     }
 
-    async fn owner(&self) -> Result<Option<String>, Answer> {
-        owner(&self.bus, &self.registration.service).await.map_err(|error| answer(Err(error)))
+    async fn owner(&self) -> Result<Option<OwnedUniqueName>, Answer> {
+        owner(self.bus, &self.registration.service).await.map_err(not_started)
     }
 
+    fn reached(&self, owner: OwnedUniqueName) -> Reached {
+        Reached { bus: self.bus.clone(), owner, registration: self.registration.clone() }
+    }
+}
+
+/// An app that runs.
+#[derive(Clone)]
+pub struct Reached {
+    bus: zbus::Connection,
+    /// Its unique name.
+    pub owner: OwnedUniqueName,
+    registration: Registration,
+}
+
+impl Reached {
     /// Hands it a message, whatever its bytes are.
-    pub async fn message(&self, unread: &Unread) -> Answer {
+    pub async fn message(self, unread: Unread) -> Answer {
         let (token, id) = (self.registration.token.as_str(), unread.push.id.to_string());
         let message = unread.push.payload.as_ref().map(|payload| payload.bytes.0.as_slice()).unwrap_or_default();
         match self.registration.version {
@@ -72,7 +85,8 @@ impl Connector<'_> {
     }
 
     /// Tells it where application servers send to it.
-    pub async fn new_endpoint(&self, endpoint: &str) -> Answer {
+    pub async fn new_endpoint(self, endpoint: String) -> Answer {
+        let endpoint = endpoint.as_str();
         let token = self.registration.token.as_str();
         match self.registration.version {
             Version::V1 => self.call("NewEndpoint", &(token, endpoint)).await,
@@ -85,7 +99,7 @@ impl Connector<'_> {
 
     /// Tells it that its registration has ended. The older interface tells what the app asked for
     /// itself by an empty token.
-    pub async fn unregistered(&self, farewell: Farewell) -> Answer {
+    pub async fn unregistered(self, farewell: Farewell) -> Answer {
         let token = self.registration.token.as_str();
         match self.registration.version {
             Version::V1 => {
@@ -110,26 +124,26 @@ impl Connector<'_> {
             Version::V1 => "org.unifiedpush.Connector1",
             Version::V2 => "org.unifiedpush.Connector2",
         };
-        let service = self.registration.service.inner();
-        let call = self.bus.call_method(Some(service), path, Some(interface), method, arguments);
-        match tokio::time::timeout(self.answer, call).await {
-            Ok(answered) => answer(answered.map(drop)),
-            Err(_) => Answer::Silent,
-        }
+        let app = self.owner.inner();
+        let answered = self.bus.call_method(Some(app), path, Some(interface), method, arguments).await;
+        answered.map_or_else(|error| judge(error, Answer::of_error), |_| Answer::Taken)
     }
+}
+
+fn not_started(error: zbus::Error) -> Answer {
+    judge(error, Answer::of_start)
 }
 
 // The enum is another crate's: all but one of its variants are one case to us.
 #[allow(clippy::wildcard_enum_match_arm)]
-fn answer(answered: zbus::Result<()>) -> Answer {
-    match answered {
-        Ok(()) => Answer::Taken,
-        Err(zbus::Error::MethodError(name, text, _)) => Answer::of_error(name.as_str(), text.as_deref().unwrap_or("")),
-        Err(zbus::Error::FDO(error)) => {
+fn judge(error: zbus::Error, meaning: impl Fn(&str, &str) -> Answer) -> Answer {
+    match error {
+        zbus::Error::MethodError(name, text, _) => meaning(name.as_str(), text.as_deref().unwrap_or("")),
+        zbus::Error::FDO(error) => {
             let name = zbus::DBusError::name(&*error);
-            Answer::of_error(name.as_str(), zbus::DBusError::description(&*error).unwrap_or(""))
+            meaning(name.as_str(), zbus::DBusError::description(&*error).unwrap_or(""))
         }
         // The bus is lost, and the daemon is ending.
-        Err(_) => Answer::Died,
+        _ => Answer::Died,
     }
 }

@@ -19,19 +19,21 @@ mod registrations;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::broadcast;
 use tokio::task::{JoinError, JoinSet};
-use tracing::{debug, error, warn};
+use tracing::{error, info, warn};
 use zbus::connection::Builder;
 use zbus::fdo::RequestNameFlags;
+use zbus::names::OwnedBusName;
 
-use super::bus::Shared;
+use super::bus::{End, Shared};
 use super::config::Bus;
 use super::effects::STORE_RETRY;
-use super::store::channels::{Guest, Token};
+use super::store::Store;
+use super::store::channels::{Guest, Registration, Token};
 use crate::db::DbError;
 use crate::proto::AppId;
-use bell::Bell;
+use bell::{Bell, Ring};
 use distributor::{Distributor1, Distributor2};
 use owner::Watch;
 use postman::Postman;
@@ -55,6 +57,15 @@ impl Distributor {
     pub fn new(shared: &Arc<Shared>) -> Option<Self> {
         let wanted = shared.config.unifiedpush.enabled && shared.config.bus == Bus::Session;
         wanted.then(|| Self { shared: Arc::clone(shared), bell: Arc::default() })
+    }
+
+    /// Ends the registrations that apps have from when there was one. They hear of it when there is one again.
+    pub async fn end(store: &Store) {
+        match store.end_channels().await {
+            Ok(0) => {}
+            Ok(ended) => info!(ended, "UnifiedPush is switched off, and the registrations of its apps end"),
+            Err(error) => error!("the store failed: {error}"),
+        }
     }
 
     /// Puts its objects on the bus that is being connected.
@@ -84,8 +95,15 @@ struct Desk {
     bus: zbus::Connection,
     bell: Arc<Bell>,
     /// The postmen, each by its registration, and how to ring at it.
-    busy: HashMap<Token, Arc<Notify>>,
+    busy: HashMap<Token, Busy>,
     postmen: JoinSet<Token>,
+}
+
+/// A postman at work.
+struct Busy {
+    /// The channel of its registration.
+    app: AppId,
+    ring: Arc<Ring>,
 }
 
 impl Desk {
@@ -107,12 +125,12 @@ impl Desk {
             };
             tokio::select! {
                 () = self.shared.hints.channels.notified() => {}
-                change = changes.recv() => {
-                    // A change that was missed is in the store as well.
-                    if matches!(change, Err(broadcast::error::RecvError::Closed)) {
-                        return;
-                    }
-                }
+                change = changes.recv() => match change {
+                    Ok(change) => self.ring_at(|app| app == change.app()),
+                    // Which changes were missed nobody knows.
+                    Err(broadcast::error::RecvError::Lagged(_)) => self.ring_at(|_| true),
+                    Err(broadcast::error::RecvError::Closed) => return,
+                },
                 Some(done) = self.postmen.join_next() => self.finish(done),
                 () = self.shared.clock.sleep_until(again) => {}
             }
@@ -127,21 +145,35 @@ impl Desk {
         }
     }
 
+    /// Tells the postmen of these apps that something has changed.
+    fn ring_at(&self, of: impl Fn(&AppId) -> bool) {
+        for busy in self.busy.values().filter(|busy| of(&busy.app)) {
+            busy.ring.changed.notify_one();
+        }
+    }
+
     /// Sends a postman wherever there is something and none is, and rings at those who need not wait.
     async fn look(&mut self) -> Result<(), DbError> {
-        let called = self.bell.take();
-        let waiting: HashSet<Token> = self.shared.store.waiting_registrations().await?.into_iter().collect();
-        for (token, ring) in &self.busy {
-            if called.contains(token) || !waiting.contains(token) {
-                ring.notify_one();
+        let (called, switched) = (self.bell.take(), self.shared.hints.switched());
+        self.ring_at(|app| switched.contains(app));
+        for token in called {
+            if let Some(busy) = self.busy.get(&token) {
+                busy.ring.called.notify_one();
             }
         }
-        for token in waiting {
+        let waiting: HashMap<Token, AppId> = self.shared.store.waiting_registrations().await?.into_iter().collect();
+        for (token, busy) in &mut self.busy {
+            match waiting.get(token) {
+                Some(app) => busy.app = app.clone(),
+                None => busy.ring.changed.notify_one(),
+            }
+        }
+        for (token, app) in waiting {
             if self.busy.contains_key(&token) {
                 continue;
             }
-            let ring = Arc::new(Notify::new());
-            self.busy.insert(token.clone(), Arc::clone(&ring));
+            let ring = Arc::<Ring>::default();
+            self.busy.insert(token.clone(), Busy { app, ring: Arc::clone(&ring) });
             let postman = Postman::new(Arc::clone(&self.shared), self.bus.clone(), token, ring);
             self.postmen.spawn(postman.run());
         }
@@ -149,55 +181,68 @@ impl Desk {
     }
 }
 
-/// Ends a registration without a word to anybody but the server.
-async fn dismiss(shared: &Shared, app: &AppId) -> Result<(), DbError> {
-    shared.store.dismiss(app.clone()).await?;
-    shared.forgotten(app.clone(), true).await;
+/// Ends a registration without a word to anybody but the server, unless it was made anew meanwhile.
+async fn dismiss(shared: &Shared, registration: &Registration) -> Result<(), DbError> {
+    if shared.store.dismiss(registration.app.clone(), Some(registration.asked)).await? {
+        shared.forgotten(registration.app.clone(), End::AtServer).await;
+    }
     Ok(())
 }
 
 /// Ends the registrations of apps without a name of their own when their connections end, and those
 /// of earlier connections at once.
 async fn watch_guests(shared: Arc<Shared>, bus: zbus::Connection, bell: Arc<Bell>) {
-    let mut watched: HashSet<Token> = HashSet::new();
-    let mut watchers: JoinSet<Token> = JoinSet::new();
+    // A token may be another guest's by the time that the one before is gone.
+    let mut watched: HashSet<(Token, OwnedBusName)> = HashSet::new();
+    let mut watchers: JoinSet<Guest> = JoinSet::new();
     loop {
-        match shared.store.guests().await {
+        let again = match shared.store.guests().await {
             Ok(guests) => {
                 for guest in guests {
-                    if watched.insert(guest.token.clone()) {
+                    if watched.insert((guest.token.clone(), guest.service.clone())) {
                         watchers.spawn(see_off(Arc::clone(&shared), bus.clone(), guest));
                     }
                 }
+                None
             }
-            Err(error) => error!("the store failed: {error}"),
-        }
+            Err(error) => {
+                error!("the store failed: {error}");
+                Some(shared.clock.now().after(STORE_RETRY))
+            }
+        };
         tokio::select! {
             () = bell.guest_came() => {}
-            Some(Ok(token)) = watchers.join_next() => drop(watched.remove(&token)),
+            Some(Ok(guest)) = watchers.join_next() => drop(watched.remove(&(guest.token, guest.service))),
+            () = shared.clock.sleep_until(again) => {}
         }
     }
 }
 
 /// Waits until the connection is gone, and ends its registration.
-async fn see_off(shared: Arc<Shared>, bus: zbus::Connection, guest: Guest) -> Token {
+async fn see_off(shared: Arc<Shared>, bus: zbus::Connection, guest: Guest) -> Guest {
+    while let Err(error) = try_see_off(&shared, &bus, &guest).await {
+        error!("the registration of {} does not end yet: {error}", guest.service);
+        shared.clock.sleep_until(Some(shared.clock.now().after(STORE_RETRY))).await;
+    }
+    guest
+}
+
+/// Why a guest could not be seen off yet.
+#[derive(Debug, thiserror::Error)]
+enum StillHere {
+    #[error("the bus does not tell when it goes: {0}")]
+    Bus(#[from] zbus::Error),
+    #[error("the store failed: {0}")]
+    Store(#[from] DbError),
+}
+
+async fn try_see_off(shared: &Shared, bus: &zbus::Connection, guest: &Guest) -> Result<(), StillHere> {
     if guest.bus.as_deref() == Some(bus.server_guid().as_str()) {
-        match Watch::begin(&bus, &guest.service).await {
-            Ok(watch) => watch.goes().await,
-            Err(error) => {
-                debug!("the bus does not tell when {} goes: {error}", guest.service);
-                return guest.token;
-            }
-        }
+        Watch::begin(bus, &guest.service).await?.goes().await;
     }
-    let ended = match shared.store.registration(guest.token.clone()).await {
+    match shared.store.registration(guest.token.clone()).await? {
         // It may have been registered anew by somebody else.
-        Ok(Some(registration)) if registration.service == guest.service => dismiss(&shared, &registration.app).await,
-        Ok(_) => Ok(()),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = ended {
-        error!("the store failed: {error}");
+        Some(registration) if registration.service == guest.service => Ok(dismiss(shared, &registration).await?),
+        _ => Ok(()),
     }
-    guest.token
 }

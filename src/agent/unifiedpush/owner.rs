@@ -1,26 +1,44 @@
-//! Who has a name on the bus, and when it comes anew.
+//! Who has a name on the bus, and when it comes anew or goes.
 
 use futures_util::StreamExt;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use zbus::fdo::DBusProxy;
-use zbus::names::OwnedBusName;
+use zbus::names::{OwnedBusName, OwnedUniqueName};
 use zbus::{Connection, MatchRule, MessageStream};
+
+use super::patience::Sign;
 
 /// What is known of a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Known {
     /// The unique name of who has it.
-    owner: Option<String>,
+    owner: Option<OwnedUniqueName>,
     /// How often it was given up since it is watched.
     losses: u64,
+}
+
+impl Known {
+    fn shows(&self, sign: Sign, called: &Called) -> bool {
+        match sign {
+            Sign::None => false,
+            Sign::Arrival => self.has_come(called),
+            Sign::Change => self.has_come(called) || (self.owner.is_none() && called.owner.is_some()),
+        }
+    }
+
+    /// Somebody has the name who was not called, or has it anew. Who was started by the call itself is
+    /// nobody new.
+    fn has_come(&self, called: &Called) -> bool {
+        self.owner.is_some() && (self.owner != called.owner || self.losses > called.losses)
+    }
 }
 
 /// How things were when an app was called.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Called {
     /// Who was called, if anybody was there.
-    pub owner: Option<String>,
+    pub owner: Option<OwnedUniqueName>,
     /// How often the name had been given up before.
     pub losses: u64,
 }
@@ -44,12 +62,9 @@ impl Watch {
         self.known.borrow().losses
     }
 
-    /// Waits until somebody has the name who was not called, or has it anew. Who was started by the
-    /// call itself is nobody new.
-    pub async fn comes(&self, called: &Called) {
-        let is_new =
-            |known: &Known| known.owner.is_some() && (known.owner != called.owner || known.losses > called.losses);
-        if self.known.clone().wait_for(is_new).await.is_err() {
+    /// Waits for this sign of who has the name, since it was called.
+    pub async fn shows(&self, sign: Sign, called: &Called) {
+        if self.known.clone().wait_for(|known| known.shows(sign, called)).await.is_err() {
             // The bus is lost, and the daemon is ending.
             std::future::pending().await
         }
@@ -68,9 +83,9 @@ impl Drop for Watch {
 }
 
 /// The unique name of who has this name now.
-pub async fn owner(bus: &Connection, name: &OwnedBusName) -> zbus::Result<Option<String>> {
+pub async fn owner(bus: &Connection, name: &OwnedBusName) -> zbus::Result<Option<OwnedUniqueName>> {
     match DBusProxy::new(bus).await?.get_name_owner(name.inner().clone()).await {
-        Ok(owner) => Ok(Some(owner.to_string())),
+        Ok(owner) => Ok(Some(owner)),
         Err(zbus::fdo::Error::NameHasNoOwner(_)) => Ok(None),
         Err(error) => Err(error.into()),
     }
@@ -93,7 +108,34 @@ async fn read(mut changes: MessageStream, known: watch::Sender<Known>) {
         let Ok((_, old, new)) = change.body().deserialize::<(String, String, String)>() else { continue };
         known.send_modify(|known| {
             known.losses += u64::from(!old.is_empty());
-            known.owner = Some(new).filter(|new| !new.is_empty());
+            // Nobody has it where the text is empty.
+            known.owner = OwnedUniqueName::try_from(new).ok();
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(of: &str) -> Option<OwnedUniqueName> {
+        Some(of).filter(|of| !of.is_empty()).map(|of| OwnedUniqueName::try_from(of).unwrap())
+    }
+
+    #[test]
+    fn what_an_app_does_is_a_sign_if_it_has_done_it_since_it_was_called() {
+        for (called, now, losses, arrival, change) in [
+            (":1.1", ":1.1", 0, false, false),
+            (":1.1", ":1.1", 1, true, true),
+            (":1.1", ":1.2", 1, true, true),
+            (":1.1", "", 1, false, true),
+            ("", "", 1, false, false),
+            ("", ":1.1", 0, true, true),
+        ] {
+            let called = Called { owner: name(called), losses: 0 };
+            let known = Known { owner: name(now), losses };
+            let shown = [Sign::None, Sign::Arrival, Sign::Change].map(|sign| known.shows(sign, &called));
+            assert_eq!(shown, [false, arrival, change], "{called:?} {known:?}");
+        }
     }
 }

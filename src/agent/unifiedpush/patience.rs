@@ -1,18 +1,20 @@
 //! What becomes of a call to an app, by how it was answered: when it is called again, if at all. PURE.
 //!
-//! | the answer | what it means | what is done |
+//! | what is said | what it means | what is done |
 //! |---|---|---|
-//! | a reply, whatever is in it | the app has it | done |
-//! | `NoReply` | the app ended or was replaced | again soon, [`DIED_TRIES`] times; then with growing pauses |
-//! | none in time | the app hangs | again, with growing pauses |
-//! | `ServiceUnknown`, `NameHasNoOwner` | it does not run and cannot be started | again when it comes |
-//! | `Spawn.*`, `TimedOut` of a start | it could not be started | again, with growing pauses, or when it comes |
-//! | `UnknownObject`, `UnknownInterface`, `UnknownMethod` | it has its name and nothing else yet | again after a moment, [`READY_TRIES`] times; then when it comes anew |
-//! | `InvalidArgs` | it does not know the token | the registration ends |
+//! | the app: a reply, whatever is in it | it has it | done |
+//! | the bus: `NoReply`, `ServiceUnknown`, `NameHasNoOwner` | it ended or was replaced | again soon, [`DIED_TRIES`] times; then with growing pauses |
+//! | nothing in time | it hangs | again, with growing pauses, when it comes or when it leaves |
+//! | the app: `UnknownObject`, `UnknownInterface`, `UnknownMethod` | it has its name and nothing else yet | again after a moment, [`READY_TRIES`] times; then when it comes or leaves |
+//! | the app: `InvalidArgs` | it does not know the token | the registration ends |
+//! | the bus: `AccessDenied`, `LimitsExceeded`, `NoMemory` | the call did not get to it | again, with growing pauses, or when it comes |
 //! | any other error | it does not want it | again, [`REFUSED_TRIES`] times in all; then not any more |
+//! | a start: `ServiceUnknown`, `NameHasNoOwner` | it does not run, and nothing starts it | again when it comes |
+//! | a start: any other error | it could not be started | again, with growing pauses, or when it comes |
 //!
-//! Whatever is waited for, the app's arrival on the bus is a reason to call at once. It leaves the
-//! growing pauses as they are: an app that ends each time it is called is not called without one.
+//! What the bus says of a start is never taken for a word of the app. An app that ends each time it is
+//! called has its pauses even if it comes back by itself at once; one that leaves may be started anew.
+//! Between two calls is [`SOON`] at least.
 
 #![deny(clippy::disallowed_methods)]
 
@@ -21,7 +23,7 @@ use std::time::Duration;
 use crate::proto::Luck;
 use crate::proto::backoff::Backoff;
 
-/// The pause after an app ended instead of answering.
+/// The pause after an app ended instead of answering; no app is called again earlier than that.
 pub const SOON: Duration = Duration::from_millis(500);
 /// How often that pause is so short.
 pub const DIED_TRIES: u32 = 3;
@@ -57,6 +59,9 @@ pub enum Answer {
     /// It could not be started.
     #[error("the app could not be started: {0}")]
     NotStarted(String),
+    /// The bus did not let the call through.
+    #[error("the bus does not let the call through: {0}")]
+    Barred(String),
     /// It has its name, and no object that could be called.
     #[error("the app is not ready: {0}")]
     NotReady(String),
@@ -69,21 +74,36 @@ pub enum Answer {
 }
 
 impl Answer {
-    /// What an error of this name says of the app.
+    /// What an error of this name in place of the app's reply says.
     pub fn of_error(name: &str, text: &str) -> Self {
-        let said = || if text.is_empty() { name.to_owned() } else { format!("{name}: {text}") };
-        let Some(known) = name.strip_prefix("org.freedesktop.DBus.Error.") else { return Self::Refused(said()) };
+        let said = said(name, text);
+        let Some(known) = name.strip_prefix(BUS) else { return Self::Refused(said) };
         match known {
-            "NoReply" | "Disconnected" => Self::Died,
-            "Timeout" => Self::Silent,
-            "ServiceUnknown" | "NameHasNoOwner" => Self::Absent,
-            "TimedOut" => Self::NotStarted(said()),
-            "UnknownObject" | "UnknownInterface" | "UnknownMethod" => Self::NotReady(said()),
+            // Who is called was there a moment ago.
+            "NoReply" | "Disconnected" | "ServiceUnknown" | "NameHasNoOwner" => Self::Died,
+            "Timeout" | "TimedOut" => Self::Silent,
+            "AccessDenied" | "LimitsExceeded" | "NoMemory" => Self::Barred(said),
+            "UnknownObject" | "UnknownInterface" | "UnknownMethod" => Self::NotReady(said),
             "InvalidArgs" => Self::UnknownToken,
-            spawn if spawn.starts_with("Spawn.") => Self::NotStarted(said()),
-            _ => Self::Refused(said()),
+            _ => Self::Refused(said),
         }
     }
+
+    /// What an error of this name says, with which the bus answered who asked for the app or its start.
+    /// The app itself has said nothing, whatever the name is.
+    pub fn of_start(name: &str, text: &str) -> Self {
+        match name.strip_prefix(BUS) {
+            Some("ServiceUnknown" | "NameHasNoOwner") => Self::Absent,
+            _ => Self::NotStarted(said(name, text)),
+        }
+    }
+}
+
+/// What the names of the bus's own errors begin with.
+const BUS: &str = "org.freedesktop.DBus.Error.";
+
+fn said(name: &str, text: &str) -> String {
+    if text.is_empty() { name.to_owned() } else { format!("{name}: {text}") }
 }
 
 /// What to do next.
@@ -95,10 +115,21 @@ pub enum Step {
     GiveUp,
     /// The app knows nothing of the registration: it ends.
     Revoke,
-    /// Call again after this time, or when the app comes.
-    Again(Duration),
-    /// Call again when the app comes.
-    WhenItComes,
+    /// Call again after this time, or at this sign of the app.
+    Again(Duration, Sign),
+    /// Call again at this sign of the app.
+    At(Sign),
+}
+
+/// What an app does on the bus that is a reason to call it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// Nothing that it does.
+    None,
+    /// It comes.
+    Arrival,
+    /// It comes; or it leaves, and may be started anew.
+    Change,
 }
 
 /// How one app has answered lately.
@@ -126,19 +157,21 @@ impl Patience {
             }
             Answer::Died => {
                 self.died += 1;
-                Step::Again(if self.died <= DIED_TRIES { SOON } else { self.backoff.next(luck) })
+                Step::Again(if self.died <= DIED_TRIES { SOON } else { self.backoff.next(luck) }, Sign::None)
             }
-            Answer::Silent | Answer::NotStarted(_) => Step::Again(self.backoff.next(luck)),
-            Answer::Absent | Answer::Kept => Step::WhenItComes,
+            Answer::Silent => Step::Again(self.backoff.next(luck), Sign::Change),
+            Answer::NotStarted(_) | Answer::Barred(_) => Step::Again(self.backoff.next(luck), Sign::Arrival),
+            Answer::Absent | Answer::Kept => Step::At(Sign::Arrival),
             Answer::NotReady(_) => {
                 self.not_ready += 1;
-                if self.not_ready <= READY_TRIES { Step::Again(READY_AFTER) } else { Step::WhenItComes }
+                let waits = self.not_ready <= READY_TRIES;
+                if waits { Step::Again(READY_AFTER, Sign::Change) } else { Step::At(Sign::Change) }
             }
             Answer::UnknownToken => Step::Revoke,
             Answer::Refused(_) => {
                 self.refused += 1;
                 if self.refused < REFUSED_TRIES {
-                    return Step::Again(REFUSED_AFTER);
+                    return Step::Again(REFUSED_AFTER, Sign::None);
                 }
                 self.refused = 0;
                 Step::GiveUp
@@ -146,7 +179,7 @@ impl Patience {
         }
     }
 
-    /// The app has come to the bus anew.
+    /// The app has come to the bus anew, or left it.
     pub fn came(&mut self) {
         self.not_ready = 0;
     }
@@ -174,8 +207,8 @@ mod tests {
         while now <= within {
             calls.push(now);
             match patience.after(answer, luck) {
-                Step::Again(pause) => now += pause,
-                Step::Done | Step::GiveUp | Step::Revoke | Step::WhenItComes => break,
+                Step::Again(pause, _) => now += pause,
+                Step::Done | Step::GiveUp | Step::Revoke | Step::At(_) => break,
             }
         }
         calls
@@ -186,10 +219,12 @@ mod tests {
         let said = |name: &str| format!("org.freedesktop.DBus.Error.{name}: so it is");
         for (name, answer) in [
             ("NoReply", Answer::Died),
-            ("ServiceUnknown", Answer::Absent),
-            ("NameHasNoOwner", Answer::Absent),
-            ("TimedOut", Answer::NotStarted(said("TimedOut"))),
-            ("Spawn.ChildExited", Answer::NotStarted(said("Spawn.ChildExited"))),
+            ("ServiceUnknown", Answer::Died),
+            ("NameHasNoOwner", Answer::Died),
+            ("TimedOut", Answer::Silent),
+            ("AccessDenied", Answer::Barred(said("AccessDenied"))),
+            ("LimitsExceeded", Answer::Barred(said("LimitsExceeded"))),
+            ("NoMemory", Answer::Barred(said("NoMemory"))),
             ("UnknownObject", Answer::NotReady(said("UnknownObject"))),
             ("UnknownInterface", Answer::NotReady(said("UnknownInterface"))),
             ("UnknownMethod", Answer::NotReady(said("UnknownMethod"))),
@@ -199,6 +234,24 @@ mod tests {
             assert_eq!(error(name), answer, "{name}");
         }
         assert_eq!(Answer::of_error("org.example.InvalidArgs", ""), Answer::Refused("org.example.InvalidArgs".into()));
+    }
+
+    #[test]
+    fn what_the_bus_says_of_a_start_is_no_word_of_the_app() {
+        for name in ["ServiceUnknown", "NameHasNoOwner"] {
+            assert_eq!(Answer::of_start(&format!("{BUS}{name}"), "so it is"), Answer::Absent);
+        }
+        let of_bus = ["InvalidArgs", "TimedOut", "Spawn.ChildExited", "Failed", "UnknownMethod", "AccessDenied"];
+        let of_bus = of_bus.map(|name| format!("{BUS}{name}"));
+        for name in of_bus.iter().map(String::as_str).chain(["org.freedesktop.systemd1.ShuttingDown"]) {
+            let answer = Answer::of_start(name, "so it is");
+            assert_eq!(answer, Answer::NotStarted(format!("{name}: so it is")));
+            // It neither ends a registration nor costs a message.
+            let mut patience = Patience::default();
+            for _ in 0..20 {
+                assert!(matches!(patience.after(&answer, LOW), Step::Again(_, Sign::Arrival)), "{name}");
+            }
+        }
     }
 
     #[test]
@@ -223,11 +276,11 @@ mod tests {
         let mut patience = Patience::default();
         let not_ready = error("UnknownObject");
         for _ in 0..READY_TRIES {
-            assert_eq!(patience.after(&not_ready, LOW), Step::Again(READY_AFTER));
+            assert_eq!(patience.after(&not_ready, LOW), Step::Again(READY_AFTER, Sign::Change));
         }
-        assert_eq!(patience.after(&not_ready, LOW), Step::WhenItComes);
+        assert_eq!(patience.after(&not_ready, LOW), Step::At(Sign::Change));
         patience.came();
-        assert_eq!(patience.after(&not_ready, LOW), Step::Again(READY_AFTER));
+        assert_eq!(patience.after(&not_ready, LOW), Step::Again(READY_AFTER, Sign::Change));
     }
 
     #[test]
@@ -235,8 +288,8 @@ mod tests {
         let mut patience = Patience::default();
         let refused = error("Failed");
         for _ in 0..2 {
-            assert_eq!(patience.after(&refused, LOW), Step::Again(REFUSED_AFTER));
-            assert_eq!(patience.after(&refused, LOW), Step::Again(REFUSED_AFTER));
+            assert_eq!(patience.after(&refused, LOW), Step::Again(REFUSED_AFTER, Sign::None));
+            assert_eq!(patience.after(&refused, LOW), Step::Again(REFUSED_AFTER, Sign::None));
             assert_eq!(patience.after(&refused, LOW), Step::GiveUp);
         }
     }
@@ -249,15 +302,15 @@ mod tests {
             patience.came();
             pauses.push(patience.after(&Answer::Died, HIGH));
         }
-        assert_eq!(pauses[3..], [2, 4, 8].map(|seconds| Step::Again(Duration::from_secs(seconds))));
+        assert_eq!(pauses[3..], [2, 4, 8].map(|seconds| Step::Again(Duration::from_secs(seconds), Sign::None)));
         patience.called();
-        assert_eq!(patience.after(&Answer::Died, HIGH), Step::Again(SOON));
+        assert_eq!(patience.after(&Answer::Died, HIGH), Step::Again(SOON, Sign::None));
     }
 
     #[test]
     fn who_is_absent_or_may_not_be_started_costs_no_timer() {
         for answer in [Answer::Absent, Answer::Kept] {
-            assert_eq!(Patience::default().after(&answer, LOW), Step::WhenItComes);
+            assert_eq!(Patience::default().after(&answer, LOW), Step::At(Sign::Arrival));
         }
     }
 }

@@ -11,7 +11,8 @@ use zbus::fdo::DBusProxy;
 use zbus::names::{BusName, OwnedBusName, OwnedUniqueName};
 
 use super::bell::Bell;
-use crate::agent::bus::{Shared, identity};
+use super::owner::owner;
+use crate::agent::bus::{End, Shared, identity};
 use crate::agent::connection::Command;
 use crate::agent::store::channels::{Enter, Entered, Token, Version};
 use crate::db::DbError;
@@ -168,7 +169,7 @@ impl Registrar {
     pub async fn finish(&self, afterwards: Afterwards) {
         for (app, wish) in afterwards.wishes {
             if wish == Wish::Deregister {
-                self.shared.forgotten(app, true).await;
+                self.shared.forgotten(app, End::AtServer).await;
             } else {
                 // The wish is on disk: if the daemon is stopping, the next start has it.
                 let _ = self.shared.commands.send(Command::Wish(app, wish)).await;
@@ -192,10 +193,12 @@ enum Holder {
 /// Whether the caller is this service: the same connection, or one of the same process.
 async fn holder(bus: &Connection, caller: &OwnedUniqueName, service: &OwnedBusName) -> Holder {
     let Ok(dbus) = DBusProxy::new(bus).await else { return Holder::Another };
-    match dbus.get_name_owner(service.clone().into_inner()).await {
-        Err(_) => Holder::Nobody,
-        Ok(owner) if owner == *caller => Holder::Caller,
-        Ok(owner) => {
+    match owner(bus, service).await {
+        // Who the bus says nothing of may be anybody.
+        Err(_) => Holder::Another,
+        Ok(None) => Holder::Nobody,
+        Ok(Some(owner)) if owner == *caller => Holder::Caller,
+        Ok(Some(owner)) => {
             let process = async |name: &OwnedUniqueName| {
                 dbus.get_connection_unix_process_id(BusName::from(name.inner().to_owned())).await.ok()
             };

@@ -249,8 +249,13 @@ pub type Refusal = (&'static str, &'static str, &'static [(&'static str, &'stati
 
 /// The refusals of a document, each with a problem for a body.
 pub fn refusals(all: &[Refusal]) -> BTreeMap<String, RefOr<openapi::Response>> {
+    refusals_as("Problem", all)
+}
+
+/// The refusals of a document, each with a body of this schema.
+pub fn refusals_as(schema: &str, all: &[Refusal]) -> BTreeMap<String, RefOr<openapi::Response>> {
     let response = |(_, what, headers): &Refusal| {
-        let body = Content::new(Some(Ref::from_schema_name("Problem")));
+        let body = Content::new(Some(Ref::from_schema_name(schema)));
         let base = ResponseBuilder::new().description(*what).content("application/json", body);
         let all = headers.iter().fold(base, |response, (name, what)| response.header(*name, text_header(what)));
         RefOr::T(all.build())
@@ -258,8 +263,7 @@ pub fn refusals(all: &[Refusal]) -> BTreeMap<String, RefOr<openapi::Response>> {
     all.iter().map(|refusal| (refusal.0.to_owned(), response(refusal))).collect()
 }
 
-/// A header whose value is text.
-pub fn text_header(what: &str) -> Header {
+fn text_header(what: &str) -> Header {
     let schema = ObjectBuilder::new().schema_type(Type::String).build();
     openapi::HeaderBuilder::new().schema(Some(schema)).description(Some(what)).build()
 }

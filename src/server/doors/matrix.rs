@@ -153,20 +153,8 @@ async fn pass_all_on(server: &Server, notification: Notification) -> Result<Vec<
             Key::Dead => rejected.push(device.pushkey),
             Key::Endpoint(endpoint) => match send(server, &endpoint, &rest, &body).await {
                 Ok(()) => {}
-                Err(refused) => match refused.kind() {
-                    Kind::Gone | Kind::GoneStrictly | Kind::NotFound => rejected.push(device.pushkey),
-                    Kind::Crypto
-                    | Kind::TooLong
-                    | Kind::Body
-                    | Kind::Late
-                    | Kind::Unsigned
-                    | Kind::Forbidden
-                    | Kind::Header
-                    | Kind::Ttl
-                    | Kind::Topic
-                    | Kind::TooFast
-                    | Kind::Unavailable => again = Some(refused),
-                },
+                Err(refused) if refused.kind().ends() => rejected.push(device.pushkey),
+                Err(refused) => again = Some(refused),
             },
         }
     }

@@ -3,8 +3,8 @@
 //! The store is the only queue. [`Store::accept`] returns when the messages are on disk; a session
 //! reads them with [`Store::backlog`] and [`Store::settle`] removes them. SQL stays in these files:
 //!
-//! * `sql`: schema, apps, devices, waiting messages; [`delayed`]: what is not to be sent yet, or not
-//!   any more; [`history`]: what became of messages; [`receipts`]: what their senders are told of it, by
+//! * `sql`: schema, apps, devices, waiting messages; [`registrations`]; [`delayed`]: what is not to be sent
+//!   yet, or not any more; [`history`]: what became of messages; [`receipts`]: what their senders are told of it, by
 //!   callback; [`confirmations`]: the same by Web Push; [`senders`]: whose key is which app's.
 
 pub mod confirmations;
@@ -13,6 +13,7 @@ pub mod devices;
 pub mod history;
 mod quota;
 pub mod receipts;
+pub mod registrations;
 pub mod senders;
 pub(crate) mod sql;
 pub mod tokens;
@@ -40,10 +41,9 @@ use self::receipts::Hint;
 use self::sql::{AppSecrets, Ends};
 use super::config::Limits;
 use super::regid::{KeyRing, Opened, SealKey};
+pub use registrations::{Over, Registered};
 use vitals::Vitals;
 
-/// Days for which it is remembered that a Web Push channel has ended.
-const CHANNEL_DAYS: i64 = 60;
 /// Threads that read beside the writer.
 const READERS: usize = 2;
 /// Bytes of messages that one [`Store::backlog`] returns, give or take one message.
@@ -86,15 +86,6 @@ pub struct Earlier {
     pub accepted_ms: UnixMillis,
     /// From when on it is not delivered.
     pub expires_ms: UnixMillis,
-}
-
-/// Which way a device asks for a registration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Over {
-    /// Its link: it has heard the greeting by then.
-    Link,
-    /// HTTP.
-    Http,
 }
 
 /// A message and what became of it, for its sender.
@@ -161,22 +152,6 @@ pub enum DeviceCheck {
     WrongSecret,
     /// The device is unknown, and may not enrol.
     Refused,
-}
-
-/// The answer to a wish for a registration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Registered {
-    /// The registration stands, with this generation; the newest sealing key has this number.
-    As {
-        /// Counts the registrations of this app on this device.
-        generation: u64,
-        /// For noticing a rotation.
-        newest_key: i64,
-    },
-    /// There is no such app.
-    UnknownApp,
-    /// The device has as many as it may have.
-    TooMany,
 }
 
 /// An app, for an operator's list.
@@ -335,37 +310,10 @@ impl Store {
         Ok(if bool::from(fits_present | fits_old) { AppCheck::Known } else { AppCheck::WrongSecret })
     }
 
-    /// Registers an app on a device, or finds it registered.
-    pub async fn register(&self, device: DeviceId, app: AppId, over: Over) -> Result<Registered, DbError> {
-        let limit = self.limits.registrations_per_device;
-        self.writer.write(move |db| sql::register(db, device, &app, over, limit, world::now())).await
-    }
-
-    /// Forgets Web Push channels that ended long ago, some at a time; returns whether these were all.
-    pub async fn forget_ended_channels(&self) -> Result<bool, DbError> {
-        let before = UnixMillis(world::now().0 - CHANNEL_DAYS * 24 * 3_600_000);
-        self.writer.write(move |db| sql::forget_ended_channels(db, before)).await
-    }
-
     /// Takes out what waits and has the topic of a push that does not wait; `false` if its registration has
     /// ended.
     pub async fn make_way(&self, to: Opened, push: Push) -> Result<bool, DbError> {
         self.writer.write(move |db| sql::make_way(db, &to, &push, world::now())).await
-    }
-
-    /// Ends a registration for good and removes what waits for it.
-    pub async fn deregister(&self, device: DeviceId, app: AppId) -> Result<(), DbError> {
-        self.writer.write(move |db| sql::deregister(db, device, &app, world::now())).await
-    }
-
-    /// The device's registrations that the server ended and that it has not confirmed.
-    pub async fn revoked(&self, device: DeviceId) -> Result<Vec<AppId>, DbError> {
-        self.reader().read(move |db| sql::revoked(db, device)).await
-    }
-
-    /// Whether the registration that a regId names stands.
-    pub async fn is_registered(&self, to: Opened, app: AppId) -> Result<bool, DbError> {
-        self.reader().read(move |db| sql::is_registered(db, &to, &app)).await
     }
 
     /// Stores messages; returns when they are on disk, with the fate of each in order.

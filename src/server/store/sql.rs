@@ -10,17 +10,18 @@ mod schema;
 use std::collections::HashMap;
 
 use rusqlite::types::Type;
-use rusqlite::{Connection, OptionalExtension, Params, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, Params, Row, Transaction, TransactionBehavior, params};
 
 use crate::proto::frame::{LIST_MAX, NotKept};
 use crate::proto::gateway::{Done, Sent, Seq, Settled};
 use crate::proto::ids::IdError;
-use crate::proto::{AppId, Channel, DeviceId, MessageId, Push, UnixMillis, urgency};
+use crate::proto::{AppId, DeviceId, MessageId, Push, UnixMillis, urgency};
 use crate::world;
 
 use super::history::{self, End};
 use super::receipts::{self, Verdict};
-use super::{Accepted, Incoming, KeyRow, Opened, Over, Registered, delayed};
+use super::registrations::is_registered;
+use super::{Accepted, Incoming, KeyRow, Opened, delayed};
 
 pub use apps::*;
 pub use backlog::backlog;
@@ -112,68 +113,9 @@ pub fn try_write(db: &Connection) -> Result<()> {
     Ok(())
 }
 
-pub fn register(
-    db: &Connection,
-    device: DeviceId,
-    app: &AppId,
-    over: Over,
-    limit: u32,
-    now: UnixMillis,
-) -> Result<Registered> {
-    let channel = Channel::of(app);
-    if channel.is_none() && !has_app(db, app)? {
-        return Ok(Registered::UnknownApp);
-    }
-    let newest_key = db.query_row("SELECT max(number) FROM keys WHERE purpose = 'seal'", [], |row| row.get(0))?;
-    let mut find = db.prepare_cached("SELECT generation, state FROM registrations WHERE device = ?1 AND app = ?2")?;
-    let found: Option<(i64, String)> =
-        find.query_row(params![device.as_bytes(), app.as_str()], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
-    let generation = match found {
-        Some((generation, state)) if state == "active" => generation,
-        _ if active_registrations(db, device)? >= i64::from(limit) => return Ok(Registered::TooMany),
-        // What ended of a channel is forgotten after a while: its next generation is later than any before.
-        earlier => {
-            let next = earlier.map_or(1, |(generation, _)| generation + 1);
-            begin_registration(db, device, app, if channel.is_some() { next.max(now.0) } else { next }, now)?
-        }
-    };
-    if over == Over::Link {
-        devices::has_registered(db, device)?;
-    }
-    Ok(Registered::As { generation: generation.unsigned_abs(), newest_key })
-}
-
-fn active_registrations(db: &Connection, device: DeviceId) -> Result<i64> {
-    db.prepare_cached("SELECT count(*) FROM registrations WHERE device = ?1 AND state = 'active'")?
-        .query_row([device.as_bytes()], |row| row.get(0))
-}
-
-fn begin_registration(db: &Connection, device: DeviceId, app: &AppId, next: i64, now: UnixMillis) -> Result<i64> {
-    let generation = next.max(backup::generation_floor(db)?);
-    db.prepare_cached(
-        "INSERT INTO registrations (device, app, generation, state, changed_ms) VALUES (?1, ?2, ?3, 'active', ?4)
-         ON CONFLICT (device, app) DO UPDATE SET generation = ?3, state = 'active', changed_ms = ?4",
-    )?
-    .execute(params![device.as_bytes(), app.as_str(), generation, now.0])?;
-    Ok(generation)
-}
-
-pub fn deregister(db: &Connection, device: DeviceId, app: &AppId, now: UnixMillis) -> Result<()> {
-    db.prepare_cached(
-        "UPDATE registrations SET state = 'ended', changed_ms = ?3
-         WHERE device = ?1 AND app = ?2 AND state <> 'ended'",
-    )?
-    .execute(params![device.as_bytes(), app.as_str(), now.0])?;
-    for table in ["messages", "delayed"] {
-        let statement = format!("DELETE FROM {table} WHERE device = ?1 AND app = ?2 RETURNING id, app, body");
-        end_all(db, &statement, params![device.as_bytes(), app.as_str()], now)?;
-    }
-    Ok(())
-}
-
 /// Ends what the statement deletes and returns, id, app and body each, with its registration;
 /// returns how many there were.
-fn end_all(db: &Connection, statement: &str, values: impl Params, now: UnixMillis) -> Result<usize> {
+pub fn end_all(db: &Connection, statement: &str, values: impl Params, now: UnixMillis) -> Result<usize> {
     let mut statement = db.prepare_cached(statement)?;
     let (mut rows, mut count) = (statement.query(values)?, 0);
     while let Some(row) = rows.next()? {
@@ -182,32 +124,6 @@ fn end_all(db: &Connection, statement: &str, values: impl Params, now: UnixMilli
         count += 1;
     }
     Ok(count)
-}
-
-pub fn revoked(db: &Connection, device: DeviceId) -> Result<Vec<AppId>> {
-    let mut statement = db.prepare_cached("SELECT app FROM registrations WHERE device = ?1 AND state = 'revoked'")?;
-    statement.query_map([device.as_bytes()], |row| app_in(row, 0))?.collect()
-}
-
-pub fn is_registered(db: &Connection, to: &Opened, app: &AppId) -> Result<bool> {
-    let generation = i64::try_from(to.generation).unwrap_or(-1);
-    db.prepare_cached(
-        "SELECT EXISTS (SELECT 1 FROM registrations
-                        WHERE device = ?1 AND app = ?2 AND generation = ?3 AND state = 'active')",
-    )?
-    .query_row(params![to.device.as_bytes(), app.as_str(), generation], |row| row.get(0))
-}
-
-/// Forgets channels that ended before this time, some of them; returns whether these were all.
-pub fn forget_ended_channels(db: &Connection, before: UnixMillis) -> Result<bool> {
-    let removed = db
-        .prepare_cached(
-            "DELETE FROM registrations WHERE (device, app) IN (
-                 SELECT device, app FROM registrations INDEXED BY registrations_ended
-                 WHERE state = 'ended' AND app GLOB 'webpush:*' AND changed_ms < ?1 LIMIT ?2)",
-        )?
-        .execute(params![before.0, SWEEP])?;
-    Ok(removed < SWEEP as usize)
 }
 
 /// Messages that have ended for another one.

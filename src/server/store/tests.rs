@@ -397,7 +397,7 @@ fn devices_are_forgotten_in_steps_and_one_that_comes_back_meanwhile_hears_of_it(
     enrol(many, 1);
     sql::make_missing_keys(&db, UnixMillis(1)).unwrap();
     sql::add_app(&db, &app("chat"), b"hash", UnixMillis(1)).unwrap();
-    sql::register(&db, many, &app("chat"), Over::Link, 10, UnixMillis(1)).unwrap();
+    registrations::register(&db, many, &app("chat"), Over::Link, 10, UnixMillis(1)).unwrap();
     for seq in 0..step + 5 {
         let (id, none) = (world::message_id(), None::<String>);
         db.execute(sql::INSERT, (seq, many.as_bytes(), "chat", 9, "{}", id.as_bytes(), none, [], 0, 2, 0)).unwrap();
@@ -410,13 +410,13 @@ fn devices_are_forgotten_in_steps_and_one_that_comes_back_meanwhile_hears_of_it(
     let forget = || sql::devices::forget_step(&db, UnixMillis(2), UnixMillis(3)).unwrap();
     assert_eq!((forget(), count("messages"), count("devices")), ((0, false), 5, step + 1));
     let half_gone = sql::devices::find(&db, many).unwrap().unwrap();
-    assert!(half_gone.fresh && sql::revoked(&db, many).unwrap().is_empty());
+    assert!(half_gone.fresh && registrations::revoked(&db, many).unwrap().is_empty());
     let (forgotten, done) = forget();
     assert!(!done && forgotten > 1 && count("devices") == step + 1 - i64::try_from(forgotten).unwrap());
     assert_eq!((count("messages"), forget().1, count("devices")), (0, true, 0));
     assert_eq!(count("registrations"), 1, "the generation is remembered");
     enrol(many, 4);
-    let again = sql::register(&db, many, &app("chat"), Over::Link, 10, UnixMillis(4)).unwrap();
+    let again = registrations::register(&db, many, &app("chat"), Over::Link, 10, UnixMillis(4)).unwrap();
     assert!(matches!(again, Registered::As { generation: 2, .. }), "{again:?}");
 }
 
@@ -1426,17 +1426,18 @@ fn channels_that_ended_long_ago_are_forgotten_and_their_endpoints_stay_dead() {
     sql::add_app(&db, &app("chat"), b"hash", UnixMillis(1)).unwrap();
     let device = world::device_id();
     let channel = |byte| Channel { id: [byte; 16], sender: None }.app();
-    let register = |app: &AppId, now| match sql::register(&db, device, app, Over::Link, 10, UnixMillis(now)).unwrap() {
-        Registered::As { generation, .. } => generation,
-        other @ (Registered::UnknownApp | Registered::TooMany) => panic!("{other:?}"),
-    };
+    let register =
+        |app: &AppId, now| match registrations::register(&db, device, app, Over::Link, 10, UnixMillis(now)).unwrap() {
+            Registered::As { generation, .. } => generation,
+            other @ (Registered::UnknownApp | Registered::TooMany) => panic!("{other:?}"),
+        };
     let apps = [app("chat"), channel(1), channel(2), channel(3)];
     let first: Vec<u64> = apps.iter().map(|app| register(app, 100)).collect();
     assert_eq!(first, [1, 100, 100, 100]);
     for (app, at) in [(&apps[0], 200), (&apps[1], 200), (&apps[2], 300)] {
-        sql::deregister(&db, device, app, UnixMillis(at)).unwrap();
+        registrations::deregister(&db, device, app, UnixMillis(at)).unwrap();
     }
-    assert!(sql::forget_ended_channels(&db, UnixMillis(300)).unwrap());
+    assert!(registrations::forget_ended_channels(&db, UnixMillis(300)).unwrap());
     let left = db.query_row("SELECT count(*) FROM registrations", [], |row| row.get::<_, i64>(0)).unwrap();
     assert_eq!(left, 3, "all but the one that ended before");
     assert_eq!([register(&apps[0], 400), register(&apps[1], 400), register(&apps[2], 300)], [2, 400, 300]);

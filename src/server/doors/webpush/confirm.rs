@@ -10,22 +10,14 @@ use super::tokens::{receipts_of_url, receipts_url};
 use super::unavailable;
 use super::wishes::{RECEIPT, receipt_link, wants_receipt};
 use crate::proto::ReceiptsId;
-use crate::proto::channel::SenderHash;
-use crate::proto::message::ReceiptsTo;
 use crate::server::Server;
 use crate::server::origin::Origin;
 use crate::server::regid::KeyRing;
 use crate::world;
 
-/// A wish to be told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asked {
-    link: ReceiptsId,
-}
-
 /// Whether and where the sender of a message wants to be told. Not to be asked for a message that is delivered
 /// now or never: of these nothing is promised.
-pub async fn ask(server: &Server, headers: &HeaderMap) -> Result<Option<Asked>, Refused> {
+pub async fn ask(server: &Server, headers: &HeaderMap) -> Result<Option<ReceiptsId>, Refused> {
     if !wants_receipt(headers) {
         return Ok(None);
     }
@@ -33,7 +25,7 @@ pub async fn ask(server: &Server, headers: &HeaderMap) -> Result<Option<Asked>, 
         Some(url) => known_link(server, url).await?,
         None => world::receipts_id(),
     };
-    Ok(Some(Asked { link }))
+    Ok(Some(link))
 }
 
 async fn known_link(server: &Server, url: &str) -> Result<ReceiptsId, Refused> {
@@ -45,13 +37,6 @@ async fn known_link(server: &Server, url: &str) -> Result<ReceiptsId, Refused> {
     match server.store.has_link_ended(link).await.map_err(unavailable)? {
         true => Err(no_link()),
         false => Ok(link),
-    }
-}
-
-impl Asked {
-    /// For the message of this URL, signed by this sender.
-    pub fn about(self, message: String, sender: Option<SenderHash>) -> ReceiptsTo {
-        ReceiptsTo { link: self.link, sender, message }
     }
 }
 
@@ -81,19 +66,19 @@ mod tests {
         assert_eq!(ask(&[]).await.unwrap(), None);
         let first = ask(&[(PREFER, "respond-async")]).await.unwrap().unwrap();
         let other = ask(&[(PREFER, "respond-async")]).await.unwrap().unwrap();
-        assert_ne!(first.link, other.link);
-        let link = header(&origin, &stage.server.keys(), first.link).unwrap();
+        assert_ne!(first, other);
+        let link = header(&origin, &stage.server.keys(), first).unwrap();
         let again = [(PREFER, "respond-async"), (LINK, link.to_str().unwrap())];
-        assert_eq!(ask(&again).await.unwrap(), Some(first.clone()));
+        assert_eq!(ask(&again).await.unwrap(), Some(first));
         // The server seals with another key by now, and the sender's link is the same.
         stage.server.store.rotate_key().await.unwrap();
         stage.server.register(stage.device, &stage.app, Over::Link).await.unwrap().unwrap();
-        assert_eq!(ask(&again).await.unwrap(), Some(first.clone()));
+        assert_eq!(ask(&again).await.unwrap(), Some(first));
         for bad in ["<https://push.example.org/wp/r/AAAA>", "<https://push.example.org/>"] {
             let bad = format!("{bad}; rel=\"{RECEIPT}\"");
             assert_eq!(ask(&[(PREFER, "respond-async"), (LINK, &bad)]).await.unwrap_err().kind(), Kind::Header);
         }
-        assert!(stage.server.store.end_link(first.link).await.unwrap());
+        assert!(stage.server.store.end_link(first).await.unwrap());
         assert_eq!(ask(&again).await.unwrap_err().kind(), Kind::Header);
     }
 }

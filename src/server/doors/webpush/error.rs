@@ -78,6 +78,11 @@ impl Kind {
         Self::Unavailable,
     ];
 
+    /// Whether a sender is to forget the address.
+    pub fn ends(self) -> bool {
+        [StatusCode::NOT_FOUND, StatusCode::GONE].contains(&self.numbers().0)
+    }
+
     /// Its status, and its number among Mozilla's.
     pub fn numbers(self) -> (StatusCode, u16) {
         match self {

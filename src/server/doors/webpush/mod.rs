@@ -33,18 +33,18 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
-use utoipa::openapi::{self, Content, Ref, RefOr, ResponseBuilder};
+use utoipa::openapi::{self, RefOr};
 use utoipa::{IntoParams, IntoResponses, PartialSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::db::DbError;
 use crate::proto::channel::{SenderHash, SenderKey};
-use crate::proto::message::{Door, Payload, Reliability};
+use crate::proto::message::{Door, Payload, ReceiptsTo, Reliability};
 use crate::proto::urgency::Urgency;
 use crate::proto::{AppId, MessageId, Push, UnixMillis};
 use crate::server::Server;
-use crate::server::api::{Always, Refusal, path_name, text_header};
+use crate::server::api::{Always, Refusal, path_name, refusals_as};
 use crate::server::doors::body::{Unread, read};
 use crate::server::origin::Origin;
 use crate::server::regid::{Endpoint, region_of};
@@ -133,12 +133,7 @@ impl IntoResponses for Refusals {
             ("429", "Over a limit", &[("Retry-After", "Seconds")]),
             ("503", "The store fails or is full", &[("Retry-After", "Seconds")]),
         ];
-        let response = |(_, what, headers): &Refusal| {
-            let body = Content::new(Some(Ref::from_schema_name("WebPushError")));
-            let base = ResponseBuilder::new().description(*what).content("application/json", body);
-            RefOr::T(headers.iter().fold(base, |base, (name, what)| base.header(*name, text_header(what))).build())
-        };
-        rows.iter().map(|row| (row.0.to_owned(), response(row))).collect()
+        refusals_as("WebPushError", &rows)
     }
 }
 
@@ -218,13 +213,11 @@ async fn take(
     push: Push,
 ) -> Result<Taken, Refused> {
     let in_line = admit(server, endpoint, sender).await?;
-    let asked = match push.reliability {
-        Reliability::Transport => confirm::ask(server, headers).await?,
-        // What does not wait ends before anybody could be told.
-        Reliability::NoReliable => None,
-    };
     let waits = push.reliability == Reliability::Transport;
-    let receipts_to = asked.map(|asked| asked.about(message_url(server, origin, endpoint, push.id), sender));
+    // What does not wait ends before anybody could be told.
+    let link = if waits { confirm::ask(server, headers).await? } else { None };
+    let message = message_url(server, origin, endpoint, push.id);
+    let receipts_to = link.map(|link| ReceiptsTo { link, sender, message });
     let taken = accept(server, endpoint, in_line, Push { receipts_to, ..push }).await?;
     Ok(Taken {
         message: message_url(server, origin, endpoint, taken.id),

@@ -237,31 +237,30 @@ async fn feed(
     }
     loop {
         // There may be more than are read together.
-        let more_waits = !found.is_empty();
+        let may_wait = found.is_empty();
         for one in found {
             after = one.place;
             if !put(&out, event(one)).await {
                 return;
             }
         }
-        if more_waits {
-            let Ok(more) = read(&server, link, after).await else { return };
-            found = more;
-            continue;
-        }
-        let comment = tokio::select! {
-            news = timeout(KEEP_ALIVE, waiter.news()) => match news {
-                Ok(true) => false,
-                Ok(false) => return,
-                Err(_) => true,
-            },
-            () = out.closed() => return,
-        };
-        if comment && !put(&out, Event::default().comment("")).await {
+        if may_wait && !wait_for_news(&mut waiter, &out).await {
             return;
         }
         let Ok(more) = read(&server, link, after).await else { return };
         found = more;
+    }
+}
+
+/// Waits until there may be something, keeping the connection alive; `false` if the stream is to end.
+async fn wait_for_news(waiter: &mut Waiter, out: &mpsc::Sender<Result<Event, Infallible>>) -> bool {
+    let news = tokio::select! {
+        news = timeout(KEEP_ALIVE, waiter.news()) => news,
+        () = out.closed() => return false,
+    };
+    match news {
+        Ok(goes_on) => goes_on,
+        Err(_) => put(out, Event::default().comment("")).await,
     }
 }
 
