@@ -27,6 +27,7 @@ demo: ## Show the main job: two servers, two devices, an app on each
 test: ## Run all tests
 	@$(SETUP) test sh -c 'if cargo nextest --version >/dev/null 2>&1; \
 	    then exec cargo nextest run $(TESTED); else exec cargo test --tests $(TESTED); fi'
+	@/usr/bin/python3 tests/arm/run.py kept '$(OUT)/cross'
 
 test-receipts: ## Tell an application server 10,000 receipts for each of two apps while both are killed; takes minutes
 	@$(SETUP) test env BELLWIRE_MESSAGES=10000 cargo test $(TESTED) --test receipts every_message
@@ -41,8 +42,9 @@ test-systemd: ## Test who may be an app and how apps start, in a container with 
 
 cross: ## Build for ARM devices, 64 and 32 bits, and hold bellwired to its size budget; takes an hour or less
 	@for machine in $(ARM); do \
-	    for features in agent,ws agent,ws,mqtt,unifiedpush server,ws,bundled-sqlite \
-	        agent,ws,bundled-sqlite agent,ws,mqtt,unifiedpush,bundled-sqlite; do \
+	    cross/build.sh $$machine --features server,ws || exit; \
+	    for features in agent,ws agent,ws,mqtt,unifiedpush; do \
+	        cross/build.sh $$machine --features $$features --system-sqlite && \
 	        cross/build.sh $$machine --features $$features || exit; \
 	    done; \
 	done

@@ -1,31 +1,35 @@
 #!/bin/bash
 # Builds Bellwire for a device of another kind, on Debian 12 or in the image debian:bookworm:
 #
-#     cross/build.sh aarch64|armv7|x86_64 [--musl] [--features LIST] [--setup | --weigh FILE]
+#     cross/build.sh aarch64|armv7|x86_64 [--system-sqlite | --musl] [--features LIST] [--setup | --weigh FILE]
 #
-# LIST is agent,ws,bundled-sqlite if it is not named. With `agent` in it bellwired is built, with
-# `server` bellwire-server, with both also bellwire. They are put into target/cross/ARCHITECTURE.
-# Without `bundled-sqlite` the programs use the system's libsqlite3: they are linked with that of the
-# folder SQLITE3_LIB_DIR, else with one that is put into target/cross/sqlite-ARCHITECTURE. With --musl
-# they need no library at all, not even the C library, and are put into target/cross/ARCHITECTURE-musl.
-# --setup only installs and makes what a build needs; --weigh only holds a bellwired that somebody else
-# has built to the budget.
+# LIST is agent,ws if it is not named. With `agent` in it bellwired is built, with `server`
+# bellwire-server, with both also bellwire. They have SQLite in them, and are put into
+# target/cross/ARCHITECTURE. With --system-sqlite they use the system's libsqlite3: they are linked with
+# that of the folder SQLITE3_LIB_DIR, else with one that is put into target/cross/sqlite-ARCHITECTURE. With
+# --musl they need no library at all, not even the C library. What either makes is put into a folder of its
+# own, target/cross/ARCHITECTURE-system-sqlite or target/cross/ARCHITECTURE-musl. --setup only installs and
+# makes what a build needs; --weigh only holds a bellwired that somebody else has built to the budget.
 #
 # It fetches nothing but Debian's packages and crates, and says which packages it installs. The compiler is
 # Debian's rustc-web, with a standard library that is compiled here for small programs, once for each
 # version. No architecture is added to dpkg: a mirror that lacks it would fail every update of this machine.
 #
-# A bellwired that is larger than cross/budget allows is a failure. Exit status: 0 built and small
-# enough, 1 too large, 64 wrong usage, 69 something cannot be had here, else that of what failed.
+# A bellwired that is larger than cross/budget allows is a failure, and so is a program that names a folder
+# of this machine: the same source makes the same bytes in any folder. Exit status: 0 built and small
+# enough, 1 too large or not so, 64 wrong usage, 69 something cannot be had here, else that of what failed.
 set -euo pipefail
 
-root=$(cd "$(dirname "$0")/.." && pwd)
+root=$(cd "$(dirname "$0")/.." && pwd -P)
 # Debian's toolchain; that of rustup stays what it is.
 rust=/usr/bin
 
 say() { echo "cross: $*" >&2; }
 fail() { local status=$1; shift; say "$*"; exit "$status"; }
-usage() { fail 64 "usage: cross/build.sh aarch64|armv7|x86_64 [--musl] [--features LIST] [--setup | --weigh FILE]"; }
+usage() {
+    fail 64 "usage: cross/build.sh aarch64|armv7|x86_64 [--system-sqlite | --musl]" \
+        "[--features LIST] [--setup | --weigh FILE]"
+}
 
 # Sets what is called differently for each architecture, by GNU, by Debian and by Rust.
 name_target() {
@@ -36,6 +40,7 @@ name_target() {
         *) usage ;;
     esac
     libc=$gnu place=$architecture
+    if [ -n "$system_sqlite" ]; then place+=-system-sqlite; fi
     if [ -n "$musl" ]; then libc=${gnu/gnu/musl} place+=-musl; fi
     target=${libc/-linux/-unknown-linux}
     target=${target/#arm-/armv7-}
@@ -43,12 +48,13 @@ name_target() {
 
 parse() {
     [ $# -gt 0 ] || usage
-    architecture=$1 features=agent,ws,bundled-sqlite musl="" setup_only="" weigh_only=""
+    architecture=$1 features=agent,ws system_sqlite="" musl="" setup_only="" weigh_only=""
     shift
     while [ $# -gt 0 ]; do
         case $1 in
             --features) [ $# -gt 1 ] || usage; features=$2; shift ;;
             --features=*) features=${1#*=} ;;
+            --system-sqlite) system_sqlite=1 ;;
             --musl) musl=1 ;;
             --setup) setup_only=1 ;;
             --weigh) [ $# -gt 1 ] || usage; weigh_only=$2; shift ;;
@@ -58,7 +64,7 @@ parse() {
     done
     name_target
     has agent || has server || fail 64 "the features $features have no program: agent or server is needed"
-    [ -z "$musl" ] || has bundled-sqlite || fail 64 "a program for --musl has no library of the system: add bundled-sqlite"
+    [ -z "$musl" ] || [ -z "$system_sqlite" ] || fail 64 "a program for --musl has no library of the system"
 }
 
 has() { case ",$features," in *",$1,"*) ;; *) return 1 ;; esac; }
@@ -75,7 +81,7 @@ budget() {
     has agent && ! has server && [ -z "$musl" ] || return 0
     local base more=0
     base=$(sed -n "s/^$architecture //p" "$root/cross/budget")
-    if has bundled-sqlite; then more=$(sed -n 's/^bundled-sqlite //p' "$root/cross/budget"); fi
+    if [ -z "$system_sqlite" ]; then more=$(sed -n 's/^bundled-sqlite //p' "$root/cross/budget"); fi
     [ -z "$base" ] || echo $((base + more))
 }
 
@@ -85,8 +91,16 @@ weigh() {
     size=$(stat -c %s "$1")
     [ -n "$2" ] || { say "$1: $size bytes"; return; }
     [ "$size" -le "$2" ] ||
-        fail 1 "$1 has $size bytes, $((size - $2)) more than the $2 that cross/budget allows for $architecture with $features"
+        fail 1 "$1 has $size bytes, $((size - $2)) more than the $2 that cross/budget allows for $place with $features"
     say "$1: $size bytes, $(($2 - size)) below its budget of $2"
+}
+
+# Fails if the program $1 names a folder in which it was built.
+look_for_paths() {
+    local folder
+    for folder in "$root/src/" "$out/" "$CARGO_HOME/"; do
+        ! grep -qaF "$folder" "$1" || fail 1 "$1 names $folder, where it was built"
+    done
 }
 
 install_packages() {
@@ -149,13 +163,27 @@ cargo() {
 
 prepare_rust() {
     # A panic ends the program: nothing is ever unwound.
-    rust_flags=(-Cforce-unwind-tables=no)
+    rust_flags=(-Cforce-unwind-tables=no --remap-path-prefix=/usr/lib/rustlib/src/rust=/rust)
     local how
-    how=$({ declare -f make_std; cat "$root/cross/config.toml"; } | cksum | cut -d ' ' -f 1)
+    how=$({ declare -f make_std prepare_rust; cat "$root/cross/config.toml"; } | cksum | cut -d ' ' -f 1)
     sysroot=$cache/rust-$($rust/rustc --version | cut -d ' ' -f 2)-$how-$target
     [ -e "$sysroot/complete" ] || make_std
     rust_flags+=(--sysroot "$sysroot")
 }
+
+# Where it is built does not matter to a program: neither the name of a folder gets into it, by what Rust and
+# C say of where something failed, nor does one change how Rust calls what it compiles.
+hide_paths() {
+    # Crates have a place of each registry they come from, and it is there after this.
+    cargo fetch --quiet --locked
+    local hidden=("$root=/bellwire" "$out=/build" "$cache=/cache") registry
+    for registry in "$CARGO_HOME/registry/src/"*; do hidden+=("$registry=/crates"); done
+    rust_flags+=("${hidden[@]/#/--remap-path-prefix=}")
+    export "CFLAGS_${target//-/_}=$(c_flags) ${hidden[*]/#/-ffile-prefix-map=}"
+}
+
+# How C is compiled for the target, beside what its compiler does by itself.
+c_flags() { sed -n "s/^CFLAGS_${target//-/_} = \"\(.*\)\"/\1/p" "$root/cross/config.toml"; }
 
 # Downloads Debian's package $1 of the target's architecture and unpacks it into $foreign, by lists of
 # its own.
@@ -202,22 +230,28 @@ prepare_musl() {
 # Where libsqlite3 of the target is. Where nobody says it, one is compiled of the source that rusqlite has:
 # Debian 12 has an older one than the programs need.
 prepare_sqlite() {
-    ! has bundled-sqlite && [ -z "${SQLITE3_LIB_DIR-}" ] || return 0
+    unset LIBSQLITE3_SYS_USE_PKG_CONFIG
+    [ -n "$system_sqlite" ] || return 0
+    # So rusqlite is told to link a library, although it has the source of one.
+    export LIBSQLITE3_SYS_USE_PKG_CONFIG=1
+    [ -z "${SQLITE3_LIB_DIR-}" ] || return 0
     export SQLITE3_LIB_DIR=$out/cross/sqlite-$architecture
-    local manifest flags=""
+    local manifest
     manifest=$("$rust/cargo" metadata --locked --format-version 1 --filter-platform "$target" |
         grep -o '"manifest_path":"[^"]*/libsqlite3-sys-[^"]*"' | cut -d '"' -f 4)
     local source=${manifest%/*}/sqlite3/sqlite3.c library=$SQLITE3_LIB_DIR/libsqlite3.so.0
     [ "$(cat "$SQLITE3_LIB_DIR/source" 2>/dev/null)" != "$source" ] || return 0
     say "compiling SQLite for $architecture as a library of the system"
     mkdir -p "$SQLITE3_LIB_DIR"
-    flags=$(sed -n "s/^CFLAGS_${target//-/_} = \"\(.*\)\"/\1/p" "$root/cross/config.toml")
-    # shellcheck disable=SC2086  # a list of words
-    "$gnu-gcc" -shared -fPIC -Os $flags -Wl,-soname,libsqlite3.so.0 -o "$library" "$source" -lm
+    # shellcheck disable=SC2046  # a list of words
+    "$gnu-gcc" -shared -fPIC -Os $(c_flags) -Wl,-soname,libsqlite3.so.0 -o "$library" "$source" -lm
     ln -sf libsqlite3.so.0 "$SQLITE3_LIB_DIR/libsqlite3.so"
     # The last step: without it, or for another version, it is made anew.
     echo "$source" > "$SQLITE3_LIB_DIR/source"
 }
+
+# Makes the folder $1 if it is missing, and prints its whole name.
+folder() { mkdir -p "$1" && (cd "$1" && pwd -P); }
 
 build() {
     local program bins=()
@@ -230,20 +264,24 @@ main() {
     if [ -n "$weigh_only" ]; then weigh "$weigh_only" "$(budget)"; return; fi
     cd "$root"
     [ "$(uname -m)" = x86_64 ] || fail 69 "Debian's cross compilers run on x86-64, and this is $(uname -m)"
-    out=${CARGO_TARGET_DIR:-$root/target}
-    cache=${BELLWIRE_CROSS_CACHE:-$out/cross/cache}
-    mkdir -p "$cache"
+    out=$(folder "${CARGO_TARGET_DIR:-$root/target}")
+    cache=$(folder "${BELLWIRE_CROSS_CACHE:-$out/cross/cache}")
+    CARGO_HOME=$(folder "${CARGO_HOME:-$HOME/.cargo}")
+    export CARGO_HOME
     # Rust takes musl for one from before it had times of 64 bits on machines of 32, unless it is told.
     if [ -n "$musl" ]; then export RUST_LIBC_UNSTABLE_MUSL_V1_2_3=1; fi
     install_packages
     prepare_rust
-    if [ -n "$musl" ]; then prepare_musl; else prepare_sqlite; fi
+    prepare_sqlite
+    if [ -n "$musl" ]; then prepare_musl; fi
     [ -z "$setup_only" ] || return 0
+    hide_paths
     build
     local program built=$out/cross/$place
     mkdir -p "$built"
     for program in $(programs); do
         cp "$out/$target/device/$program" "$built/$program"
+        look_for_paths "$built/$program"
         case $program in
             bellwired) weigh "$built/$program" "$(budget)" ;;
             *) weigh "$built/$program" "" ;;
