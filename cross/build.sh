@@ -165,7 +165,7 @@ prepare_rust() {
     # A panic ends the program: nothing is ever unwound.
     rust_flags=(-Cforce-unwind-tables=no --remap-path-prefix=/usr/lib/rustlib/src/rust=/rust)
     local how
-    how=$({ declare -f make_std prepare_rust; cat "$root/cross/config.toml"; } | cksum | cut -d ' ' -f 1)
+    how=$({ declare -f make_std prepare_rust; sed '/^#/d' "$root/cross/config.toml"; } | cksum | cut -d ' ' -f 1)
     sysroot=$cache/rust-$($rust/rustc --version | cut -d ' ' -f 2)-$how-$target
     [ -e "$sysroot/complete" ] || make_std
     rust_flags+=(--sysroot "$sysroot")
