@@ -924,7 +924,7 @@ async fn unread_messages_are_handed_over_by_the_next_daemon() {
 fn the_files_that_start_the_daemon_are_good_and_name_it() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let file = |path: &str| std::fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
-    let (unit, service) = ("systemd/user/bellwired.service", format!("dbus/{DISTRIBUTOR}.service"));
+    let (unit, service) = ("systemd/user/bellwired.service", format!("dbus/session/{DISTRIBUTOR}.service"));
     let folder = tempfile::tempdir().expect("a temporary folder");
     // The unit is read where its program is.
     let text = file(unit).replace("/usr/bin/bellwired", env!("CARGO_BIN_EXE_bellwired"));
@@ -950,7 +950,7 @@ fn the_files_that_start_the_daemon_are_good_and_name_it() {
 async fn the_bus_knows_the_distributor_as_one_that_can_be_started() {
     let mut device = Device::start(NOWHERE, "");
     device.stop_agent();
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("dbus/{DISTRIBUTOR}.service"));
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("dbus/session/{DISTRIBUTOR}.service"));
     let text = std::fs::read_to_string(path).expect("it is there");
     device.install(&format!("dbus-1/services/{DISTRIBUTOR}.service"), &text);
     let bus = device.connect().await;
