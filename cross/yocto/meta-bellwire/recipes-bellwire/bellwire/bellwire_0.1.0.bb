@@ -37,7 +37,7 @@ SYSTEMD_SERVICE:${PN} = "bellwired.service"
 # Which bus the agent is on is the image's choice.
 SYSTEMD_AUTO_ENABLE ?= "disable"
 
-FILES:${PN} += "${prefix}/lib ${datadir}/dbus-1 ${datadir}/polkit-1 ${datadir}/bellwire"
+FILES:${PN} += "${prefix}/lib ${datadir}/dbus-1 ${datadir}/polkit-1"
 CONFFILES:${PN} = "${sysconfdir}/bellwire/agent.toml"
 
 RRECOMMENDS:${PN} = "ca-certificates dbus"
