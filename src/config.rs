@@ -80,7 +80,23 @@ pub fn load<T: DeserializeOwned + Default>(named: Option<&Path>, usual: &[PathBu
     };
     let text =
         std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
-    parse(path, &text)
+    parse(path, &with_credentials(&text, credentials_folder().as_deref()))
+}
+
+/// Where the usual file of this name is: among the service's credentials, in the user's folder, and in
+/// `/etc/bellwire`, in this order.
+pub fn usual(file: &str, users: bool) -> Vec<PathBuf> {
+    let credentials = credentials_folder().map(PathBuf::from);
+    let user = users.then(|| xdg_folder("XDG_CONFIG_HOME", ".config")).flatten();
+    let folders = credentials.into_iter().chain(user).chain([PathBuf::from("/etc/bellwire")]);
+    folders.map(|folder| folder.join(file)).collect()
+}
+
+/// Where the supervisor has put what only this service may read: systemd.exec(5), `LoadCredential=`.
+fn credentials_folder() -> Option<String> {
+    std::env::var("CREDENTIALS_DIRECTORY")
+        .ok()
+        .filter(|folder| folder.starts_with('/') && !folder.contains(['"', '\\']))
 }
 
 /// Parses a configuration; `path` is only for the error.
@@ -108,15 +124,16 @@ pub fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
-/// The folder for a user's state: `$XDG_STATE_HOME/bellwire`, else `~/.local/state/bellwire`.
-/// `None` without a home.
-pub fn user_state_folder() -> Option<PathBuf> {
-    xdg_folder("XDG_STATE_HOME", ".local/state")
+/// The folder for the state: a service's for users that services run as, which are no people; else
+/// `$XDG_STATE_HOME/bellwire` or `~/.local/state/bellwire`; a service's where there is no home.
+pub fn state_folder() -> PathBuf {
+    let users = (!is_service(nix::unistd::geteuid().as_raw())).then(|| xdg_folder("XDG_STATE_HOME", ".local/state"));
+    users.flatten().unwrap_or_else(system_state_folder)
 }
 
-/// The folder for a user's configuration: `$XDG_CONFIG_HOME/bellwire`, else `~/.config/bellwire`.
-pub fn user_config_folder() -> Option<PathBuf> {
-    xdg_folder("XDG_CONFIG_HOME", ".config")
+/// Whether services run as this user, by the ranges of systemd (UIDS-GIDS.md) and Debian. Root may be a person.
+fn is_service(uid: u32) -> bool {
+    (1..1000).contains(&uid) || (61184..=65519).contains(&uid)
 }
 
 /// The folder for a user's data: `$XDG_DATA_HOME`, else `~/.local/share`.
@@ -134,6 +151,15 @@ pub fn data_folders() -> Vec<PathBuf> {
 /// The folder of a service's state.
 pub fn system_state_folder() -> PathBuf {
     PathBuf::from("/var/lib/bellwire")
+}
+
+/// Puts the folder of `LoadCredential=` in place of `"$CREDENTIALS_DIRECTORY/`, with which a path may begin.
+/// Where there is none the text stays, and names a file that is not there.
+fn with_credentials(text: &str, folder: Option<&str>) -> String {
+    match folder {
+        Some(folder) => text.replace("\"$CREDENTIALS_DIRECTORY/", &format!("\"{folder}/")),
+        None => text.to_owned(),
+    }
 }
 
 fn xdg_folder(variable: &str, below_home: &str) -> Option<PathBuf> {
@@ -166,6 +192,20 @@ mod tests {
         let wrong = error("\nport = \"x\"\n");
         assert!(wrong.starts_with("a.toml:2: invalid type"), "{wrong}");
         assert!(error("port = \n").starts_with("a.toml:1:"));
+    }
+
+    #[test]
+    fn a_path_may_begin_with_the_folder_of_credentials() {
+        let text = "key = \"$CREDENTIALS_DIRECTORY/tls.key\"\nother = \"a $CREDENTIALS_DIRECTORY/b\"\n";
+        let with = with_credentials(text, Some("/run/credentials/a.service"));
+        assert_eq!(with, "key = \"/run/credentials/a.service/tls.key\"\nother = \"a $CREDENTIALS_DIRECTORY/b\"\n");
+        assert_eq!(with_credentials(text, None), text);
+    }
+
+    #[test]
+    fn services_are_told_from_people_by_their_number() {
+        assert!([0, 1000, 5001, 60000, 65534, 100_000].iter().all(|uid| !is_service(*uid)));
+        assert!([1, 101, 999, 61184, 65519].iter().all(|uid| is_service(*uid)));
     }
 
     #[test]

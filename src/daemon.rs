@@ -5,15 +5,20 @@ use std::fs::{File, TryLockError};
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tracing::error;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Registry, fmt, registry, reload};
 
 use crate::config::{LogFormat, LogLevel};
+use crate::supervisor;
 
 /// How a program ends, in the numbers of sysexits(3), so that a supervisor can tell a mistake in
 /// the configuration from bad luck.
@@ -110,26 +115,39 @@ pub fn finish(program: &str, result: Result<(), Fatal>) -> ExitCode {
     }
 }
 
+static LEVEL: OnceLock<reload::Handle<LevelFilter, Registry>> = OnceLock::new();
+
 /// Starts logging to standard error. Under a supervisor that stamps lines itself (systemd sets
 /// `JOURNAL_STREAM`) lines of text carry no time; colours only on a terminal.
 pub fn start_logging(level: LogLevel, format: LogFormat) {
-    let filter = match level {
+    let (filter, handle) = reload::Layer::new(filter(level));
+    let lines = fmt::layer().with_target(false).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let lines = match (format, std::env::var_os("JOURNAL_STREAM")) {
+        (LogFormat::Json, _) => lines.json().flatten_event(true).with_ansi(false).boxed(),
+        (LogFormat::Text, Some(_)) => lines.without_time().boxed(),
+        (LogFormat::Text, None) => lines.boxed(),
+    };
+    // A second start, as in tests, keeps the first.
+    if registry().with(filter).with(lines).try_init().is_ok() {
+        let _ = LEVEL.set(handle);
+    }
+}
+
+/// Changes how much is logged.
+pub fn log_at(level: LogLevel) {
+    // Where logging never began there is nothing to change.
+    if let Some(Err(error)) = LEVEL.get().map(|handle| handle.reload(filter(level))) {
+        error!("the log stays as it is: {error}");
+    }
+}
+
+fn filter(level: LogLevel) -> LevelFilter {
+    match level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
         LogLevel::Info => LevelFilter::INFO,
         LogLevel::Debug => LevelFilter::DEBUG,
-    };
-    let lines = tracing_subscriber::fmt()
-        .with_max_level(filter)
-        .with_target(false)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    // A second start, as in tests, keeps the first.
-    let _ = match (format, std::env::var_os("JOURNAL_STREAM")) {
-        (LogFormat::Json, _) => lines.json().flatten_event(true).with_ansi(false).try_init(),
-        (LogFormat::Text, Some(_)) => lines.without_time().try_init(),
-        (LogFormat::Text, None) => lines.try_init(),
-    };
+    }
 }
 
 /// Tells everybody who holds one that the program is to stop.
@@ -172,6 +190,36 @@ impl Stop {
     pub async fn wait(&mut self) {
         // An error means that the sender is gone, which is a stop as well.
         let _ = self.stopped.wait_for(|stopped| *stopped).await;
+    }
+}
+
+/// A configuration that is read again with each SIGHUP.
+pub struct Reload<C> {
+    hangups: Signal,
+    read: Box<dyn Fn() -> Result<C, Fatal> + Send>,
+}
+
+impl<C> Reload<C> {
+    /// From now on SIGHUP does not end the program. `read` also checks what it reads.
+    pub fn on_signals(read: impl Fn() -> Result<C, Fatal> + Send + 'static) -> std::io::Result<Self> {
+        Ok(Self { hangups: signal(SignalKind::hangup())?, read: Box::new(read) })
+    }
+
+    /// The next configuration that is good; who takes it into use tells the supervisor when that is
+    /// [done](supervisor::ready). One that is not good changes nothing.
+    pub async fn next(&mut self) -> C {
+        loop {
+            if self.hangups.recv().await.is_none() {
+                // The runtime is ending.
+                return std::future::pending().await;
+            }
+            supervisor::reloading();
+            match (self.read)() {
+                Ok(config) => return config,
+                Err(fatal) => error!("the configuration stays as it was: {}", fatal.message),
+            }
+            supervisor::ready();
+        }
     }
 }
 
@@ -224,6 +272,22 @@ fn lock_file(
         }
         Err(TryLockError::Error(error)) => Err(cannot(error)),
     }
+}
+
+/// Root becomes whom the folder belongs to, if it is there: what is made in it then is its daemon's, and what
+/// that one has put there can lead root nowhere.
+pub fn become_owner(folder: &Path) -> Result<(), Fatal> {
+    use std::os::unix::fs::MetadataExt;
+
+    use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
+    let Ok(owner) = folder.metadata() else { return Ok(()) };
+    if !geteuid().is_root() || owner.uid() == 0 {
+        return Ok(());
+    }
+    let (user, group) = (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()));
+    setgroups(&[]).and_then(|()| setgid(group)).and_then(|()| setuid(user)).map_err(|error| {
+        Fatal::new(Exit::NoPerm, format!("the owner of {} cannot be acted for: {error}", folder.display()))
+    })
 }
 
 /// Prints a result. A reader that has gone (`| head -1`) wants no more, and is no error.

@@ -16,7 +16,7 @@
 //! | [`cli`] | the tool, `bellwire`: one file a command |
 //! | [`db`] | SQLite as both halves use it: one writing thread, commits shared by all who wait |
 //! | [`config`] | how configuration files are read and refused; each half has its keys in a `config` of its own |
-//! | [`daemon`] | logging, signals, exit codes |
+//! | [`daemon`], [`supervisor`] | logging, signals, exit codes; what systemd is told |
 //! | [`tls`], [`http`] | TLS settings for both directions; a client for POST |
 //! | [`world`] | the only place where the clock is read and dice are rolled |
 //!
@@ -143,6 +143,7 @@ pub mod proto;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(feature = "ws")]
+pub mod supervisor;
 pub mod tls;
 pub mod world;
 

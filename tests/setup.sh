@@ -1,13 +1,14 @@
 #!/bin/sh
 # Installs what is missing on this machine, says so, and runs a command with a fit Rust toolchain:
 #
-#     tests/setup.sh build|demo|test|systemd|arm|check|all [COMMAND [ARGUMENT...]]
+#     tests/setup.sh build|demo|test|systemd|arm|package|judge|check|all [COMMAND [ARGUMENT...]]
 #     tests/setup.sh packages PACKAGE...
 #
 # The second form only installs what is missing of these packages.
 #
 # Packages come from Debian; as Rust serves the toolchain that is there, if it is new enough, else
-# Debian's rustc-web and cargo-web. Nothing is removed and nothing that is there is replaced.
+# Debian's rustc-web and cargo-web. What makes packages is built by cargo and put into the target folder.
+# Nothing is removed and nothing that is there is replaced.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -67,6 +68,18 @@ need_packages() {
     [ -z "$missing" ] || install_packages $missing
 }
 
+# Builds the crates "$@", NAME@VERSION, for their programs, where they are not there yet.
+need_tools() {
+    tools=${CARGO_TARGET_DIR:-$root/target}/tools
+    for tool in "$@"; do
+        ! grep -q "^\"${tool%@*} ${tool#*@} " "$tools/.crates.toml" 2>/dev/null || continue
+        say "building $tool: minutes"
+        cargo install --quiet --locked --root "$tools" --target-dir "$tools/build" "$tool" ||
+            fail "cargo could not install $tool"
+        rm -rf "$tools/build"
+    done
+}
+
 for_build="gcc libc6-dev ca-certificates"
 for_demo="$for_build dbus"
 for_test="$for_demo curl openssl python3-venv groff-base
@@ -77,6 +90,9 @@ command -v npm >/dev/null && command -v node >/dev/null || for_test="$for_test n
 for_systemd="$for_build python3 systemd-container mmdebstrap"
 for_arm="dbus openssl python3 python3-jeepney qemu-user-static
     libc6-arm64-cross libc6-armhf-cross libgcc-s1-arm64-cross libgcc-s1-armhf-cross"
+for_package="$for_build dpkg-dev rpm"
+for_judge="$for_package $for_systemd lintian rpmlint make binutils"
+crates=
 case ${1-} in
     build) packages=$for_build lints= ;;
     demo) packages=$for_demo lints= ;;
@@ -84,9 +100,14 @@ case ${1-} in
     systemd) packages=$for_systemd lints= ;;
     arm) packages=$for_arm lints= ;;
     packages) shift; need_packages "$@"; exit ;;
+    package) packages=$for_package lints= crates="cargo-deb@3.8.0 cargo-generate-rpm@0.21.1" ;;
+    judge) packages=$for_judge lints= ;;
     check) packages=$for_build lints=1 ;;
     all) packages="$for_test $for_systemd" lints=1 ;;
-    *) echo "usage: tests/setup.sh build|demo|test|systemd|arm|check|all [COMMAND [ARGUMENT...]]" >&2; exit 64 ;;
+    *)
+        echo "usage: tests/setup.sh build|demo|test|systemd|arm|package|judge|check|all [COMMAND [ARGUMENT...]]" >&2
+        exit 64
+        ;;
 esac
 shift
 
@@ -109,4 +130,6 @@ if [ -n "$lints" ] && ! { cargo clippy --version && cargo fmt --version; } >/dev
     say "adding clippy and rustfmt to the toolchain"
     rustup component add clippy rustfmt || fail "clippy and rustfmt are missing from the toolchain in $rust"
 fi
+# shellcheck disable=SC2086  # a list of words
+[ -z "$crates" ] || need_tools $crates
 [ $# = 0 ] || exec "$@"

@@ -920,37 +920,11 @@ async fn unread_messages_are_handed_over_by_the_next_daemon() {
 
 // What is shipped for packages.
 
-#[test]
-fn the_files_that_start_the_daemon_are_good_and_name_it() {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let file = |path: &str| std::fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
-    let (unit, service) = ("systemd/user/bellwired.service", format!("dbus/{DISTRIBUTOR}.service"));
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    // The unit is read where its program is.
-    let text = file(unit).replace("/usr/bin/bellwired", env!("CARGO_BIN_EXE_bellwired"));
-    assert!(text.contains(env!("CARGO_BIN_EXE_bellwired")));
-    let copy = folder.path().join("bellwired.service");
-    std::fs::write(&copy, &text).expect("the folder is ours");
-    let checked = std::process::Command::new("systemd-analyze")
-        .args(["--user", "--man=no", "verify"])
-        .arg(&copy)
-        .env("XDG_RUNTIME_DIR", folder.path())
-        .output()
-        .expect("systemd-analyze is missing: apt-get install systemd");
-    assert!(checked.status.success() && checked.stderr.is_empty(), "{checked:?}");
-    for line in ["Type=dbus", "BusName=org.bellwire.Push", "Slice=background.slice", "WantedBy=default.target"] {
-        assert!(text.lines().any(|known| known == line), "{line} is not in {unit}");
-    }
-    let name = copy.file_name().and_then(|name| name.to_str()).expect("a name");
-    let expected = format!("[D-BUS Service]\nName={DISTRIBUTOR}\nExec=/bin/false\nSystemdService={name}\n");
-    assert_eq!(file(&service), expected);
-}
-
 #[tokio::test]
 async fn the_bus_knows_the_distributor_as_one_that_can_be_started() {
     let mut device = Device::start(NOWHERE, "");
     device.stop_agent();
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("dbus/{DISTRIBUTOR}.service"));
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("dbus/session/{DISTRIBUTOR}.service"));
     let text = std::fs::read_to_string(path).expect("it is there");
     device.install(&format!("dbus-1/services/{DISTRIBUTOR}.service"), &text);
     let bus = device.connect().await;

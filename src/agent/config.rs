@@ -60,7 +60,7 @@ pub struct AgentConfig {
 }
 
 /// What the daemon is to apps that speak UnifiedPush, on a session's bus.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct UnifiedPush {
     /// It is a distributor.
@@ -76,7 +76,7 @@ impl Default for UnifiedPush {
 }
 
 /// The two buses of a machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Bus {
     /// The bus of a user's session.
@@ -86,7 +86,7 @@ pub enum Bus {
 }
 
 /// Named limits of everything that could grow.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Limits {
     /// Unread messages of one app; beyond it the oldest goes.
@@ -130,7 +130,7 @@ impl Default for AgentConfig {
             interval_mode_minutes: 0,
             watch: Source::ALL.to_vec(),
             bus: Bus::Session,
-            state_folder: config::user_state_folder().unwrap_or_else(config::system_state_folder),
+            state_folder: config::state_folder(),
             log: LogLevel::default(),
             log_format: LogFormat::default(),
             unifiedpush: UnifiedPush::default(),
@@ -161,9 +161,7 @@ impl AgentConfig {
     /// Reads `named`, or else the user's file, or else `/etc/bellwire/agent.toml`, or else uses
     /// the defaults.
     pub fn load(named: Option<&Path>) -> Result<Self, ConfigError> {
-        let user = config::user_config_folder().map(|folder| folder.join("agent.toml"));
-        let usual: Vec<PathBuf> = user.into_iter().chain([PathBuf::from("/etc/bellwire/agent.toml")]).collect();
-        let loaded: Self = config::load(named, &usual)?;
+        let loaded: Self = config::load(named, &config::usual("agent.toml", true))?;
         loaded.check()?;
         Ok(loaded)
     }

@@ -22,6 +22,7 @@ use crate::proto::device::{Device, DeviceAction, LinkState, Online};
 use crate::proto::frame::{Delivery, Outcome, Refusal, ToDevice, WINDOW};
 use crate::proto::wishes::Wish;
 use crate::proto::{AppId, Channel, RegId};
+use crate::supervisor::{self, Watchdog};
 use crate::world::{self, Clock};
 
 use super::alarm::Alarm;
@@ -45,6 +46,21 @@ pub enum Command {
     Report,
     /// Skip the wait before the next attempt.
     TryNow,
+    /// Connect anew, by these.
+    Reach(Box<Reach>),
+}
+
+/// How the server is reached, as the configuration has it.
+#[derive(Clone, Debug)]
+pub struct Reach {
+    /// The gateway of the configuration.
+    pub configured: Gateway,
+    /// The links to dial.
+    pub routes: Routes,
+    /// How to dial them.
+    pub dialling: Dialling,
+    /// What the server wants to hear from a new device.
+    pub enrolment_key: Option<String>,
 }
 
 /// What became of an app's registration.
@@ -113,6 +129,8 @@ struct Connection {
     address: Option<IpAddr>,
     /// The machine waits for this before it sleeps.
     ready: Option<Ready>,
+    /// Who tells the supervisor that the task lives.
+    watchdog: Watchdog,
     /// The last link, on its way out.
     farewell: Option<JoinHandle<()>>,
     /// What it did since the start, over the links that are gone.
@@ -135,6 +153,7 @@ enum Event {
     Machine(Signal),
     MaySleep,
     Timer,
+    SignOfLife,
     Stop,
 }
 
@@ -150,6 +169,7 @@ pub async fn run(device: Device, parts: Parts, mut stop: Stop) -> Result<(), DbE
         sources: Vec::new(),
         address: None,
         ready: None,
+        watchdog: Watchdog::wanted(),
         farewell: None,
         total: Tally::default(),
         day: (0, Tally::default()),
@@ -194,6 +214,7 @@ impl Connection {
             signal = self.parts.system.next() => Event::Machine(signal),
             () = machine::last_words(), if self.ready.is_some() && self.stored.is_none() => Event::MaySleep,
             () = self.parts.alarm.ring(self.device.poll_timeout()) => Event::Timer,
+            () = self.watchdog.due() => Event::SignOfLife,
             () = stop.wait() => Event::Stop,
         }
     }
@@ -245,6 +266,7 @@ impl Connection {
                 self.parts.system.woke();
                 self.prefer(PREFER_AFTER);
             }
+            Event::SignOfLife => supervisor::alive(),
             // Both end the loop before they come here.
             Event::Command(None) | Event::Stop => {}
         }
@@ -258,6 +280,11 @@ impl Connection {
             Command::TryNow => {
                 self.device.try_now();
                 self.prefer(Duration::ZERO);
+            }
+            Command::Reach(reach) => {
+                let Reach { configured, routes, dialling, enrolment_key } = *reach;
+                (self.parts.configured, self.parts.routes, self.parts.dialling) = (configured, routes, dialling);
+                self.device.start_over(now, enrolment_key);
             }
         }
     }

@@ -7,6 +7,7 @@
 //! * [`bus`]: D-Bus; [`apps`]: who is connected there; [`deliver`]: messages on their way to them.
 //! * [`unifiedpush`]: the same for apps that speak UnifiedPush.
 //! * [`effects`]: alerts, starts of apps and badges, at the [`pace`] that one app may have.
+//! * [`reload`]: another configuration while it runs.
 //! * [`identity`]: who is calling; [`installed`]: manifests and desktop files; [`uninstall`].
 
 pub mod alarm;
@@ -21,6 +22,7 @@ pub mod identity;
 pub mod installed;
 pub mod pace;
 pub mod plan;
+pub mod reload;
 pub mod routes;
 pub mod status;
 pub mod store;
@@ -29,28 +31,30 @@ pub mod system;
 pub mod unifiedpush;
 pub mod uninstall;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use rustls::ClientConfig;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use crate::daemon::{self, Exit, Fatal, Stop};
+use crate::daemon::{self, Exit, Fatal, Reload, Stop};
 use crate::db::DbError;
 use crate::link::dial::{Caller, Dialling};
 use crate::link::proxy::Proxies;
 use crate::proto::device::{Device, Identity};
+use crate::supervisor;
 use crate::tls;
 use crate::world::Clock;
 
 use alarm::Alarm;
 use apps::Apps;
 use bus::Shared;
-use config::AgentConfig;
+use config::{AgentConfig, Bus};
 use connection::Parts;
 use effects::Hints;
 use installed::Installed;
@@ -72,8 +76,9 @@ const CHANGES: usize = 256;
     name = "bellwired",
     version,
     after_help = "\
-It serves org.bellwire.Push on D-Bus until SIGTERM. Exit status: 0 stopped, 64 wrong usage, 69 no bus
-or the name is taken, 74 the store cannot be used, 78 wrong configuration.
+It serves org.bellwire.Push on D-Bus until SIGTERM, and reads its configuration again on SIGHUP. Exit
+status: 0 stopped, 64 wrong usage, 69 no bus or the name is taken, 74 the store cannot be used, 78 wrong
+configuration.
 
 See also bellwired.toml(5), bellwire-apps.d(5), org.bellwire.Push(7), bellwire-protocol(7)."
 )]
@@ -81,6 +86,9 @@ struct Args {
     /// Configuration file [default: ~/.config/bellwire/agent.toml or /etc/bellwire/agent.toml, if there is one]
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// The bus that apps are on, whatever the configuration says
+    #[arg(long, value_name = "BUS")]
+    bus: Option<Bus>,
     /// Check the configuration and exit
     #[arg(long)]
     check: bool,
@@ -108,9 +116,9 @@ fn start(args: Args) -> Result<(), Fatal> {
     if let Some(folder) = args.man {
         return daemon::write_manual::<Args>(&folder);
     }
-    let config = AgentConfig::load(args.config.as_deref()).map_err(Fatal::of(Exit::Config))?;
-    let tls = tls::device(config.ca.as_deref(), &config.pins, config.client_certificate.as_ref())
-        .map_err(Fatal::of(Exit::Config))?;
+    let read = move || Settings::read(args.config.as_deref(), args.bus);
+    let settings = read()?;
+    let config = &settings.config;
     if args.check {
         println!("the configuration is good: gateway {}, state in {}", config.gateway, config.state_folder.display());
         return Ok(());
@@ -118,23 +126,47 @@ fn start(args: Args) -> Result<(), Fatal> {
     daemon::start_logging(config.log, config.log_format);
     daemon::private_folder(&config.state_folder)?;
     let _mine = daemon::lock_folder(&config.state_folder, "bellwired")?;
-    let dialling = Dialling {
-        tls,
-        plain_text: config.allow_plain_text,
-        from: None,
-        ends: Arc::default(),
-        proxies: proxies(&config),
-    };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Fatal::of(Exit::Software))?;
     runtime.block_on(async {
         let stop = Stop::on_signals().map_err(Fatal::of(Exit::Software))?;
-        run(config, dialling, stop).await
+        let reload = Reload::on_signals(read).map_err(Fatal::of(Exit::Software))?;
+        run(settings, stop, reload).await
     })
 }
 
+/// What the daemon starts with, and again with each SIGHUP.
+pub struct Settings {
+    /// The configuration, which makes sense.
+    pub config: AgentConfig,
+    /// Its certificates.
+    pub tls: Arc<ClientConfig>,
+}
+
+impl Settings {
+    /// Reads the configuration and the certificates that it names.
+    fn read(named: Option<&Path>, bus: Option<Bus>) -> Result<Self, Fatal> {
+        let mut config = AgentConfig::load(named).map_err(Fatal::of(Exit::Config))?;
+        config.bus = bus.unwrap_or(config.bus);
+        let tls = tls::device(config.ca.as_deref(), &config.pins, config.client_certificate.as_ref());
+        Ok(Self { tls: tls.map_err(Fatal::of(Exit::Config))?, config })
+    }
+
+    /// How links are opened.
+    fn dialling(&self) -> Dialling {
+        Dialling {
+            tls: Arc::clone(&self.tls),
+            plain_text: self.config.allow_plain_text,
+            from: None,
+            ends: Arc::default(),
+            proxies: proxies(&self.config),
+        }
+    }
+}
+
 /// Serves until the stop comes.
-pub async fn run(config: AgentConfig, dialling: Dialling, stop: Stop) -> Result<(), Fatal> {
+pub async fn run(settings: Settings, stop: Stop, reload: Reload<Settings>) -> Result<(), Fatal> {
+    let (dialling, config) = (settings.dialling(), settings.config);
     let database = |error: DbError| Fatal::new(Exit::IoErr, error);
     let (store, credentials) = Store::open(&config.database(), config.limits).map_err(database)?;
     let routes = routes(&store, &config).await.map_err(database)?;
@@ -165,6 +197,11 @@ pub async fn run(config: AgentConfig, dialling: Dialling, stop: Stop) -> Result<
     // The name is on the bus before the network is touched: apps may call while we are offline.
     let bus = bus::serve(Arc::clone(&shared)).await.map_err(no_bus)?;
     info!(device = %shared.device, gateway = %gateway, "ready");
+    supervisor::ready();
+    if supervisor::listens() {
+        tokio::spawn(tell_supervisor(shared.status.clone()));
+    }
+    tokio::spawn(reload::run(reload, Arc::clone(&shared), dialling.clone()));
     let system = System::start(&sources, gateway.clone(), Arc::clone(&dialling.ends), &salt);
     let parts = Parts {
         configured,
@@ -200,6 +237,7 @@ async fn end_in_order(
         ended = &mut connection => Some(ended),
         () = bus_lost(bus) => return Err(Fatal::new(Exit::Unavailable, "the connection to the bus is lost")),
     };
+    supervisor::stopping();
     let ended = match ended {
         // The connection ends with the stop, which may have come since it was looked at: that is not early.
         Some(ended) if !stop.has_come() => return Err(ended_early(ended)),
@@ -211,6 +249,17 @@ async fn end_in_order(
         warn!("the connection did not end in order");
     }
     Ok(())
+}
+
+/// Keeps the supervisor's line about the daemon true.
+async fn tell_supervisor(mut status: watch::Receiver<Status>) {
+    loop {
+        let line = status.borrow_and_update().line();
+        supervisor::tell(&line);
+        if status.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// What is between this device and its gateway.

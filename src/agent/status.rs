@@ -54,6 +54,17 @@ impl Status {
             today: Tally::default(),
         }
     }
+
+    /// In one line, for a supervisor.
+    pub fn line(&self) -> String {
+        match &self.state {
+            LinkState::Online { region, .. } => format!("online at {}, region {region}", self.gateway),
+            LinkState::Waiting { why, .. } if self.away => format!("offline, there is no network: {why}"),
+            LinkState::Waiting { why, .. } => format!("offline, not connected to {}: {why}", self.gateway),
+            LinkState::Dialling | LinkState::Greeting => format!("connecting to {}", self.gateway),
+            LinkState::Stopped => "stopped".to_owned(),
+        }
+    }
 }
 
 /// What the connection did within some time.

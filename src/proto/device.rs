@@ -205,6 +205,17 @@ impl Device {
         }
     }
 
+    /// Ends whatever is open and opens a link at once: how the server is reached has changed, or what it
+    /// wants to hear from a new device.
+    pub fn start_over(&mut self, now: Moment, enrolment_key: Option<String>) {
+        self.identity.enrolment_key = enrolment_key;
+        match self.state {
+            LinkState::Stopped => {}
+            LinkState::Waiting { .. } | LinkState::Dialling => self.dial(),
+            LinkState::Greeting | LinkState::Online { .. } => self.redial(now),
+        }
+    }
+
     /// Ends the session in order and stays away.
     pub fn stop(&mut self) {
         if self.session.is_some() {

@@ -11,7 +11,7 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::daemon::{self, Exit, Fatal, Stop};
+use crate::daemon::{self, Exit, Fatal, Reload, Stop};
 use crate::db::DbError;
 use crate::proto::channel::SenderKey;
 use crate::proto::{AppId, UnixMillis};
@@ -19,6 +19,7 @@ use crate::world;
 
 use super::config::ServerConfig;
 use super::manage::{self, Credentials, Refused, Removed, Rotated, SharedSecret, TokenName};
+use super::reload::Settings;
 use super::store::Store;
 use super::store::sql::backup::Contents;
 use super::{Listeners, api, run};
@@ -218,25 +219,31 @@ fn dispatch(args: Args) -> Result<(), Fatal> {
         }
         _ => {}
     }
+    if matches!(args.command, None | Some(Command::Run)) {
+        return serve(args.config);
+    }
     let config = ServerConfig::load(args.config.as_deref()).map_err(Fatal::of(Exit::Config))?;
     match args.command {
-        None | Some(Command::Run) => serve(config),
         Some(Command::Check) => check::run(&config, args.json),
         Some(Command::App(command)) => administer(&config, async |store| app(&config, store, command, args.json).await),
         Some(Command::Key(command)) => administer(&config, async |store| key(store, command, args.json).await),
         Some(Command::Token(command)) => administer(&config, async |store| token(store, command, args.json).await),
         #[cfg(feature = "mqtt")]
         Some(Command::Mqtt(command)) => {
-            administer(&config, async |store| command.run(store, &config.mqtt, args.json).await)
+            // Root writes files of the broker, whoever's they are.
+            with_store(&config, async |store| command.run(store, &config.mqtt, args.json).await)
         }
         Some(Command::Backup { file, force }) => back_up(&config, &file, force, args.json),
         Some(Command::Restore { file }) => restore(&config, &file, args.json),
-        // Handled above, where no configuration is needed.
-        Some(Command::Completions { .. } | Command::Man { .. } | Command::Openapi) => Ok(()),
+        // Handled above.
+        None | Some(Command::Run | Command::Completions { .. } | Command::Man { .. } | Command::Openapi) => Ok(()),
     }
 }
 
-fn serve(config: ServerConfig) -> Result<(), Fatal> {
+fn serve(named: Option<PathBuf>) -> Result<(), Fatal> {
+    let read = move || Settings::read(named.as_deref());
+    let settings = read()?;
+    let config = &settings.config;
     daemon::start_logging(config.log, config.log_format);
     daemon::raise_file_limit();
     daemon::private_folder(&config.state_folder)?;
@@ -244,14 +251,20 @@ fn serve(config: ServerConfig) -> Result<(), Fatal> {
     let _store = daemon::share_file(&config.state_folder, "server.db")?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Fatal::of(Exit::Software))?;
-    let listeners = Listeners::bind(&config)?;
+    let listeners = Listeners::bind(config)?;
     runtime.block_on(async {
         let stop = Stop::on_signals().map_err(Fatal::of(Exit::Software))?;
-        run(config, listeners, stop).await
+        let reload = Reload::on_signals(read).map_err(Fatal::of(Exit::Software))?;
+        run(settings, listeners, stop, reload).await
     })
 }
 
 fn administer(config: &ServerConfig, work: impl AsyncFnOnce(&Store) -> Result<(), Fatal>) -> Result<(), Fatal> {
+    daemon::become_owner(&config.state_folder)?;
+    with_store(config, work)
+}
+
+fn with_store(config: &ServerConfig, work: impl AsyncFnOnce(&Store) -> Result<(), Fatal>) -> Result<(), Fatal> {
     daemon::private_folder(&config.state_folder)?;
     // Beside a running server, but not while its database is replaced.
     let _store = daemon::share_file(&config.state_folder, "server.db")?;
@@ -268,12 +281,14 @@ fn database(error: DbError) -> Fatal {
 }
 
 fn back_up(config: &ServerConfig, file: &Path, force: bool, json: bool) -> Result<(), Fatal> {
+    daemon::become_owner(&config.state_folder)?;
     let bytes = backup::backup(config, file, force, json)?;
     print(json, &json!({ "file": file, "bytes": bytes }), || format!("wrote {} ({bytes} bytes)", file.display()));
     Ok(())
 }
 
 fn restore(config: &ServerConfig, file: &Path, json: bool) -> Result<(), Fatal> {
+    daemon::become_owner(&config.state_folder)?;
     let done = backup::restore(config, file, json)?;
     let Contents { apps, devices, messages } = done.contents;
     let table = json!({ "database": config.database(), "schema": done.schema, "kept": done.kept, "apps": apps,

@@ -19,7 +19,7 @@ use super::origin::Origin;
 const RATE_MAX: u32 = 1_000_000;
 
 /// Everything an operator may set. Keys in the file are written with `-` instead of `_`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct ServerConfig {
     /// The region of the regIds issued here: two hex digits.
@@ -51,7 +51,7 @@ pub struct ServerConfig {
 }
 
 /// The HTTP listener.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Api {
     /// Address and port.
@@ -65,7 +65,7 @@ pub struct Api {
 }
 
 /// The Web Push door.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct WebPush {
     /// How the listener of the API is reached from outside: endpoints begin with it. Its address if absent;
@@ -98,7 +98,7 @@ impl Default for WebPush {
 }
 
 /// The listener for devices.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Gateway {
     /// Address and port.
@@ -138,7 +138,7 @@ impl Gateway {
 }
 
 /// A broker that carries frames between this server and devices.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Mqtt {
     /// Where this server reaches it; none is used if absent.
@@ -184,7 +184,7 @@ fn broker<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<link::Gate
 }
 
 /// Metrics and the admin API.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Admin {
     /// A listener of their own; they are on that of the API if absent.
@@ -209,7 +209,7 @@ pub enum Access {
 }
 
 /// Named limits of everything that could grow.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Limits {
     /// Bytes of a request's body.
@@ -328,7 +328,7 @@ impl Default for Limits {
 impl ServerConfig {
     /// Reads `named`, or else `/etc/bellwire/server.toml`, or else uses the defaults.
     pub fn load(named: Option<&Path>) -> Result<Self, ConfigError> {
-        let loaded: Self = config::load(named, &[PathBuf::from("/etc/bellwire/server.toml")])?;
+        let loaded: Self = config::load(named, &config::usual("server.toml", false))?;
         loaded.check()?;
         Ok(loaded)
     }
@@ -452,7 +452,7 @@ impl Limits {
 fn default_state_folder() -> PathBuf {
     match nix::unistd::geteuid().is_root() {
         true => config::system_state_folder(),
-        false => config::user_state_folder().unwrap_or_else(config::system_state_folder),
+        false => config::state_folder(),
     }
 }
 

@@ -9,6 +9,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum_server::tls_rustls::RustlsConfig;
 use governor::clock::{Clock, MonotonicClock};
 use governor::middleware::NoOpMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
@@ -48,7 +49,7 @@ const SEEN_EVERY: Duration = Duration::from_millis(SEEN_EVERY_MS.unsigned_abs())
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// Accepts devices until the stop comes.
-pub async fn serve(server: Arc<Server>, listener: TcpListener, tls: Option<TlsAcceptor>, mut stop: Stop) {
+pub async fn serve(server: Arc<Server>, listener: TcpListener, tls: Option<RustlsConfig>, mut stop: Stop) {
     let door = Arc::new(Mutex::new(listener));
     let mut greeters = JoinSet::new();
     for _ in 0..server.config.gateway.handshakes {
@@ -61,12 +62,13 @@ pub async fn serve(server: Arc<Server>, listener: TcpListener, tls: Option<TlsAc
 /// Takes one connection after the other through its handshake. While all greeters are at work,
 /// further connections wait in the kernel's queue. A handshake needs much memory for a moment: as
 /// greeters live on, it is not taken from between the memory of sessions, which would leave holes.
-async fn greeter(server: Arc<Server>, door: Arc<Mutex<TcpListener>>, tls: Option<TlsAcceptor>) {
+async fn greeter(server: Arc<Server>, door: Arc<Mutex<TcpListener>>, tls: Option<RustlsConfig>) {
     loop {
         let accepted = accept(&server, &door).await;
         match accepted {
             Ok((stream, _)) => {
-                shake(&server, welcome(Arc::clone(&server), stream, tls.clone())).await;
+                let tls = tls.as_ref().map(|tls| TlsAcceptor::from(tls.get_inner()));
+                shake(&server, welcome(Arc::clone(&server), stream, tls)).await;
             }
             Err(error) => {
                 debug!("a connection could not be accepted: {error}");

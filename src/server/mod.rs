@@ -10,7 +10,8 @@
 //! * [`timekeeper`]: what is due; [`withdraw`]: what senders take back; [`receipts`]: what they are told.
 //! * [`waiters`]: who waits to be told by Web Push.
 //! * [`regions`]: the other servers.
-//! * [`upkeep`]: what is done from time to time.
+//! * [`upkeep`]: what is done from time to time; [`supervised`]: what systemd is told.
+//! * [`reload`]: another configuration while it runs.
 //! * [`manage`]: what an operator may do; [`admin`]: the command line; [`backup`]: copies of the store;
 //!   [`check`]: whether it would start.
 //! * [`metrics`]: what is counted.
@@ -35,17 +36,20 @@ pub mod receipts;
 pub mod regid;
 pub mod regions;
 pub mod registry;
+pub mod reload;
 #[cfg(test)]
 mod samples;
 pub mod store;
+pub mod supervised;
 pub mod timekeeper;
 pub mod turns;
 pub mod upkeep;
 pub mod waiters;
 pub mod withdraw;
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -54,20 +58,19 @@ use axum::Router;
 use axum_server::Handle;
 use axum_server::tls_rustls::RustlsConfig;
 use hyper_util::rt::TokioTimer;
+use listenfd::ListenFd;
 use subtle::ConstantTimeEq;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
-use tokio_rustls::TlsAcceptor;
 use tracing::{error, info};
 
-use crate::config::TlsFiles;
-use crate::daemon::{Exit, Fatal, Stop};
+use crate::daemon::{Exit, Fatal, Reload, Stop};
 use crate::db::DbError;
 use crate::http::HttpClient;
 use crate::proto::frame::Refusal;
 use crate::proto::{AppId, Channel, DeviceId, RegId};
-use crate::tls;
 use crate::world::Clock;
+use crate::{supervisor, tls};
 
 use config::ServerConfig;
 use doors::webpush::vapid::Verifier;
@@ -78,6 +81,7 @@ use rates::Rates;
 use regid::KeyRing;
 use regions::Regions;
 use registry::Registry;
+use reload::{Certificates, Settings};
 use store::{Over, Registered, Store};
 use turns::Turns;
 use waiters::Waiters;
@@ -207,32 +211,62 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Binds the addresses of the configuration.
+    /// Those that a supervisor has opened for the addresses of the configuration, and the others
+    /// bound. One that it has opened for another address is a mistake in one of the two.
     pub fn bind(config: &ServerConfig) -> Result<Self, Fatal> {
-        let admin = config.admin.listen.map(|address| bind("the admin API", address)).transpose()?;
-        Ok(Self {
-            api: bind("the API", config.api.listen)?,
-            gateway: bind("the gateway", config.gateway.listen)?,
+        let mut passed = Passed::take()?;
+        let admin = config.admin.listen.map(|address| passed.or_bind("the admin API", address)).transpose()?;
+        let all = Self {
+            api: passed.or_bind("the API", config.api.listen)?,
+            gateway: passed.or_bind("the gateway", config.gateway.listen)?,
             admin,
-        })
+        };
+        match passed.0.keys().next() {
+            Some(address) => Err(Fatal::new(
+                Exit::Config,
+                format!(
+                    "the socket unit listens on {address}, which is no `listen` of the configuration: the API is on \
+                     {}, the gateway on {}",
+                    config.api.listen, config.gateway.listen
+                ),
+            )),
+            None => Ok(all),
+        }
     }
 }
 
-fn bind(what: &str, address: SocketAddr) -> Result<TcpListener, Fatal> {
-    let cannot = |error| Fatal::new(Exit::Unavailable, format!("{what} cannot listen on {address}: {error}"));
-    let listener = TcpListener::bind(address).map_err(cannot)?;
-    listener.set_nonblocking(true).map_err(cannot)?;
-    Ok(listener)
+/// The sockets that a supervisor has opened: sd_listen_fds(3).
+struct Passed(BTreeMap<SocketAddr, TcpListener>);
+
+impl Passed {
+    fn take() -> Result<Self, Fatal> {
+        let mut sockets = ListenFd::from_env();
+        let listeners = (0..sockets.len()).filter_map(|place| sockets.take_tcp_listener(place).transpose());
+        let with_address = |listener: TcpListener| Ok((listener.local_addr()?, listener));
+        let all: std::io::Result<_> = listeners.map(|listener| listener.and_then(with_address)).collect();
+        let cannot = |error| Fatal::new(Exit::Config, format!("a socket of the socket unit cannot be used: {error}"));
+        all.map(Self).map_err(cannot)
+    }
+
+    fn or_bind(&mut self, what: &str, address: SocketAddr) -> Result<TcpListener, Fatal> {
+        let cannot = |error| Fatal::new(Exit::Unavailable, format!("{what} cannot listen on {address}: {error}"));
+        let listener = self.0.remove(&address).map_or_else(|| TcpListener::bind(address), Ok).map_err(cannot)?;
+        listener.set_nonblocking(true).map_err(cannot)?;
+        Ok(listener)
+    }
 }
 
 /// Serves until the stop comes, then ends requests and sessions in order.
-pub async fn run(mut config: ServerConfig, listeners: Listeners, mut stop: Stop) -> Result<(), Fatal> {
+pub async fn run(
+    settings: Settings,
+    listeners: Listeners,
+    mut stop: Stop,
+    reload: Reload<Settings>,
+) -> Result<(), Fatal> {
     let io = |error: std::io::Error| Fatal::new(Exit::IoErr, error);
-    let tls = |files: &Option<TlsFiles>, clients: Option<&Path>| {
-        files.as_ref().map(|files| tls::server(files, clients)).transpose().map_err(Fatal::of(Exit::Config))
-    };
-    let gateway_tls = tls(&config.gateway.tls, config.gateway.client_ca.as_deref())?;
-    let (api_tls, admin_tls) = (tls(&config.api.tls, None)?, tls(&config.admin.tls, None)?);
+    let Settings { mut config, certificates } = settings;
+    let started = Arc::new(config.clone());
+    let Certificates { api: api_tls, gateway: gateway_tls, admin: admin_tls } = certificates.clone();
     let api_address = listeners.api.local_addr().map_err(io)?;
     config.web_push.origin = config.web_push.origin.or_else(|| Origin::of_listener(api_address, api_tls.is_some()));
     let server = Arc::new(Server::open(config).await?);
@@ -248,8 +282,7 @@ pub async fn run(mut config: ServerConfig, listeners: Listeners, mut stop: Stop)
     let mut api = Web::start(public, listeners.api, api_tls);
     // Kept to the end: who asks during the drain is told so.
     let _admin = operators.zip(listeners.admin).map(|(router, listener)| Web::start(router, listener, admin_tls));
-    let mut devices =
-        tokio::spawn(gateway::serve(Arc::clone(&server), gateway, gateway_tls.map(TlsAcceptor::from), stop.clone()));
+    let mut devices = tokio::spawn(gateway::serve(Arc::clone(&server), gateway, gateway_tls, stop.clone()));
     #[cfg(feature = "mqtt")]
     let broker = broker::Broker::start(&server)?;
     #[cfg(not(feature = "mqtt"))]
@@ -263,6 +296,9 @@ pub async fn run(mut config: ServerConfig, listeners: Listeners, mut stop: Stop)
     tokio::spawn(receipts::run(Arc::clone(&server), stop.clone()));
     tokio::spawn(waiters::run(Arc::clone(&server), stop.clone()));
     tokio::spawn(upkeep::run(Arc::clone(&server), stop.clone()));
+    supervisor::ready();
+    tokio::spawn(supervised::run(Arc::clone(&server), stop.clone()));
+    tokio::spawn(reload::run(reload, started, certificates));
     let early = tokio::select! {
         biased;
         () = stop.wait() => None,
@@ -274,6 +310,7 @@ pub async fn run(mut config: ServerConfig, listeners: Listeners, mut stop: Stop)
         error!("{why}");
         return Err(Fatal::new(Exit::Software, why));
     }
+    supervisor::stopping();
     let orderly = drain(&server, api).await;
     #[cfg(feature = "mqtt")]
     if let Some(broker) = broker {
@@ -292,7 +329,7 @@ struct Web {
 }
 
 impl Web {
-    fn start(router: Router, listener: TcpListener, tls: Option<Arc<rustls::ServerConfig>>) -> Self {
+    fn start(router: Router, listener: TcpListener, tls: Option<RustlsConfig>) -> Self {
         let handle = Handle::new();
         Self { task: tokio::spawn(serve_http(router, listener, tls, handle.clone())), handle }
     }
@@ -301,13 +338,13 @@ impl Web {
 async fn serve_http(
     router: Router,
     listener: TcpListener,
-    tls: Option<Arc<rustls::ServerConfig>>,
+    tls: Option<RustlsConfig>,
     handle: Handle<SocketAddr>,
 ) -> std::io::Result<()> {
     let service = router.into_make_service();
     match tls {
         Some(tls) => {
-            let mut api = axum_server::from_tcp_rustls(listener, RustlsConfig::from_config(tls))?.handle(handle);
+            let mut api = axum_server::from_tcp_rustls(listener, tls)?.handle(handle);
             api.http_builder().http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
             api.serve(service).await
         }

@@ -3,9 +3,10 @@
 
     run.py [--programs FOLDER]
 
-FOLDER has bellwire-server and bellwired; target/debug, or that of CARGO_TARGET_DIR, if it is not
-named. What is below root/ is put into the machine. Its packages are kept in the target folder, as a
-tar file; everything else is gone at the end, also after Ctrl-C.
+FOLDER has bellwire-server, bellwired and bellwire; target/debug, or that of CARGO_TARGET_DIR, if it is
+not named. They and all that is shipped with them are put into the machine as packages put them, and then
+what is below root/. The machine's own packages are kept in the target folder, as a tar file; everything
+else is gone at the end, also after Ctrl-C.
 
 Exit status: 0 all is well, 1 a check failed, 69 the machine cannot be made here, 77 not root.
 """
@@ -27,12 +28,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR") or SOURCE / "target").resolve()
-PROGRAMS = ["bellwire-server", "bellwired"]
+PROGRAMS = ["bellwire-server", "bellwired", "bellwire"]
 PACKAGES = ["systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "libnss-systemd", "polkitd",
             "python3-jeepney", "curl"]
-# What is shipped and belongs into a machine, and where.
-SHIPPED = {"examples/server.toml": "etc/bellwire", "dbus/org.bellwire.policy": "usr/share/polkit-1/actions",
-           "dbus/org.bellwire.Push.conf": "usr/share/dbus-1/system.d"}
 # Where the machine has the apps and the checks.
 TOOLS = "usr/lib/bellwire-test"
 CHECKS = "bellwire-checks.service"
@@ -61,8 +59,8 @@ def main():
             shutil.rmtree(left, ignore_errors=True)
         image = make_image()
         with tempfile.TemporaryDirectory(dir=TARGET, prefix="systemd-test-") as folder:
-            root = make_root(image, Path(folder) / "root")
-            with booted(root, programs, Path(folder) / "console") as leader:
+            root = make_root(image, Path(folder) / "root", programs[0].parent)
+            with booted(root, Path(folder) / "console") as leader:
                 return check(leader)
 
 
@@ -117,15 +115,15 @@ def debian():
     return release["VERSION_CODENAME"]
 
 
-def make_root(image, root):
+def make_root(image, root, programs):
     root.mkdir()
     subprocess.run(["tar", "-C", root, "-xf", image], check=True)
+    places = {"DESTDIR": root, "PREFIX": "/usr", "PROGRAMS": programs, "WRITERS": ""}
+    subprocess.run([SOURCE / "packaging/install.sh", *PROGRAMS], check=True, env={**os.environ, **places})
     for folder, place in [(HERE / "root", root), (HERE / "checks", root / TOOLS / "checks")]:
         for file in folder.rglob("*"):
             if file.is_file():
                 put(file, place / file.relative_to(folder))
-    for file, folder in SHIPPED.items():
-        put(SOURCE / file, root / folder / Path(file).name)
     return root
 
 
@@ -137,17 +135,16 @@ def put(file, place):
 
 
 @contextlib.contextmanager
-def booted(root, programs, console):
+def booted(root, console):
     """The machine while it runs; gives the id of its first process."""
     with own_control_group() as enter, open(console, "wb") as log:
         # The machine must not outlive us, however we end.
         nspawn = ["setpriv", "--pdeathsig", "TERM", "--", "systemd-nspawn", "--quiet", f"--directory={root}", "--boot",
-                  "--register=no", f"--machine=bellwire-test-{os.getpid()}", "--private-network", "--console=pipe",
-                  *(f"--bind-ro={program}:/usr/local/bin/{program.name}" for program in programs)]
+                  "--register=no", f"--machine=bellwire-test-{os.getpid()}", "--private-network", "--console=pipe"]
         if not systemd_runs_here():
             nspawn.append("--keep-unit")
         # In a session of its own, or Ctrl-C would halt it before we have looked.
-        process = subprocess.Popen([*nspawn, "systemd.log_target=console"], stdin=subprocess.DEVNULL, stdout=log,
+        process = subprocess.Popen(nspawn, stdin=subprocess.DEVNULL, stdout=log,
                                    stderr=log, start_new_session=True, preexec_fn=enter)
         try:
             yield wait_booted(process, console)

@@ -6,12 +6,14 @@ import traceback
 import machine
 import session
 import system
+import units
 
 try:
     for unit in ("bellwire-server.service", "polkit.service"):
         machine.ROOT.run("systemctl", "start", unit)
     session.check()
     system.check()
+    units.check()
 except Exception:
     machine.show_all()
     print("not ok -", traceback.format_exc(), flush=True)
