@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Boots a machine with a real systemd in a container and lets checks/ look at the programs in it.
 
-    run.py [--programs FOLDER]
+    run.py [--programs FOLDER] [session|system|units ...]
 
 FOLDER has bellwire-server, bellwired and bellwire; target/debug, or that of CARGO_TARGET_DIR, if it is
 not named. They and all that is shipped with them are put into the machine as packages put them, and then
@@ -40,7 +40,9 @@ BOOT_S, HALT_S = 60, 30
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--programs", type=Path, default=TARGET / "debug", metavar="FOLDER")
-    programs = [arguments.parse_args().programs.resolve() / name for name in PROGRAMS]
+    arguments.add_argument("checks", nargs="*", choices=["session", "system", "units", []], metavar="CHECK")
+    arguments = arguments.parse_args()
+    programs = [arguments.programs.resolve() / name for name in PROGRAMS]
     if os.geteuid() != 0:
         give_up(77, f"a container needs root: sudo {HERE / 'run.py'} --programs {shlex.quote(str(programs[0].parent))}")
     for program in programs:
@@ -61,14 +63,14 @@ def main():
         with tempfile.TemporaryDirectory(dir=TARGET, prefix="systemd-test-") as folder:
             root = make_root(image, Path(folder) / "root", programs[0].parent)
             with booted(root, Path(folder) / "console") as leader:
-                return check(leader)
+                return check(leader, arguments.checks)
 
 
-def check(leader):
-    """Runs the checks as a unit of the machine."""
+def check(leader, checks):
+    """Runs the checks as a unit of the machine; all of them if none is named."""
     # In a session of its own, so that Ctrl-C does not end what waits for the unit before the unit.
     command = ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", f"--unit={CHECKS}", "python3",
-               f"/{TOOLS}/checks/main.py"]
+               f"/{TOOLS}/checks/main.py", *checks]
     checks = subprocess.Popen([*inside(leader), *command], start_new_session=True)
     try:
         return checks.wait()
