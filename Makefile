@@ -20,7 +20,7 @@ BUILD = cargo build --locked --bins
 # The programs under test can be ended at any step of a message's way; those for use cannot.
 TESTED = --locked --features fault-points
 
-.PHONY: help demo test test-receipts test-api test-systemd check build install deb rpm bench setup clean
+.PHONY: help demo test test-receipts test-api test-systemd test-packages check build install deb rpm bench setup clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1#\2/p' Makefile | column -t -s '#' 2>/dev/null || \
@@ -44,6 +44,9 @@ test-api: ## Judge the HTTP API by its own document for some minutes, with thous
 test-systemd: ## Test who may be an app and how apps start, in a container with a real systemd; needs root
 	@$(SETUP) systemd $(BUILD)
 	@$(SETUP) systemd tests/systemd/run.py
+
+test-packages: ## Build the packages twice, and lint, install, upgrade and remove them; needs root, takes half an hour
+	@$(SETUP) judge tests/packages/run.py
 
 check: ## Formatting, lints, documentation, and the smaller builds
 	@$(SETUP) check cargo fmt --check
@@ -69,7 +72,7 @@ bench: ## Measure throughput, latency and memory on this machine
 	@$(SETUP) test $(BUILD) --profile speed
 	@$(SETUP) test cargo run --locked --profile speed --quiet --bin bellwire -- bench
 
-setup: ## Only install what is missing for all of these
+setup: ## Only install what is missing for all of these but the packages
 	@$(SETUP) all
 
 clean: ## Remove what was built
