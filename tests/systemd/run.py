@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Boots a machine with a real systemd in a container and lets checks/ look at the programs in it.
 
-    run.py [--programs FOLDER]
+    run.py [--programs FOLDER | --packages FOLDER]
 
-FOLDER has bellwire-server and bellwired; target/debug, or that of CARGO_TARGET_DIR, if it is not
-named. What is below root/ is put into the machine. Its packages are kept in the target folder, as a
-tar file; everything else is gone at the end, also after Ctrl-C.
+FOLDER has bellwire-server and bellwired, or their Debian packages, which are then installed;
+target/debug, or that of CARGO_TARGET_DIR, if it is not named. What is below root/ is put into the
+machine. Debian's own packages of the machine are kept in the target folder, as a tar file;
+everything else is gone at the end, also after Ctrl-C.
 
 Exit status: 0 all is well, 1 a check failed, 69 the machine cannot be made here, 77 not root.
 """
@@ -15,7 +16,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -42,9 +42,15 @@ BOOT_S, HALT_S = 60, 30
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--programs", type=Path, default=TARGET / "debug", metavar="FOLDER")
-    programs = [arguments.parse_args().programs.resolve() / name for name in PROGRAMS]
+    arguments.add_argument("--packages", type=Path, metavar="FOLDER")
+    arguments = arguments.parse_args()
+    programs = [arguments.programs.resolve() / name for name in PROGRAMS]
+    packages = find_packages(arguments.packages) if arguments.packages else []
     if os.geteuid() != 0:
-        give_up(77, f"a container needs root: sudo {HERE / 'run.py'} --programs {shlex.quote(str(programs[0].parent))}")
+        given = f"--packages {packages[0].parent}" if packages else f"--programs {programs[0].parent}"
+        give_up(77, f"a container needs root: sudo {HERE / 'run.py'} {given}")
+    if packages:
+        programs = []
     for program in programs:
         if not program.is_file():
             give_up(69, f"{program} is missing: cargo build --bins")
@@ -61,7 +67,7 @@ def main():
             shutil.rmtree(left, ignore_errors=True)
         image = make_image()
         with tempfile.TemporaryDirectory(dir=TARGET, prefix="systemd-test-") as folder:
-            root = make_root(image, Path(folder) / "root")
+            root = make_root(image, Path(folder) / "root", packages)
             with booted(root, programs, Path(folder) / "console") as leader:
                 return check(leader)
 
@@ -117,14 +123,34 @@ def debian():
     return release["VERSION_CODENAME"]
 
 
-def make_root(image, root):
+def find_packages(folder):
+    """The newest packages of our programs there."""
+    found = [sorted(folder.resolve().glob(f"{name}_*.deb"), key=lambda path: path.stat().st_mtime) for name in PROGRAMS]
+    if not all(found):
+        give_up(69, f"{folder} lacks packages of {' or '.join(PROGRAMS)}: make deb")
+    return [files[-1] for files in found]
+
+
+def install(packages, root):
+    """Installs packages before the machine runs; its own units find their programs as if they were bound."""
+    for package in packages:
+        shutil.copy(package, root / "tmp")
+    subprocess.run(["chroot", root, "dpkg", "--install", *(f"/tmp/{package.name}" for package in packages)],
+                   check=True, stdout=subprocess.DEVNULL)
+    for name in PROGRAMS:
+        (root / "usr/local/bin" / name).symlink_to(f"/usr/bin/{name}")
+
+
+def make_root(image, root, packages):
     root.mkdir()
     subprocess.run(["tar", "-C", root, "-xf", image], check=True)
+    if packages:
+        install(packages, root)
     for folder, place in [(HERE / "root", root), (HERE / "checks", root / TOOLS / "checks")]:
         for file in folder.rglob("*"):
             if file.is_file():
                 put(file, place / file.relative_to(folder))
-    for file, folder in SHIPPED.items():
+    for file, folder in SHIPPED.items() if not packages else ():
         put(SOURCE / file, root / folder / Path(file).name)
     return root
 
