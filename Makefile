@@ -22,7 +22,7 @@ ARM = aarch64 armv7
 # The programs under test can be ended at any step of a message's way; those for use cannot.
 TESTED = --locked --features fault-points
 
-.PHONY: help demo test test-receipts test-api test-systemd test-arm cross check build install deb rpm bench setup clean
+.PHONY: help demo test test-receipts test-api test-systemd test-packages test-arm cross check build install deb rpm bench setup clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1#\2/p' Makefile | column -t -s '#' 2>/dev/null || \
@@ -64,6 +64,9 @@ test-arm: ## Build for ARM, and deliver messages by those programs under qemu; t
 	    $(SETUP) arm /usr/bin/python3 tests/arm/run.py $$machine '$(OUT)/cross'/$$machine || exit; \
 	done
 
+test-packages: ## Build the packages twice, and lint, install, upgrade and remove them; needs root, takes half an hour
+	@$(SETUP) judge tests/packages/run.py
+
 check: ## Formatting, lints, documentation, and the smaller builds
 	@$(SETUP) check cargo fmt --check
 	@$(SETUP) check cargo clippy --locked --all-targets --features fault-points -- -D warnings
@@ -88,7 +91,7 @@ bench: ## Measure throughput, latency and memory on this machine
 	@$(SETUP) test $(BUILD) --profile speed
 	@$(SETUP) test cargo run --locked --profile speed --quiet --bin bellwire -- bench
 
-setup: ## Only install what is missing for all of these but the ARM ones
+setup: ## Only install what is missing for all of these but packages and ARM
 	@$(SETUP) all
 
 clean: ## Remove what was built

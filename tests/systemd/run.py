@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Boots a machine with a real systemd in a container and lets checks/ look at the programs in it.
 
-    run.py [--programs FOLDER]
+    run.py [--programs FOLDER | --packages FOLDER] [session|system|units ...]
 
-FOLDER has bellwire-server, bellwired and bellwire; target/debug, or that of CARGO_TARGET_DIR, if it is
-not named. They and all that is shipped with them are put into the machine as packages put them, and then
-what is below root/. The machine's own packages are kept in the target folder, as a tar file; everything
-else is gone at the end, also after Ctrl-C.
+FOLDER has bellwire-server, bellwired and bellwire, or their Debian packages; target/debug, or that of
+CARGO_TARGET_DIR, if it is not named. Packages are installed; programs, and all that is shipped with them,
+are put where packages put them; and then what is below root/. Debian's own packages of the machine are
+kept in the target folder, as a tar file; everything else is gone at the end, also after Ctrl-C.
 
 Exit status: 0 all is well, 1 a check failed, 69 the machine cannot be made here, 77 not root.
 """
@@ -16,7 +16,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -40,9 +39,16 @@ BOOT_S, HALT_S = 60, 30
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--programs", type=Path, default=TARGET / "debug", metavar="FOLDER")
-    programs = [arguments.parse_args().programs.resolve() / name for name in PROGRAMS]
+    arguments.add_argument("--packages", type=Path, metavar="FOLDER")
+    arguments.add_argument("checks", nargs="*", choices=["session", "system", "units", []], metavar="CHECK")
+    arguments = arguments.parse_args()
+    programs = [arguments.programs.resolve() / name for name in PROGRAMS]
+    packages = find_packages(arguments.packages) if arguments.packages else []
     if os.geteuid() != 0:
-        give_up(77, f"a container needs root: sudo {HERE / 'run.py'} --programs {shlex.quote(str(programs[0].parent))}")
+        given = f"--packages {packages[0].parent}" if packages else f"--programs {programs[0].parent}"
+        give_up(77, f"a container needs root: sudo {HERE / 'run.py'} {given}")
+    if packages:
+        programs = []
     for program in programs:
         if not program.is_file():
             give_up(69, f"{program} is missing: cargo build --bins")
@@ -59,16 +65,16 @@ def main():
             shutil.rmtree(left, ignore_errors=True)
         image = make_image()
         with tempfile.TemporaryDirectory(dir=TARGET, prefix="systemd-test-") as folder:
-            root = make_root(image, Path(folder) / "root", programs[0].parent)
+            root = make_root(image, Path(folder) / "root", programs, packages)
             with booted(root, Path(folder) / "console") as leader:
-                return check(leader)
+                return check(leader, arguments.checks)
 
 
-def check(leader):
-    """Runs the checks as a unit of the machine."""
+def check(leader, checks):
+    """Runs the checks as a unit of the machine; all of them if none is named."""
     # In a session of its own, so that Ctrl-C does not end what waits for the unit before the unit.
     command = ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", f"--unit={CHECKS}", "python3",
-               f"/{TOOLS}/checks/main.py"]
+               f"/{TOOLS}/checks/main.py", *checks]
     checks = subprocess.Popen([*inside(leader), *command], start_new_session=True)
     try:
         return checks.wait()
@@ -115,11 +121,30 @@ def debian():
     return release["VERSION_CODENAME"]
 
 
-def make_root(image, root, programs):
+def find_packages(folder):
+    """The newest packages of our programs there."""
+    found = [sorted(folder.resolve().glob(f"{name}_*.deb"), key=lambda path: path.stat().st_mtime) for name in PROGRAMS]
+    if not all(found):
+        give_up(69, f"{folder} lacks packages of {' or '.join(PROGRAMS)}: make deb")
+    return [files[-1] for files in found]
+
+
+def install(programs, packages, root):
+    """Installs packages, or programs, before the machine runs."""
+    if not packages:
+        places = {"DESTDIR": root, "PREFIX": "/usr", "PROGRAMS": programs[0].parent, "WRITERS": ""}
+        subprocess.run([SOURCE / "packaging/install.sh", *PROGRAMS], check=True, env={**os.environ, **places})
+        return
+    for package in packages:
+        shutil.copy(package, root / "tmp")
+    subprocess.run(["chroot", root, "dpkg", "--install", *(f"/tmp/{package.name}" for package in packages)],
+                   check=True, stdout=subprocess.DEVNULL)
+
+
+def make_root(image, root, programs, packages):
     root.mkdir()
     subprocess.run(["tar", "-C", root, "-xf", image], check=True)
-    places = {"DESTDIR": root, "PREFIX": "/usr", "PROGRAMS": programs, "WRITERS": ""}
-    subprocess.run([SOURCE / "packaging/install.sh", *PROGRAMS], check=True, env={**os.environ, **places})
+    install(programs, packages, root)
     for folder, place in [(HERE / "root", root), (HERE / "checks", root / TOOLS / "checks")]:
         for file in folder.rglob("*"):
             if file.is_file():
