@@ -211,7 +211,7 @@ fn written_by_the_guide() -> BTreeMap<String, String> {
     let text = page(GUIDE);
     let files = text.split("\ncat > ").skip(1).map(|rest| {
         let (path, rest) = rest.split_once(" <<END\n").expect("a file is between two END");
-        let body = rest.split("\nEND\n").next().unwrap_or_default();
+        let body = rest.split("\nEND").next().unwrap_or_default();
         (path.rsplit('/').next().unwrap_or_default().to_owned(), body.to_owned())
     });
     files.collect()
