@@ -334,9 +334,9 @@ fn pages_that_are_referred_to_are_there() {
 /// The files in a folder, in order.
 fn files_in(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let mut pages: Vec<PathBuf> = entries.map(|entry| entry.expect("the folder can be read").path()).collect();
-    pages.sort();
-    pages
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("the folder can be read").path()).collect();
+    files.sort();
+    files
 }
 
 #[track_caller]
