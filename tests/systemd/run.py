@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Boots a machine with a real systemd in a container and lets checks/ look at the programs in it.
 
-    run.py [--programs FOLDER]
+    run.py [--programs FOLDER | --packages FOLDER] [session|system|units ...]
 
-FOLDER has bellwire-server and bellwired; target/debug, or that of CARGO_TARGET_DIR, if it is not
-named. What is below root/ is put into the machine. Its packages are kept in the target folder, as a
-tar file; everything else is gone at the end, also after Ctrl-C.
+FOLDER has bellwire-server, bellwired and bellwire, or their Debian packages; target/debug, or that of
+CARGO_TARGET_DIR, if it is not named. Packages are installed; programs, and all that is shipped with them,
+are put where packages put them; and then what is below root/. Debian's own packages of the machine are
+kept in the target folder, as a tar file; everything else is gone at the end, also after Ctrl-C.
 
 Exit status: 0 all is well, 1 a check failed, 69 the machine cannot be made here, 77 not root.
 """
@@ -15,7 +16,6 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -27,12 +27,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR") or SOURCE / "target").resolve()
-PROGRAMS = ["bellwire-server", "bellwired"]
+PROGRAMS = ["bellwire-server", "bellwired", "bellwire"]
 PACKAGES = ["systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "libnss-systemd", "polkitd",
             "python3-jeepney", "curl"]
-# What is shipped and belongs into a machine, and where.
-SHIPPED = {"examples/server.toml": "etc/bellwire", "dbus/org.bellwire.policy": "usr/share/polkit-1/actions",
-           "dbus/org.bellwire.Push.conf": "usr/share/dbus-1/system.d"}
 # Where the machine has the apps and the checks.
 TOOLS = "usr/lib/bellwire-test"
 CHECKS = "bellwire-checks.service"
@@ -42,9 +39,16 @@ BOOT_S, HALT_S = 60, 30
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--programs", type=Path, default=TARGET / "debug", metavar="FOLDER")
-    programs = [arguments.parse_args().programs.resolve() / name for name in PROGRAMS]
+    arguments.add_argument("--packages", type=Path, metavar="FOLDER")
+    arguments.add_argument("checks", nargs="*", choices=["session", "system", "units", []], metavar="CHECK")
+    arguments = arguments.parse_args()
+    programs = [arguments.programs.resolve() / name for name in PROGRAMS]
+    packages = find_packages(arguments.packages) if arguments.packages else []
     if os.geteuid() != 0:
-        give_up(77, f"a container needs root: sudo {HERE / 'run.py'} --programs {shlex.quote(str(programs[0].parent))}")
+        given = f"--packages {packages[0].parent}" if packages else f"--programs {programs[0].parent}"
+        give_up(77, f"a container needs root: sudo {HERE / 'run.py'} {given}")
+    if packages:
+        programs = []
     for program in programs:
         if not program.is_file():
             give_up(69, f"{program} is missing: cargo build --bins")
@@ -61,16 +65,16 @@ def main():
             shutil.rmtree(left, ignore_errors=True)
         image = make_image()
         with tempfile.TemporaryDirectory(dir=TARGET, prefix="systemd-test-") as folder:
-            root = make_root(image, Path(folder) / "root")
-            with booted(root, programs, Path(folder) / "console") as leader:
-                return check(leader)
+            root = make_root(image, Path(folder) / "root", programs, packages)
+            with booted(root, Path(folder) / "console") as leader:
+                return check(leader, arguments.checks)
 
 
-def check(leader):
-    """Runs the checks as a unit of the machine."""
+def check(leader, checks):
+    """Runs the checks as a unit of the machine; all of them if none is named."""
     # In a session of its own, so that Ctrl-C does not end what waits for the unit before the unit.
     command = ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", f"--unit={CHECKS}", "python3",
-               f"/{TOOLS}/checks/main.py"]
+               f"/{TOOLS}/checks/main.py", *checks]
     checks = subprocess.Popen([*inside(leader), *command], start_new_session=True)
     try:
         return checks.wait()
@@ -117,15 +121,34 @@ def debian():
     return release["VERSION_CODENAME"]
 
 
-def make_root(image, root):
+def find_packages(folder):
+    """The newest packages of our programs there."""
+    found = [sorted(folder.resolve().glob(f"{name}_*.deb"), key=lambda path: path.stat().st_mtime) for name in PROGRAMS]
+    if not all(found):
+        give_up(69, f"{folder} lacks packages of {' or '.join(PROGRAMS)}: make deb")
+    return [files[-1] for files in found]
+
+
+def install(programs, packages, root):
+    """Installs packages, or programs, before the machine runs."""
+    if not packages:
+        places = {"DESTDIR": root, "PREFIX": "/usr", "PROGRAMS": programs[0].parent, "WRITERS": ""}
+        subprocess.run([SOURCE / "packaging/install.sh", *PROGRAMS], check=True, env={**os.environ, **places})
+        return
+    for package in packages:
+        shutil.copy(package, root / "tmp")
+    subprocess.run(["chroot", root, "dpkg", "--install", *(f"/tmp/{package.name}" for package in packages)],
+                   check=True, stdout=subprocess.DEVNULL)
+
+
+def make_root(image, root, programs, packages):
     root.mkdir()
     subprocess.run(["tar", "-C", root, "-xf", image], check=True)
+    install(programs, packages, root)
     for folder, place in [(HERE / "root", root), (HERE / "checks", root / TOOLS / "checks")]:
         for file in folder.rglob("*"):
             if file.is_file():
                 put(file, place / file.relative_to(folder))
-    for file, folder in SHIPPED.items():
-        put(SOURCE / file, root / folder / Path(file).name)
     return root
 
 
@@ -137,17 +160,16 @@ def put(file, place):
 
 
 @contextlib.contextmanager
-def booted(root, programs, console):
+def booted(root, console):
     """The machine while it runs; gives the id of its first process."""
     with own_control_group() as enter, open(console, "wb") as log:
         # The machine must not outlive us, however we end.
         nspawn = ["setpriv", "--pdeathsig", "TERM", "--", "systemd-nspawn", "--quiet", f"--directory={root}", "--boot",
-                  "--register=no", f"--machine=bellwire-test-{os.getpid()}", "--private-network", "--console=pipe",
-                  *(f"--bind-ro={program}:/usr/local/bin/{program.name}" for program in programs)]
+                  "--register=no", f"--machine=bellwire-test-{os.getpid()}", "--private-network", "--console=pipe"]
         if not systemd_runs_here():
             nspawn.append("--keep-unit")
         # In a session of its own, or Ctrl-C would halt it before we have looked.
-        process = subprocess.Popen([*nspawn, "systemd.log_target=console"], stdin=subprocess.DEVNULL, stdout=log,
+        process = subprocess.Popen(nspawn, stdin=subprocess.DEVNULL, stdout=log,
                                    stderr=log, start_new_session=True, preexec_fn=enter)
         try:
             yield wait_booted(process, console)

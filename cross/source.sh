@@ -1,0 +1,26 @@
+#!/bin/sh
+# Packs the source together with its crates, for builds that may fetch nothing: those of Tizen, Yocto and
+# Buildroot.
+#
+#     cross/source.sh FOLDER
+#
+# It makes bellwire-VERSION.tar.gz in FOLDER of the last commit, always the same bytes, and prints its SHA-256.
+# The crates are in VENDOR, and .cargo/config.toml says so: no option is needed to build from it.
+set -eu
+umask 022
+
+[ $# = 1 ] || { echo "usage: cross/source.sh FOLDER" >&2; exit 64; }
+mkdir -p "$1"
+to=$(cd "$1" && pwd)
+cd "$(dirname "$0")/.."
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+name=bellwire-$version
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+git archive --prefix="$name/" HEAD | tar -C "$work" -x
+mkdir "$work/$name/.cargo"
+(cd "$work/$name" && cargo vendor --quiet --locked VENDOR > .cargo/config.toml)
+tar -C "$work" --sort=name --mtime="@$(git log -1 --format=%ct)" --owner=0 --group=0 --numeric-owner --mode=a+rX,u+w,go-w \
+    -c "$name" | gzip -9n > "$to/$name.tar.gz"
+cd "$to" && sha256sum "$name.tar.gz"

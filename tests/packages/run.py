@@ -1,0 +1,468 @@
+#!/usr/bin/env python3
+"""Builds the packages twice and tries them as those do who get them: their bytes, their files, what linters say,
+and an installation with its upgrade and its end in a new root of this machine's release of Debian.
+
+    run.py [--built FOLDER]
+
+FOLDER is a target folder in which `make deb rpm` has put packages: these are tried, and none are built. What is
+below the target folder for this is gone at the end, but the packages of the root, which tests/systemd has too.
+
+Exit status: 0 all is well, 1 a check failed, 69 something cannot be had here, 77 not root.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+SOURCE = HERE.parent.parent
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR") or SOURCE / "target").resolve()
+VERSION = tomllib.loads((SOURCE / "Cargo.toml").read_text())["package"]["version"]
+NEXT = "9.0.0~test"
+PACKAGES = ["bellwired", "bellwire-server", "bellwire"]
+ENVIRONMENT = {**os.environ, "LC_ALL": "C.UTF-8"}
+
+# How a root of Debian is made is known there.
+spec = importlib.util.spec_from_file_location("machine", HERE.parent / "systemd/run.py")
+machine = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(machine)
+
+
+class Failure(Exception):
+    """Something is not as it has to be."""
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--built", type=Path, metavar="FOLDER")
+    built = arguments.parse_args().built
+    if os.geteuid() != 0:
+        machine.give_up(77, f"a root of Debian needs root: sudo {HERE / 'run.py'}")
+    os.umask(0o022)
+    TARGET.mkdir(parents=True, exist_ok=True)
+    with open(TARGET / "packages-test.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in TARGET.glob("packages-test-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=TARGET, prefix="packages-test-") as folder:
+            return check(Path(folder), built.resolve() if built else None)
+
+
+def check(folder, built):
+    checks = [same_bytes] if built is None else []
+    checks += [no_folder_of_this_machine, lists, lint_debs, lint_rpms, debian, debian_without_systemd, rpm_root,
+               tizen, yocto, buildroot]
+    work = Work(folder, built)
+    failed = 0
+    for one in checks:
+        try:
+            one(work)
+            print(f"ok {one.__name__}", flush=True)
+        except Failure as failure:
+            failed += 1
+            print(f"FAILED {one.__name__}: {failure}", flush=True)
+    print(f"{len(checks) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+class Work:
+    """The packages that are tried, and room for trying them."""
+
+    def __init__(self, folder, built):
+        self.folder = folder
+        self.target = built or build(folder, 0)
+        # The programs of the packages, which write their pages themselves.
+        self.programs = self.target / "release"
+
+    def debs(self):
+        return [one(self.target / "deb", f"{package}_{VERSION}-*.deb") for package in PACKAGES]
+
+    def rpms(self):
+        return [one(self.target / "rpm", f"{package}-{VERSION}-*.rpm") for package in PACKAGES]
+
+    def room(self, name):
+        room = self.folder / name
+        room.mkdir()
+        return room
+
+
+def one(folder, pattern):
+    found = sorted(folder.glob(pattern))
+    expect(len(found) == 1, f"{pattern} in {folder}: {[path.name for path in found]}")
+    return found[0]
+
+
+def expect(is_so, otherwise):
+    if not is_so:
+        raise Failure(otherwise)
+
+
+def run(*command, **options):
+    """What a command prints; a failure if it fails."""
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True,
+                          **{"env": ENVIRONMENT, **options})
+    expect(done.returncode == 0, f"{' '.join(map(str, command))}: {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def build(folder, number):
+    """Builds the packages in a copy of the source, in a folder of another depth for each number, with all that
+    cargo keeps elsewhere."""
+    place = folder / "/".join(["build", *["deeper"] * number, f"source{number}"])
+    names = run("git", "-C", SOURCE, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    for name in filter(None, names):
+        if (SOURCE / name).is_file():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(SOURCE / name, place / name)
+    target = folder / f"target{number}"
+    target.mkdir()
+    # What makes the packages is the same for all.
+    run(SOURCE / "tests/setup.sh", "package", "true", env={**ENVIRONMENT, "CARGO_TARGET_DIR": str(TARGET)})
+    (target / "tools").symlink_to(TARGET / "tools")
+    home = folder / f"home{number}"
+    kept = Path(os.environ.get("CARGO_HOME") or Path.home() / ".cargo")
+    home.mkdir()
+    for part in kept.iterdir():
+        if part.name in ("config.toml", "credentials.toml"):
+            shutil.copy(part, home)
+    (home / "registry").mkdir()
+    # What was fetched is fetched; the sources are unpacked again, and have another name.
+    for part in ("cache", "index"):
+        if (kept / "registry" / part).exists():
+            (home / "registry" / part).symlink_to(kept / "registry" / part)
+    toolchain = os.environ.get("RUSTUP_HOME") or str(Path.home() / ".rustup")
+    changed = run("git", "-C", SOURCE, "log", "-1", "--format=%ct").strip()
+    print(f"building the packages in {place}", file=sys.stderr, flush=True)
+    run("make", "-C", place, "deb", "rpm", env={
+        **ENVIRONMENT, "CARGO_TARGET_DIR": str(target), "CARGO_HOME": str(home), "RUSTUP_HOME": toolchain,
+        "SOURCE_DATE_EPOCH": changed})
+    return target
+
+
+def same_bytes(work):
+    """The same source gives the same packages, wherever it is built."""
+    other = build(work.folder, 1)
+    for first in [*work.debs(), *work.rpms()]:
+        second = other / first.relative_to(work.target)
+        sums = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (first, second)]
+        expect(sums[0] == sums[1], f"{first.name}: {sums}")
+        print(f"   {sums[0]}  {first.name}")
+    shutil.rmtree(other)
+
+
+def no_folder_of_this_machine(work):
+    """No file of a package names a folder in which it was built."""
+    room = work.room("unpacked")
+    names = {str(SOURCE), str(TARGET), str(work.folder), str(work.target), str(Path.home())}
+    names |= {os.environ.get("CARGO_HOME") or str(Path.home() / ".cargo")}
+    # A home as /root is too short to be looked for alone.
+    names = {name if name.count("/") > 1 else name + "/." for name in names}
+    for package in [*work.debs(), *work.rpms()]:
+        place = room / package.name
+        unpack(package, place)
+        for file in files(place):
+            data = (place / file.lstrip("/")).read_bytes()
+            for name in names:
+                expect(name.encode() not in data, f"{package.name}: {file} names {name}")
+    shutil.rmtree(room)
+
+
+def unpack(package, place):
+    place.mkdir(parents=True)
+    if package.suffix == ".deb":
+        run("dpkg-deb", "--raw-extract", package, place)
+    else:
+        archive = subprocess.run(["rpm2cpio", package], check=True, capture_output=True).stdout
+        subprocess.run(["cpio", "-idm", "--quiet"], input=archive, cwd=place, check=True)
+
+
+def files(folder):
+    """What is in a folder, as it will be called."""
+    return sorted(f"/{path.relative_to(folder)}" for path in folder.rglob("*") if not path.is_dir())
+
+
+def lists(work):
+    """No file is in two packages, and all of them are what `make install` lays out, with the same modes."""
+    for kind, style, packages in [("deb", "debian", work.debs()), ("rpm", "", work.rpms())]:
+        tree = work.room(f"tree-{kind}")
+        run(SOURCE / "packaging/install.sh", *PACKAGES, env={
+            **ENVIRONMENT, "PROGRAMS": str(work.programs), "WRITERS": str(work.programs), "DESTDIR": str(tree),
+            "PREFIX": "/usr", "STYLE": style})
+        expected = {file: stat.S_IMODE((tree / file.lstrip("/")).stat().st_mode) for file in files(tree)}
+        found = {}
+        for package in packages:
+            for file, mode in listed(package):
+                file = file.removesuffix(".gz") if "/man/" in file else file
+                expect(file not in found, f"{file} is in two packages, {package.name} is one")
+                found[file] = mode
+        expect(found == expected, f"{kind}: {set(found.items()) ^ set(expected.items())}")
+
+
+def listed(package):
+    """The files of a package, with their modes."""
+    if package.suffix == ".deb":
+        for line in run("dpkg-deb", "--contents", package).splitlines():
+            mode, owner, _, _, _, name = line.split(None, 5)
+            expect(owner == "root/root", f"{package.name}: {line}")
+            if mode[0] == "-":
+                yield name.removeprefix("."), mode_of(mode)
+    else:
+        query = "[%{FILENAMES} %{FILEMODES:perms} %{FILEUSERNAME}\n]"
+        for line in run("rpm", "-qp", "--queryformat", query, package).splitlines():
+            name, mode, owner = line.split()
+            expect(owner == "root", f"{package.name}: {line}")
+            if mode[0] == "-":
+                yield name, mode_of(mode)
+
+
+def mode_of(text):
+    return sum(1 << (8 - at) for at, letter in enumerate(text[1:10]) if letter != "-")
+
+
+def lint_debs(work):
+    for package in work.debs():
+        said = run("lintian", "--allow-root", "--no-cfg", "--profile", "debian", "--fail-on", "error,warning",
+                   "--suppress-tags-from-file", HERE / "lintian-tags", package)
+        print(said, end="")
+
+
+def lint_rpms(work):
+    said = run("rpmlint", "--config", HERE / "rpmlint.toml", *work.rpms(), SOURCE / "cross/tizen/bellwire.spec")
+    print("   " + said.strip().splitlines()[-1])
+
+
+class Root:
+    """A Debian of this machine's release in a folder, without anything that runs."""
+
+    def __init__(self, folder):
+        folder.mkdir()
+        self.folder = folder
+        subprocess.run(["tar", "-C", folder, "-xf", machine.make_image()], check=True)
+
+    def run(self, *command, **options):
+        return run("chroot", self.folder, *command, **options)
+
+    def install(self, packages):
+        for package in packages:
+            shutil.copy(package, self.folder / "tmp")
+        names = [f"/tmp/{package.name}" for package in packages]
+        self.run("dpkg", "--force-confold", "--install", *names, env={**ENVIRONMENT, "DEBIAN_FRONTEND": "noninteractive"})
+
+    def path(self, place):
+        return self.folder / place.lstrip("/")
+
+    def units(self):
+        """What is said of our units: name, state, preset."""
+        for kind in ("system", "user"):
+            scope = [] if kind == "system" else ["--global"]
+            said = run("systemctl", *scope, f"--root={self.folder}", "list-unit-files", "--no-legend", "--plain",
+                       "bellwire*")
+            for line in said.splitlines():
+                yield (kind, *line.split())
+
+
+def debian(work):
+    """The packages are installed, upgraded with what they keep, removed and purged."""
+    root = Root(work.folder / "debian")
+    root.install(work.debs())
+    said = root.run("dpkg", "--audit") + root.run("dpkg", "--verify", *PACKAGES)
+    expect(said == "", said)
+    presets_hold(root)
+    expect(root.run("getent", "passwd", "bellwire").startswith("bellwire:"), "no user")
+    for program in PACKAGES:
+        expect(VERSION in root.run(program, "--version"), f"{program} does not know its version")
+        page = root.run("sh", "-c", f"zcat /usr/share/man/man1/{program}.1.gz")
+        expect(".TH" in page, f"no page of {program}")
+    has_its_state(root)
+    # An operator sets something; an app is known and a message's key is there.
+    server = ("runuser", "-u", "bellwire", "--", "bellwire-server")
+    configuration = root.path("/etc/bellwire/server.toml")
+    configuration.write_text(configuration.read_text() + "\n[web-push]\nbody-bytes = 8192\n"
+                             if "[web-push]" not in configuration.read_text() else
+                             configuration.read_text().replace("# body-bytes = 4096", "body-bytes = 8192"))
+    root.run(*server, "app", "add", "org.example.chat")
+    before = root.run(*server, "--json", "app", "list")
+    expect("org.example.chat" in before, before)
+
+    root.install(next_version(work))
+    expect(NEXT in root.run("dpkg-query", "-W", "-f", "${Version}", "bellwire-server"), "it was not upgraded")
+    expect(root.run(*server, "--json", "app", "list") == before, "the store did not stay")
+    expect("body-bytes = 8192" in configuration.read_text(), "the configuration did not stay")
+    presets_hold(root)
+
+    root.run("dpkg", "--remove", *PACKAGES)
+    expect(not root.path("/usr/bin/bellwired").exists(), "the program did not go")
+    expect(root.path("/var/lib/bellwire/server.db").exists(), "the store went with the program")
+    expect("body-bytes = 8192" in configuration.read_text(), "the configuration went with the program")
+    root.path("/var/lib/bellwire/agent.db").touch()
+    root.run("dpkg", "--purge", "bellwire-server")
+    expect(not root.path("/var/lib/bellwire/server.db").exists(), "the store stayed")
+    expect(root.path("/var/lib/bellwire/agent.db").exists(), "the store of the agent went with the server")
+    root.run("dpkg", "--purge", "bellwired", "bellwire")
+    left = [path for path in files(root.folder) if "bellwire" in path and not path.startswith("/tmp/")]
+    # The user stays; what waits for it in the trash of dpkg's own books is not ours.
+    expect(left == [], f"left behind: {left}")
+    shutil.rmtree(root.folder)
+
+
+def presets_hold(root):
+    units = list(root.units())
+    expect(len(units) >= 5, f"units: {units}")
+    for kind, name, state, preset, *_ in units:
+        expect(state == preset or (state, preset) in [("alias", "-"), ("alias", "")],
+               f"{kind} {name} is {state}, its preset says {preset}")
+
+
+def has_its_state(root):
+    """What tmpfiles.d makes at a start."""
+    root.run("systemd-tmpfiles", "--create", "bellwired.conf", "bellwire-server.conf")
+    state = root.path("/var/lib/bellwire").stat()
+    expect(stat.S_IMODE(state.st_mode) == 0o700 and state.st_uid != 0, f"the folder of the state: {state}")
+
+
+def next_version(work):
+    """The same packages with a later version."""
+    run(SOURCE / "packaging/make.sh", "deb", *PACKAGES, "--", "--deb-version", NEXT, env={
+        **ENVIRONMENT, "CARGO_TARGET_DIR": str(work.target), "PROGRAMS": str(work.programs),
+        "WRITERS": str(work.programs)})
+    return [one(work.target / "deb", f"{package}_{NEXT}_*.deb") for package in PACKAGES]
+
+
+def debian_without_systemd(work):
+    """A container has no systemd: apt takes what they depend on, and nothing fails."""
+    root = work.folder / "container"
+    hook = " ".join(["APT_CONFIG=$MMDEBSTRAP_APT_CONFIG apt-get --quiet=2 --yes --no-install-recommends",
+                     "-o Acquire::Retries=3 install", "systemd-standalone-sysusers", *map(str, work.debs())])
+    run("mmdebstrap", "--quiet", "--variant=minbase", "--aptopt=Acquire::Retries 3", f"--customize-hook={hook}",
+        machine.debian(), root)
+    expect(not (root / "usr/bin/systemctl").exists(), "there is a systemd")
+    expect("bellwire" in run("chroot", root, "getent", "passwd", "bellwire"), "no user")
+    run("chroot", root, "bellwire-server", "check")
+    shutil.rmtree(root)
+
+
+def rpm_root(work):
+    """The RPM packages fill an empty root, and their scripts run in one that has a shell and systemd."""
+    empty = work.room("empty")
+    run("rpm", "--root", empty, "--install", "--nodeps", "--noscripts", *work.rpms())
+    expect((empty / "usr/bin/bellwired").exists(), "no program")
+    expect(run("rpm", "--root", empty, "--verify", "--nodeps", *PACKAGES) == "", "they are not as they were")
+    root = Root(work.folder / "rpm")
+    run("rpm", "--root", root.folder, "--install", "--nodeps", *work.rpms())
+    expect(root.run("getent", "passwd", "bellwire").startswith("bellwire:"), "no user")
+    presets_hold(root)
+    run("rpm", "--root", root.folder, "--erase", *PACKAGES)
+    expect(not list(root.folder.glob("etc/systemd/system/**/bellwire*")), "a unit is still enabled")
+    shutil.rmtree(root.folder)
+
+
+def tizen(work):
+    """The specification is one, and lists what `make install` lays out: rpm says what is listed and not there,
+    and what is there and not listed. The programs are those of the packages."""
+    top = work.room("rpmbuild")
+    source = top / f"SOURCES/bellwire-{VERSION}"
+    for name in run("git", "-C", SOURCE, "ls-files", "-z").split("\0"):
+        if name and (SOURCE / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(SOURCE / name, source / name)
+    run("tar", "-C", source.parent, "-czf", source.parent / f"{source.name}.tar.gz", source.name)
+    shutil.copy(SOURCE / "cross/tizen/bellwire.manifest", source.parent)
+    # What is compiled is not of interest here, and would take minutes.
+    cargo = top / "bin/cargo"
+    cargo.parent.mkdir()
+    cargo.write_text(f'#!/bin/sh\nmkdir -p target/release && cp "{work.programs}/bellwired" target/release\n')
+    cargo.chmod(0o755)
+    path = f"{cargo.parent}:{ENVIRONMENT['PATH']}"
+    # The macro that Tizen's rpm has for the manifest.
+    run("rpmbuild", "-bb", "--nodeps", "--define", f"_topdir {top}", "--define", "debug_package %{nil}",
+        "--define", "manifest() %{nil}", SOURCE / "cross/tizen/bellwire.spec", env={**ENVIRONMENT, "PATH": path})
+    package = one(top / "RPMS", f"*/bellwired-{VERSION}-*.rpm")
+    place = top / "unpacked"
+    unpack(package, place)
+    policy = (place / "usr/share/dbus-1/system.d/org.bellwire.Push.conf").read_text()
+    expect('user="service_fw"' in policy and 'user="bellwire"' not in policy, "the bus knows another user")
+    tmpfiles = (place / "usr/lib/tmpfiles.d/bellwired.conf").read_text()
+    expect(" service_fw service_fw" in tmpfiles, tmpfiles)
+    shutil.rmtree(top)
+
+
+def yocto(work):
+    """BitBake's parser reads the recipe, a linter has nothing against it, and what it installs is listed."""
+    layer = SOURCE / "cross/yocto/meta-bellwire"
+    recipe = one(layer / "recipes-bellwire/bellwire", f"bellwire_{VERSION}.bb")
+    python = Path(run(HERE.parent / "foreign/setup.sh", TARGET / "tmp/packages", HERE / "requirements.txt").strip())
+    said = run(python.parent / "oelint-adv", "--quiet", "--release", "wrynose", "--exit-zero", "--messageformat",
+               "{severity}:{id}:{msg}", "--suppress", "oelint.vars.homepageping", recipe, layer / "conf/layer.conf")
+    complaints = [line for line in said.splitlines() if line.startswith(("error:", "warning:"))]
+    expect(not complaints, "\n".join(complaints))
+    classes = work.room("classes")
+    (classes / "classes-recipe").mkdir()
+    for name in ("base", "cargo", "pkgconfig", "systemd", "useradd"):
+        (classes / f"classes-recipe/{name}.bbclass").touch()
+    image, programs = work.room("image"), work.room("yocto-build")
+    (programs / "target/machine").mkdir(parents=True)
+    shutil.copy(work.programs / "bellwired", programs / "target/machine")
+    folders = {"prefix": "/usr", "sysconfdir": "/etc", "datadir": "/usr/share", "localstatedir": "/var",
+               "base_sbindir": "/sbin", "D": image, "B": programs, "S": SOURCE, "PN": "bellwire", "PV": VERSION,
+               "BP": f"bellwire-{VERSION}", "CARGO_TARGET_SUBDIR": "machine", "CARGO_BUILD_FLAGS": "--frozen"}
+    read = json.loads(run(python, HERE / "recipe.py", recipe, classes, *(f"{k}={v}" for k, v in folders.items())))
+    expect(read["SRC_URI"] == f"file://bellwire-{VERSION}.tar.gz", read["SRC_URI"])
+    for name in ("MIT", "APACHE"):
+        known = hashlib.md5((SOURCE / f"LICENSE-{name}").read_bytes()).hexdigest()
+        expect(f"file://LICENSE-{name};md5={known}" in read["LIC_FILES_CHKSUM"], f"another LICENSE-{name}")
+    run("sh", "-euc", f'oe_runmake() {{ make "$@"; }}\n{read["do_install"]}')
+    # What bitbake.conf lists for a package and its documentation anyway.
+    usual = ["/usr/bin", "/etc", "/usr/share/bellwire", "/usr/share/doc", "/usr/share/man"]
+    expect_listed(image, [*usual, *read["FILES:bellwire"].split()])
+    shutil.rmtree(image)
+
+
+def expect_listed(folder, patterns):
+    left = [file for file in files(folder) if not any(file.startswith(f"{pattern}/") for pattern in patterns)]
+    expect(files(folder) and not left, f"installed and not listed: {left}")
+
+
+def buildroot(work):
+    """make reads the package, and what it does to install is what `make install` does. Buildroot's own part of
+    it is stood in for by two lines."""
+    tree, target, room = SOURCE / "cross/buildroot", work.room("br-target"), work.room("br-build")
+    for name in run("git", "-C", SOURCE, "ls-files", "-z", "Makefile", "packaging", "examples", "man", "dbus",
+                    "systemd", "LICENSE-*", "README.md", "CHANGELOG.md").split("\0"):
+        if name:
+            (room / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(SOURCE / name, room / name)
+    (room / "target/triple/release").mkdir(parents=True)
+    shutil.copy(work.programs / "bellwired", room / "target/triple/release")
+    top = work.folder / "buildroot.mk"
+    top.write_text('qstrip = $(strip $(subst ",,$(1)))\n'
+                   "cargo-package = all: ; $$(BELLWIRE_INSTALL_TARGET_CMDS) $$(BELLWIRE_INSTALL_INIT_SYSV)\n"
+                   "include $(BR2_EXTERNAL_BELLWIRE_PATH)/external.mk\n"
+                   "options: ; @echo '$(BELLWIRE_CARGO_BUILD_OPTS)|$(BELLWIRE_SITE)|$(BELLWIRE_USERS)'\n")
+    values = {"BR2_EXTERNAL_BELLWIRE_PATH": tree, "TARGET_DIR": target, "RUSTC_TARGET_NAME": "triple", "@D": room,
+              "BR2_PACKAGE_BELLWIRE_FEATURES": '"agent,ws"', "BR2_PACKAGE_BELLWIRE_SOURCE": '"/src"',
+              "INSTALL": "install", "BELLWIRE_PKGDIR": tree / "package/bellwire"}
+    make = ["make", "--warn-undefined-variables", "-f", top, *(f"{name}={value}" for name, value in values.items())]
+    said = run(*make, "options")
+    expect("--features agent,ws --bin bellwired|/src|" in said and "bellwire -1 bellwire -1" in said, said)
+    run(*make, "-n", "all")
+    run(*make, "all")
+    expect_listed(target, ["/usr", "/etc"])
+    expect((target / "usr/bin/bellwired").exists() and (target / "etc/init.d/S95bellwired").exists(), "no program")
+    run("sh", "-n", target / "etc/init.d/S95bellwired")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
