@@ -81,10 +81,10 @@ put_units() {
     put 644 "$PREFIX/lib/tmpfiles.d" systemd/tmpfiles.d/"$1".conf
 }
 
-# The licences of the package $1, as Debian wants them: in one file, and changes in another.
+# The licences of the package $1; Debian's have a file copyright instead, by cargo-deb, and one of changes.
 put_licences() {
     if [ "$STYLE" = debian ]; then
-        put 644 "$PREFIX/share/doc/$1" packaging/deb/copyright
+        install -d -m 755 "$DESTDIR$PREFIX/share/doc/$1"
         gzip -9nc packaging/deb/changelog > "$DESTDIR$PREFIX/share/doc/$1/changelog.Debian.gz"
     else
         put 644 "$PREFIX/share/doc/$1" LICENSE-MIT LICENSE-APACHE
