@@ -143,6 +143,8 @@ place() {
             put_pages $(but "man/*.[57]" "$agent_pages $server_pages")
             put 644 "$PREFIX/share/dbus-1/interfaces" dbus/*.xml
             put 644 "$PREFIX/share/doc/bellwire" README.md CHANGELOG.md
+            # As Debian calls it.
+            [ "$STYLE" != debian ] || (cd "$DESTDIR$PREFIX/share/doc/bellwire" && mv CHANGELOG.md changelog && gzip -9n changelog)
             put_samples "$1" $(but "examples/*" "$agent_samples $server_samples")
             ;;
         *) echo "packaging/install.sh: there is no package $1" >&2; exit 64 ;;

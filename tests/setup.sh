@@ -74,7 +74,7 @@ for_test="$for_demo curl openssl python3-venv groff-base
 command -v npm >/dev/null && command -v node >/dev/null || for_test="$for_test nodejs npm"
 for_systemd="$for_build python3 systemd-container mmdebstrap"
 for_package="$for_build dpkg-dev rpm"
-for_judge="$for_package $for_systemd python3-venv lintian rpmlint cpio systemd"
+for_judge="$for_package $for_systemd python3-venv lintian rpmlint systemd"
 crates=
 case ${1-} in
     build) packages=$for_build lints= ;;

@@ -183,8 +183,9 @@ def unpack(package, place):
     if package.suffix == ".deb":
         run("dpkg-deb", "--raw-extract", package, place)
     else:
-        archive = subprocess.run(["rpm2cpio", package], check=True, capture_output=True).stdout
-        subprocess.run(["cpio", "-idm", "--quiet"], input=archive, cwd=place, check=True)
+        archive = subprocess.run(["rpm2archive", "--nocompression", "-"], stdin=package.open("rb"), check=True,
+                                 capture_output=True).stdout
+        subprocess.run(["tar", "-C", place, "-x"], input=archive, check=True)
 
 
 def files(folder):
@@ -242,7 +243,8 @@ def lint_debs(work):
 
 def lint_rpms(work):
     said = run("rpmlint", "--config", HERE / "rpmlint.toml", *work.rpms(), SOURCE / "cross/tizen/bellwire.spec")
-    print("   " + said.strip().splitlines()[-1])
+    verdict = said.strip().splitlines()[-1]
+    expect(" 0 errors, 0 warnings" in verdict, said)
 
 
 class Root:
