@@ -17,10 +17,12 @@ MACHINE =
 SETUP = tests/setup.sh
 # For all builds but the quick ones of `make check`: the lock file is what was tested.
 BUILD = cargo build --locked --bins
+# The devices of `make cross` and `make test-arm`.
+ARM = aarch64 armv7
 # The programs under test can be ended at any step of a message's way; those for use cannot.
 TESTED = --locked --features fault-points
 
-.PHONY: help demo test test-receipts test-api test-systemd test-packages check build install deb rpm bench setup clean
+.PHONY: help demo test test-receipts test-api test-systemd test-packages test-arm cross check build install deb rpm bench setup clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1#\2/p' Makefile | column -t -s '#' 2>/dev/null || \
@@ -33,6 +35,7 @@ demo: ## Show the main job: two servers, two devices, an app on each
 test: ## Run all tests
 	@$(SETUP) test sh -c 'if cargo nextest --version >/dev/null 2>&1; \
 	    then exec cargo nextest run $(TESTED); else exec cargo test --tests $(TESTED); fi'
+	@/usr/bin/python3 tests/arm/run.py kept '$(OUT)/cross'
 
 test-receipts: ## Tell an application server 10,000 receipts for each of two apps while both are killed; takes minutes
 	@$(SETUP) test env BELLWIRE_MESSAGES=10000 cargo test $(TESTED) --test receipts every_message
@@ -44,6 +47,22 @@ test-api: ## Judge the HTTP API by its own document for some minutes, with thous
 test-systemd: ## Test who may be an app and how apps start, in a container with a real systemd; needs root
 	@$(SETUP) systemd $(BUILD)
 	@$(SETUP) systemd tests/systemd/run.py
+
+cross: ## Build bellwired for ARM devices, 64 and 32 bits, and hold each to its size budget; takes an hour or less
+	@for machine in $(ARM); do \
+	    for features in agent,ws agent,ws,mqtt,unifiedpush; do \
+	        cross/build.sh $$machine --features $$features --system-sqlite && \
+	        cross/build.sh $$machine --features $$features || exit; \
+	    done; \
+	done
+
+test-arm: ## Build for ARM, and deliver messages by those programs under qemu; takes half an hour or less
+	@for machine in $(ARM); do \
+	    for features in server,ws agent,ws,mqtt,unifiedpush; do \
+	        cross/build.sh $$machine --features $$features || exit; \
+	    done; \
+	    $(SETUP) arm /usr/bin/python3 tests/arm/run.py $$machine '$(OUT)/cross'/$$machine || exit; \
+	done
 
 test-packages: ## Build the packages twice, and lint, install, upgrade and remove them; needs root, takes half an hour
 	@$(SETUP) judge tests/packages/run.py
@@ -72,7 +91,7 @@ bench: ## Measure throughput, latency and memory on this machine
 	@$(SETUP) test $(BUILD) --profile speed
 	@$(SETUP) test cargo run --locked --profile speed --quiet --bin bellwire -- bench
 
-setup: ## Only install what is missing for all of these but the packages
+setup: ## Only install what is missing for all of these but packages and ARM
 	@$(SETUP) all
 
 clean: ## Remove what was built

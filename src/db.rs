@@ -23,6 +23,9 @@ const BUSY: Duration = Duration::from_secs(10);
 /// The pause between two attempts where SQLite does not wait by itself.
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
+/// The oldest SQLite that serves, as it numbers its versions: rusqlite asks no more of it. What is
+/// compiled in is newer, a library of the system may not be.
+const OLDEST_SQLITE: i32 = 3_045_003;
 /// What a reader keeps of the database, in SQLite's way of saying KiB; the system caches the rest.
 const READER_CACHE_KIB: i32 = -256;
 
@@ -41,6 +44,9 @@ pub enum DbError {
     /// Tell the operator: an older program was started on newer data.
     #[error("the database {0} was written by a newer version of Bellwire (schema {1}, this program knows {2})")]
     TooNew(PathBuf, i64, usize),
+    /// Tell the operator: the program is linked with a library of the system that does not serve.
+    #[error("the SQLite of this system is of version {0}, and 3.45.3 or later is needed")]
+    OldLibrary(String),
     /// Tell the operator; try again later.
     #[error("the database failed: {0}")]
     Failed(String),
@@ -62,6 +68,7 @@ impl From<rusqlite::Error> for DbError {
 /// Opens or makes the database, durable at every commit, and brings its schema up to date:
 /// `migrations[n]` takes version `n` to `n + 1`.
 pub fn open(path: &Path, migrations: &[&str]) -> Result<Connection, DbError> {
+    check_library(rusqlite::version_number(), rusqlite::version())?;
     let cannot = cannot_open(path);
     let mut connection = Connection::open(path).map_err(cannot)?;
     // SQLite opens what it may not write to for reading; a store that cannot store is none.
@@ -116,6 +123,11 @@ pub fn inspect(path: &Path, known: usize) -> Result<Inspected, DbError> {
     Ok(Inspected { schema, application, damage })
 }
 
+/// Before a file is touched: what an older SQLite makes of it nobody has tried.
+fn check_library(number: i32, version: &str) -> Result<(), DbError> {
+    if number < OLDEST_SQLITE { Err(DbError::OldLibrary(version.to_owned())) } else { Ok(()) }
+}
+
 /// Why the database there cannot be used.
 fn cannot_open(path: &Path) -> impl Fn(rusqlite::Error) -> DbError + Copy {
     move |error| {
@@ -136,6 +148,7 @@ pub fn into_one_file(db: &Connection) -> rusqlite::Result<()> {
 /// Opens an existing database to read from it beside its writer.
 pub fn open_reader(path: &Path) -> Result<Connection, DbError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    check_library(rusqlite::version_number(), rusqlite::version())?;
     let cannot = cannot_open(path);
     let connection = Connection::open_with_flags(path, flags).map_err(cannot)?;
     connection.busy_timeout(BUSY).map_err(cannot)?;
@@ -428,6 +441,14 @@ mod tests {
         let other = open_reader(&folder.path().join("t.db")).unwrap();
         let seen: i64 = other.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
         assert_eq!(seen, 1);
+    }
+
+    #[test]
+    fn a_library_that_is_too_old_is_named() {
+        let refused = check_library(3_040_001, "3.40.1").unwrap_err().to_string();
+        assert_eq!(refused, "the SQLite of this system is of version 3.40.1, and 3.45.3 or later is needed");
+        assert!(check_library(OLDEST_SQLITE, "3.45.3").is_ok());
+        assert!(check_library(rusqlite::version_number(), rusqlite::version()).is_ok());
     }
 
     #[tokio::test]

@@ -1,7 +1,10 @@
 #!/bin/sh
 # Installs what is missing on this machine, says so, and runs a command with a fit Rust toolchain:
 #
-#     tests/setup.sh build|demo|test|systemd|package|judge|check|all [COMMAND [ARGUMENT...]]
+#     tests/setup.sh build|demo|test|systemd|arm|package|judge|check|all [COMMAND [ARGUMENT...]]
+#     tests/setup.sh packages PACKAGE...
+#
+# The second form only installs what is missing of these packages.
 #
 # Packages come from Debian; as Rust serves the toolchain that is there, if it is new enough, else
 # Debian's rustc-web and cargo-web. What makes packages is built by cargo and put into the target folder.
@@ -53,6 +56,18 @@ install_packages() {
         fail "apt-get could not install: $*"
 }
 
+# Installs what is missing of these packages.
+need_packages() {
+    if ! command -v dpkg-query >/dev/null; then
+        say "not a Debian system; needed is what Debian has in: $*"
+        return
+    fi
+    missing=
+    for package in "$@"; do installed "$package" || missing="$missing $package"; done
+    # shellcheck disable=SC2086  # a list of words
+    [ -z "$missing" ] || install_packages $missing
+}
+
 # Builds the crates "$@", NAME@VERSION, for their programs, where they are not there yet.
 need_tools() {
     tools=${CARGO_TARGET_DIR:-$root/target}/tools
@@ -73,6 +88,8 @@ for_test="$for_demo curl openssl python3-venv groff-base
 # Debian's npm is hundreds of packages: what is there serves.
 command -v npm >/dev/null && command -v node >/dev/null || for_test="$for_test nodejs npm"
 for_systemd="$for_build python3 systemd-container mmdebstrap"
+for_arm="dbus openssl python3 python3-jeepney qemu-user-static
+    libc6-arm64-cross libc6-armhf-cross libgcc-s1-arm64-cross libgcc-s1-armhf-cross"
 for_package="$for_build dpkg-dev rpm"
 for_judge="$for_package $for_systemd python3-venv lintian rpmlint systemd"
 crates=
@@ -81,11 +98,16 @@ case ${1-} in
     demo) packages=$for_demo lints= ;;
     test) packages=$for_test lints= ;;
     systemd) packages=$for_systemd lints= ;;
+    arm) packages=$for_arm lints= ;;
+    packages) shift; need_packages "$@"; exit ;;
     package) packages=$for_package lints= crates="cargo-deb@3.8.0 cargo-generate-rpm@0.21.1" ;;
     judge) packages=$for_judge lints= ;;
     check) packages=$for_build lints=1 ;;
     all) packages="$for_test $for_systemd" lints=1 ;;
-    *) echo "usage: tests/setup.sh build|demo|test|systemd|package|judge|check|all [COMMAND [ARGUMENT...]]" >&2; exit 64 ;;
+    *)
+        echo "usage: tests/setup.sh build|demo|test|systemd|arm|package|judge|check|all [COMMAND [ARGUMENT...]]" >&2
+        exit 64
+        ;;
 esac
 shift
 
@@ -98,14 +120,8 @@ if [ -n "$lints" ] && { [ -z "$rust" ] || { [ "$rust" = /usr/bin ] && installed 
     packages="$packages rust-web-clippy rustfmt-web"
 fi
 
-if command -v dpkg-query >/dev/null; then
-    missing=
-    for package in $packages; do installed "$package" || missing="$missing $package"; done
-    # shellcheck disable=SC2086  # a list of words
-    [ -z "$missing" ] || install_packages $missing
-else
-    say "not a Debian system; needed is what Debian has in: $packages"
-fi
+# shellcheck disable=SC2086  # a list of words
+need_packages $packages
 
 [ -n "$rust" ] || rust=$(find_rust)
 [ -n "$rust" ] || fail "Rust $minimum or later is needed, from https://rustup.rs or Debian 12's security updates"

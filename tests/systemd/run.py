@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Boots a machine with a real systemd in a container and lets checks/ look at the programs in it.
 
-    run.py [--programs FOLDER | --packages FOLDER]
+    run.py [--programs FOLDER | --packages FOLDER] [session|system|units ...]
 
-FOLDER has bellwire-server and bellwired, or their Debian packages, which are then installed;
-target/debug, or that of CARGO_TARGET_DIR, if it is not named. What is below root/ is put into the
-machine. Debian's own packages of the machine are kept in the target folder, as a tar file;
-everything else is gone at the end, also after Ctrl-C.
+FOLDER has bellwire-server, bellwired and bellwire, or their Debian packages; target/debug, or that of
+CARGO_TARGET_DIR, if it is not named. Packages are installed; programs, and all that is shipped with them,
+are put where packages put them; and then what is below root/. Debian's own packages of the machine are
+kept in the target folder, as a tar file; everything else is gone at the end, also after Ctrl-C.
 
 Exit status: 0 all is well, 1 a check failed, 69 the machine cannot be made here, 77 not root.
 """
@@ -27,12 +27,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 SOURCE = HERE.parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR") or SOURCE / "target").resolve()
-PROGRAMS = ["bellwire-server", "bellwired"]
+PROGRAMS = ["bellwire-server", "bellwired", "bellwire"]
 PACKAGES = ["systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "libnss-systemd", "polkitd",
             "python3-jeepney", "curl"]
-# What is shipped and belongs into a machine, and where.
-SHIPPED = {"examples/server.toml": "etc/bellwire", "dbus/org.bellwire.policy": "usr/share/polkit-1/actions",
-           "dbus/org.bellwire.Push.conf": "usr/share/dbus-1/system.d"}
 # Where the machine has the apps and the checks.
 TOOLS = "usr/lib/bellwire-test"
 CHECKS = "bellwire-checks.service"
@@ -43,6 +40,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--programs", type=Path, default=TARGET / "debug", metavar="FOLDER")
     arguments.add_argument("--packages", type=Path, metavar="FOLDER")
+    arguments.add_argument("checks", nargs="*", choices=["session", "system", "units", []], metavar="CHECK")
     arguments = arguments.parse_args()
     programs = [arguments.programs.resolve() / name for name in PROGRAMS]
     packages = find_packages(arguments.packages) if arguments.packages else []
@@ -67,16 +65,16 @@ def main():
             shutil.rmtree(left, ignore_errors=True)
         image = make_image()
         with tempfile.TemporaryDirectory(dir=TARGET, prefix="systemd-test-") as folder:
-            root = make_root(image, Path(folder) / "root", packages)
-            with booted(root, programs, Path(folder) / "console") as leader:
-                return check(leader)
+            root = make_root(image, Path(folder) / "root", programs, packages)
+            with booted(root, Path(folder) / "console") as leader:
+                return check(leader, arguments.checks)
 
 
-def check(leader):
-    """Runs the checks as a unit of the machine."""
+def check(leader, checks):
+    """Runs the checks as a unit of the machine; all of them if none is named."""
     # In a session of its own, so that Ctrl-C does not end what waits for the unit before the unit.
     command = ["systemd-run", "--quiet", "--pipe", "--wait", "--collect", f"--unit={CHECKS}", "python3",
-               f"/{TOOLS}/checks/main.py"]
+               f"/{TOOLS}/checks/main.py", *checks]
     checks = subprocess.Popen([*inside(leader), *command], start_new_session=True)
     try:
         return checks.wait()
@@ -131,27 +129,26 @@ def find_packages(folder):
     return [files[-1] for files in found]
 
 
-def install(packages, root):
-    """Installs packages before the machine runs; its own units find their programs as if they were bound."""
+def install(programs, packages, root):
+    """Installs packages, or programs, before the machine runs."""
+    if not packages:
+        places = {"DESTDIR": root, "PREFIX": "/usr", "PROGRAMS": programs[0].parent, "WRITERS": ""}
+        subprocess.run([SOURCE / "packaging/install.sh", *PROGRAMS], check=True, env={**os.environ, **places})
+        return
     for package in packages:
         shutil.copy(package, root / "tmp")
     subprocess.run(["chroot", root, "dpkg", "--install", *(f"/tmp/{package.name}" for package in packages)],
                    check=True, stdout=subprocess.DEVNULL)
-    for name in PROGRAMS:
-        (root / "usr/local/bin" / name).symlink_to(f"/usr/bin/{name}")
 
 
-def make_root(image, root, packages):
+def make_root(image, root, programs, packages):
     root.mkdir()
     subprocess.run(["tar", "-C", root, "-xf", image], check=True)
-    if packages:
-        install(packages, root)
+    install(programs, packages, root)
     for folder, place in [(HERE / "root", root), (HERE / "checks", root / TOOLS / "checks")]:
         for file in folder.rglob("*"):
             if file.is_file():
                 put(file, place / file.relative_to(folder))
-    for file, folder in SHIPPED.items() if not packages else ():
-        put(SOURCE / file, root / folder / Path(file).name)
     return root
 
 
@@ -163,17 +160,16 @@ def put(file, place):
 
 
 @contextlib.contextmanager
-def booted(root, programs, console):
+def booted(root, console):
     """The machine while it runs; gives the id of its first process."""
     with own_control_group() as enter, open(console, "wb") as log:
         # The machine must not outlive us, however we end.
         nspawn = ["setpriv", "--pdeathsig", "TERM", "--", "systemd-nspawn", "--quiet", f"--directory={root}", "--boot",
-                  "--register=no", f"--machine=bellwire-test-{os.getpid()}", "--private-network", "--console=pipe",
-                  *(f"--bind-ro={program}:/usr/local/bin/{program.name}" for program in programs)]
+                  "--register=no", f"--machine=bellwire-test-{os.getpid()}", "--private-network", "--console=pipe"]
         if not systemd_runs_here():
             nspawn.append("--keep-unit")
         # In a session of its own, or Ctrl-C would halt it before we have looked.
-        process = subprocess.Popen([*nspawn, "systemd.log_target=console"], stdin=subprocess.DEVNULL, stdout=log,
+        process = subprocess.Popen(nspawn, stdin=subprocess.DEVNULL, stdout=log,
                                    stderr=log, start_new_session=True, preexec_fn=enter)
         try:
             yield wait_booted(process, console)

@@ -43,7 +43,7 @@ class CallError(Exception):
 class User:
     def __init__(self, name):
         self.entry, folder = pwd.getpwnam(name), f"/run/user/{pwd.getpwnam(name).pw_uid}"
-        self.environment = {"PATH": "/usr/local/bin:/usr/bin", "HOME": self.entry.pw_dir, "USER": name,
+        self.environment = {"PATH": "/usr/sbin:/usr/bin", "HOME": self.entry.pw_dir, "USER": name,
                             "XDG_RUNTIME_DIR": folder, "DBUS_SESSION_BUS_ADDRESS": f"unix:path={folder}/bus"}
 
     def options(self):

@@ -1,0 +1,246 @@
+"""The units that are shipped: what systemd hears of the daemons, what it does when they die, hang or cannot
+start, who may have the name on the bus, and what is opened or handed to them."""
+
+import contextlib
+import json
+import os
+import subprocess
+from pathlib import Path
+
+from machine import ALICE, BELLWIRE, BOB, DEADLINE, ROOT, CallError, Push, step, wait
+
+AGENT, SERVER = "bellwired.service", "bellwire-server.service"
+CONFIGURATION = {AGENT: Path("/etc/bellwire/agent.toml"), SERVER: Path("/etc/bellwire/server.toml")}
+NAME, OBJECT = "org.bellwire.Push", "/org/bellwire/Push"
+PUSH = Push("system", ROOT)
+
+
+def check():
+    judged()
+    for unit in (SERVER, AGENT):
+        ROOT.run("systemctl", "enable", "--quiet", unit)
+    ROOT.run("systemctl", "restart", SERVER, AGENT)
+    ready()
+    for unit in (SERVER, AGENT):
+        for how in ("ABRT", "KILL"):
+            comes_back(unit, how)
+        hangs(unit)
+        refuses(unit)
+        reloads(unit)
+    credentials()
+    sockets()
+    regions()
+    names()
+    activated()
+
+
+def judged():
+    for unit, most in ((SERVER, 15), (AGENT, 20)):
+        verified = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True)
+        assert (verified.returncode, verified.stdout, verified.stderr) == (0, "", ""), verified
+        ROOT.run("systemd-analyze", "security", "--no-pager", f"--threshold={most}", unit)
+    step("systemd-analyze finds nothing in the units, and counts them as at most 1.5 and 2.0")
+
+
+def show(unit, *names):
+    lines = ROOT.run("systemctl", "show", unit, *(f"--property={name}" for name in names)).splitlines()
+    found = dict(line.split("=", 1) for line in lines)
+    return [found[name] for name in names]
+
+
+def journal(unit, since):
+    """What a unit and systemd have said of it since the cursor."""
+    lines = ROOT.run("journalctl", f"--unit={unit}", f"--after-cursor={since}", "--output=json", "--no-pager")
+    return [json.loads(line)["MESSAGE"] for line in lines.splitlines()]
+
+
+def cursor():
+    return ROOT.run("journalctl", "--lines=0", "--show-cursor", "--quiet").strip().removeprefix("-- cursor: ")
+
+
+def journal_has(unit, since, text):
+    return wait(f"{text} in the journal", lambda: [line for line in journal(unit, since) if text in line])
+
+
+@contextlib.contextmanager
+def drop_in(unit, text):
+    """Another setting of a unit, which is restarted with it, and again without it."""
+    folder = Path(f"/run/systemd/system/{unit}.d")
+    folder.mkdir(parents=True)
+    (folder / "test.conf").write_text(text)
+    try:
+        ROOT.run("systemctl", "daemon-reload")
+        ROOT.run("systemctl", "restart", unit)
+        yield
+    finally:
+        (folder / "test.conf").unlink()
+        folder.rmdir()
+        ROOT.run("systemctl", "daemon-reload")
+        ROOT.run("systemctl", "restart", unit)
+
+
+@contextlib.contextmanager
+def configured(unit, text):
+    """Another configuration in the file."""
+    file = CONFIGURATION[unit]
+    before = file.read_text()
+    file.write_text(text)
+    try:
+        yield file
+    finally:
+        file.write_text(before)
+
+
+def device():
+    return PUSH.manager.call("system", "Manager1.GetStatus")[0]["device"][1]
+
+
+def ready():
+    # Who was restarted with --wait for readiness may call at once.
+    assert PUSH.manager.call("system", "Manager1.GetStatus")
+    PUSH.wait_online()
+    wait("the agent's line", lambda: show(AGENT, "StatusText") == ["online at ws://127.0.0.1:5223, region 00"])
+    wait("the server's line", lambda: "connected" in show(SERVER, "StatusText")[0])
+    for file in ("agent.db", "server.db"):
+        state = Path("/var/lib/bellwire", file).stat()
+        assert (state.st_uid, state.st_mode & 0o777) == (BELLWIRE.entry.pw_uid, 0o600), file
+    step("both are ready when systemd says so, tell it how they are, and keep their stores to themselves")
+
+
+def comes_back(unit, how):
+    (pid, restarts), before = show(unit, "MainPID", "NRestarts"), device()
+    ROOT.run("systemctl", "kill", f"--signal={how}", unit)
+    def back():
+        now, count, state = show(unit, "MainPID", "NRestarts", "ActiveState")
+        return state == "active" and now != pid and int(count) == int(restarts) + 1
+    wait(f"{unit} to come back", back)
+    PUSH.wait_online()
+    assert device() == before
+    step(f"{unit} is started again after SIG{how}, and the device is the same and online")
+
+
+def hangs(unit):
+    with drop_in(unit, "[Service]\nWatchdogSec=2s\n"):
+        since, (pid, restarts) = cursor(), show(unit, "MainPID", "NRestarts")
+        ROOT.run("systemctl", "kill", "--signal=STOP", unit)
+        wait(f"{unit} to be started anew", lambda: int(show(unit, "NRestarts")[0]) > int(restarts))
+        wait(f"{unit} to be ready", lambda: show(unit, "ActiveState") == ["active"])
+        assert show(unit, "MainPID") != [pid]
+        assert any("Watchdog timeout" in line for line in journal(unit, since))
+        PUSH.wait_online()
+    step(f"{unit} is started again when it hangs, and not while it lives")
+
+
+def refuses(unit):
+    with configured(unit, "\ngatway = 1\n") as file:
+        since = cursor()
+        stopped = subprocess.run(["systemctl", "restart", unit], capture_output=True, text=True)
+        assert stopped.returncode != 0
+        assert show(unit, "ActiveState", "ExecMainStatus", "NRestarts") == ["failed", "78", "0"], show(unit, "Result")
+        told = [line for line in journal(unit, since) if "gatway" in line]
+        program = unit.removesuffix(".service")
+        assert len(told) == 1 and told[0].startswith(f"{program}: {file}:2: unknown field `gatway`"), told
+    ROOT.run("systemctl", "start", unit)
+    PUSH.wait_online()
+    step(f"{unit} refuses a configuration that makes no sense once, with its file and line")
+
+
+def reloads(unit):
+    (pid,) = show(unit, "MainPID")
+    with configured(unit, "log = \"debug\"\n[limits]\nno-such-key = 1\n"):
+        since = cursor()
+        ROOT.run("systemctl", "reload", unit)
+        assert any("stays as it was" in line and ":3: unknown field" in line for line in journal(unit, since))
+    with configured(unit, "log = \"debug\"\nlog-format = \"json\"\n"):
+        since = cursor()
+        ROOT.run("systemctl", "reload", unit)
+        journal_has(unit, since, "take effect with the next start: log-format")
+        journal_has(unit, since, "again")
+    ROOT.run("systemctl", "reload", unit)
+    assert show(unit, "MainPID", "ActiveState") == [pid, "active"]
+    PUSH.wait_online()
+    step(f"a reload of {unit} takes what is good, says what waits for a start, and leaves it as it was else")
+
+
+def credentials():
+    """A configuration that only root can read."""
+    with configured(SERVER, "region = \"07\"\n") as file:
+        file.chmod(0o600)
+        since = cursor()
+        with drop_in(SERVER, f"[Service]\nLoadCredential=server.toml:{file}\n"):
+            file.chmod(0o644)
+            assert any("region=07" in line for line in journal(SERVER, since))
+    ROOT.run("systemctl", "restart", SERVER)
+    step("the server reads a configuration that systemd hands to it and nobody else may read")
+
+
+def posts():
+    """How the API answers a request without an app."""
+    done = subprocess.run(["curl", "-q", "--silent", "--noproxy", "*", "--max-time", str(DEADLINE), "--output",
+                           "/dev/null", "--write-out", "%{http_code}", "http://127.0.0.1:8090/readyz"],
+                          capture_output=True, text=True)
+    return done.stdout
+
+
+def sockets():
+    ROOT.run("systemctl", "stop", SERVER)
+    ROOT.run("systemctl", "start", "bellwire-server.socket")
+    assert show(SERVER, "ActiveState") == ["inactive"]
+    assert posts() == "200", "the first connection starts the server and is served"
+    PUSH.wait_online()
+    # Whoever comes while there is no server waits for the next one.
+    for _ in range(5):
+        ROOT.run("systemctl", "kill", "--signal=KILL", SERVER)
+        assert posts() == "200"
+    ROOT.run("systemctl", "stop", "bellwire-server.socket", SERVER)
+    ROOT.run("systemctl", "start", SERVER)
+    step("systemd opens the server's ports, and nobody is refused while the server comes back")
+
+
+def regions():
+    Path("/etc/bellwire/server-03.toml").write_text(
+        'region = "03"\nstate-folder = "/var/lib/bellwire/03"\n'
+        '[api]\nlisten = "127.0.0.1:8093"\n[gateway]\nlisten = "127.0.0.1:5226"\n')
+    ROOT.run("systemctl", "start", "bellwire-server@03.service")
+    ROOT.run("bellwire-server", "--config", "/etc/bellwire/server-03.toml", "app", "add", "org.example.Region")
+    for file in Path("/var/lib/bellwire/03").iterdir():
+        assert file.stat().st_uid == BELLWIRE.entry.pw_uid, f"root has made {file}"
+    assert show(SERVER, "ActiveState") == ["active"]
+    ROOT.run("systemctl", "stop", "bellwire-server@03.service")
+    step("a second region runs beside the first, and what root does to its store is the server's")
+
+
+def own(user):
+    """Asks for the name on the bus; returns what the bus says."""
+    done = subprocess.run(["busctl", "call", "org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus",
+                           "RequestName", "su", NAME, "4"], capture_output=True, **{**user.options(), "text": True})
+    return done.stdout.strip() or done.stderr.strip()
+
+
+def names():
+    for user in (ALICE, BOB):
+        assert "Access denied" in own(user), own(user)
+    for user in (ROOT, BELLWIRE):
+        # 3: it is there already, and whoever asked may wait for it.
+        assert own(user) == "u 3", own(user)
+    ROOT.run("systemctl", "stop", AGENT)
+    for user in (ALICE, BOB):
+        assert "Access denied" in own(user), own(user)
+    for user in (ROOT, BELLWIRE):
+        assert own(user) == "u 1", own(user)
+    ROOT.run("systemctl", "start", AGENT)
+    step("root and the service's user may have the name, and nobody else")
+
+
+def activated():
+    ROOT.run("systemctl", "stop", AGENT)
+    assert ALICE.call("system", "Push1.Connect", "soa{sv}", "org.example.Chat", "/app", {}), "an app's call starts it"
+    assert show(AGENT, "ActiveState") == ["active"]
+    ROOT.run("systemctl", "disable", "--now", "--quiet", AGENT)
+    try:
+        ALICE.call("system", "Push1.GetBadge", "s", "org.example.Chat")
+        raise AssertionError("a unit that is disabled was started")
+    except CallError as error:
+        assert "not found" in str(error.why), error
+    assert os.path.exists("/usr/share/dbus-1/system-services/org.bellwire.Push.service")
+    step("an app's call starts the agent where it is enabled, and not where it is disabled")
