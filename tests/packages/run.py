@@ -2,10 +2,10 @@
 """Builds the packages twice and tries them as those do who get them: their bytes, their files, what linters say,
 and an installation with its upgrade and its end in a new root of this machine's release of Debian.
 
-    run.py [--built FOLDER]
+    run.py [--built FOLDER] [CHECK ...]
 
-FOLDER is a target folder in which `make deb rpm` has put packages: these are tried, and none are built. What is
-below the target folder for this is gone at the end, but the packages of the root, which tests/systemd has too.
+FOLDER is a target folder in which `make deb rpm` has put packages: these are tried, and none are built. CHECK is
+one of the functions that main() names, all of them if none is. What is below the target folder for this is gone at the end, but the packages of the root, which tests/systemd has too.
 
 Exit status: 0 all is well, 1 a check failed, 69 something cannot be had here, 77 not root.
 """
@@ -46,7 +46,8 @@ class Failure(Exception):
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--built", type=Path, metavar="FOLDER")
-    built = arguments.parse_args().built
+    arguments.add_argument("checks", nargs="*", metavar="CHECK")
+    arguments = arguments.parse_args()
     if os.geteuid() != 0:
         machine.give_up(77, f"a root of Debian needs root: sudo {HERE / 'run.py'}")
     os.umask(0o022)
@@ -56,14 +57,14 @@ def main():
         for left in TARGET.glob("packages-test-*"):
             shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=TARGET, prefix="packages-test-") as folder:
-            return check(Path(folder), built.resolve() if built else None)
+            work = Work(Path(folder), arguments.built.resolve() if arguments.built else None)
+            checks = [] if arguments.built else [same_bytes]
+            checks += [no_folder_of_this_machine, lists, lint_debs, lint_rpms, debian, debian_without_systemd, rpm_root,
+                       archive, tizen, yocto, buildroot]
+            return check(work, [one for one in checks if not arguments.checks or one.__name__ in arguments.checks])
 
 
-def check(folder, built):
-    checks = [same_bytes] if built is None else []
-    checks += [no_folder_of_this_machine, lists, lint_debs, lint_rpms, debian, debian_without_systemd, rpm_root,
-               tizen, yocto, buildroot]
-    work = Work(folder, built)
+def check(work, checks):
     failed = 0
     for one in checks:
         try:
@@ -366,17 +367,25 @@ def rpm_root(work):
     shutil.rmtree(root.folder)
 
 
+def archive(work):
+    """The source with its crates is always the same bytes, and needs nothing that is fetched."""
+    sums = [run(SOURCE / "cross/source.sh", work.folder / name) for name in ("archive", "again")]
+    expect(sums[0] == sums[1], f"{sums}")
+    shutil.rmtree(work.folder / "again")
+    room = work.room("extracted")
+    run("tar", "-C", room, "-xzf", one(work.folder / "archive", "*.tar.gz"))
+    run("cargo", "metadata", "--offline", "--locked", "--format-version", "1", cwd=room / f"bellwire-{VERSION}",
+        env={**ENVIRONMENT, "CARGO_HOME": str(room / "home")})
+    shutil.rmtree(room)
+
+
 def tizen(work):
     """The specification is one, and lists what `make install` lays out: rpm says what is listed and not there,
     and what is there and not listed. The programs are those of the packages."""
     top = work.room("rpmbuild")
-    source = top / f"SOURCES/bellwire-{VERSION}"
-    for name in run("git", "-C", SOURCE, "ls-files", "-z").split("\0"):
-        if name and (SOURCE / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(SOURCE / name, source / name)
-    run("tar", "-C", source.parent, "-czf", source.parent / f"{source.name}.tar.gz", source.name)
-    shutil.copy(SOURCE / "cross/tizen/bellwire.manifest", source.parent)
+    (top / "SOURCES").mkdir()
+    shutil.copy(one(work.folder / "archive", "*.tar.gz"), top / "SOURCES")
+    shutil.copy(SOURCE / "cross/tizen/bellwire.manifest", top / "SOURCES")
     # What is compiled is not of interest here, and would take minutes.
     cargo = top / "bin/cargo"
     cargo.parent.mkdir()
