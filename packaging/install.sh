@@ -113,7 +113,7 @@ but() {
     printf '%s\n' $1 | grep -vxF "$(printf '%s\n' $2)"
 }
 
-# shellcheck disable=SC2086  # lists of files without spaces
+# shellcheck disable=SC2046,SC2086  # lists of files without spaces
 place() {
     put_licences "$1"
     case $1 in
