@@ -16,10 +16,12 @@ export PATH
 : "${SOURCE_DATE_EPOCH:=$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)}"
 export SOURCE_DATE_EPOCH
 
+# What Rust calls the machine, and what RPM calls it if it is something else.
+rpm_arch=
 case ${MACHINE-} in
     '') target= ;;
     aarch64) target=aarch64-unknown-linux-gnu ;;
-    armv7) target=armv7-unknown-linux-gnueabihf ;;
+    armv7) target=armv7-unknown-linux-gnueabihf rpm_arch=armv7hl ;;
     x86_64) target=x86_64-unknown-linux-gnu ;;
     *) echo "packaging/make.sh: cross/build.sh knows no machine $MACHINE" >&2; exit 64 ;;
 esac
@@ -61,8 +63,8 @@ make_rpm() {
     stage "$package" ''
     rpm_assets > "$stage.toml"
     mkdir -p "$out/rpm"
-    cargo-generate-rpm --target-dir "$out" ${target:+--target "$target"} --variant "$package" \
-        --metadata-overwrite "$stage.toml" --auto-req find-requires --output "$out/rpm/" "$@"
+    cargo-generate-rpm --target-dir "$out" ${target:+--target "$target"} ${rpm_arch:+--arch "$rpm_arch"} \
+        --variant "$package" --metadata-overwrite "$stage.toml" --auto-req find-requires --output "$out/rpm/" "$@"
 }
 
 form=$1

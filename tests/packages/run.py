@@ -337,7 +337,9 @@ def next_version(work):
     run(SOURCE / "packaging/make.sh", "deb", *PACKAGES, "--", "--deb-version", NEXT, env={
         **ENVIRONMENT, "CARGO_TARGET_DIR": str(work.target), "PROGRAMS": str(work.programs),
         "WRITERS": str(work.programs)})
-    return [one(work.target / "deb", f"{package}_{NEXT}_*.deb") for package in PACKAGES]
+    room = work.room("next")
+    made = [one(work.target / "deb", f"{package}_{NEXT}_*.deb") for package in PACKAGES]
+    return [Path(shutil.move(package, room)) for package in made]
 
 
 def debian_without_systemd(work):
