@@ -391,7 +391,7 @@ def tizen(work):
     # What is compiled is not of interest here, and would take minutes.
     cargo = top / "bin/cargo"
     cargo.parent.mkdir()
-    cargo.write_text(f'#!/bin/sh\nmkdir -p target/release && cp "{work.programs}/bellwired" target/release\n')
+    cargo.write_text(f'#!/bin/sh\nmkdir -p target/device && cp "{work.programs}/bellwired" target/device\n')
     cargo.chmod(0o755)
     path = f"{cargo.parent}:{ENVIRONMENT['PATH']}"
     # The macro that Tizen's rpm has for the manifest.
