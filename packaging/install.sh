@@ -50,21 +50,21 @@ put_configuration() {
         "examples/$1" > "$folder/$1"
 }
 
-# The program $1, and what it writes about itself when it is given the arguments $2 for its pages and $3 for
-# its completions.
+# The program $1 with its pages and completions, which $2 writes, its completions if it is told $3 as well.
 put_program() {
     put 755 "$PREFIX/bin" "$PROGRAMS/$1"
     [ -n "$WRITERS" ] || return 0
     written=$(mktemp -d)
-    "$WRITERS/$1" "$2" "$written"
-    put_pages "$written"/*.1
+    "$WRITERS/$2" man "$written"
+    # Those of its commands are called like NAME-COMMAND.1.
+    put_pages "$written/$1".1 $(find "$written" -name "$1-*.1" | LC_ALL=C sort)
     zsh=site-functions
     [ "$STYLE" != debian ] || zsh=vendor-completions
-    "$WRITERS/$1" "$3" bash > "$written/$1"
+    "$WRITERS/$2" completions bash ${3-} > "$written/$1"
     put 644 "$PREFIX/share/bash-completion/completions" "$written/$1"
-    "$WRITERS/$1" "$3" zsh > "$written/_$1"
+    "$WRITERS/$2" completions zsh ${3-} > "$written/_$1"
     put 644 "$PREFIX/share/zsh/$zsh" "$written/_$1"
-    "$WRITERS/$1" "$3" fish > "$written/$1.fish"
+    "$WRITERS/$2" completions fish ${3-} > "$written/$1.fish"
     put 644 "$PREFIX/share/fish/vendor_completions.d" "$written/$1.fish"
     rm -r "$written"
 }
@@ -118,7 +118,7 @@ place() {
     put_licences "$1"
     case $1 in
         bellwired)
-            put_program bellwired --man --completions
+            put_program bellwired bellwire --bellwired
             put_pages $agent_pages
             put_units bellwired
             put_adapted "$PREFIX/lib/systemd/user" systemd/user/*
@@ -132,14 +132,14 @@ place() {
             put_samples "$1" $agent_samples
             ;;
         bellwire-server)
-            put_program bellwire-server man completions
+            put_program bellwire-server bellwire-server
             put_pages $server_pages
             put_units bellwire-server
             put_configuration server.toml
             put_samples "$1" $server_samples
             ;;
         bellwire)
-            put_program bellwire man completions
+            put_program bellwire bellwire
             put_pages $(but "man/*.[57]" "$agent_pages $server_pages")
             put 644 "$PREFIX/share/dbus-1/interfaces" dbus/*.xml
             put 644 "$PREFIX/share/doc/bellwire" README.md CHANGELOG.md

@@ -83,7 +83,7 @@ configuration.
 See also bellwired.toml(5), bellwire-integration(7), bellwire-apps.d(5), org.bellwire.Push(7),
 bellwire-protocol(7)."
 )]
-struct Args {
+pub struct Args {
     /// Configuration file [default: agent.toml of $CREDENTIALS_DIRECTORY, ~/.config/bellwire or /etc/bellwire, the
     /// first that there is]
     #[arg(long, short, value_name = "FILE")]
@@ -94,12 +94,6 @@ struct Args {
     /// Check the configuration and exit
     #[arg(long)]
     check: bool,
-    /// Print completions for a shell and exit
-    #[arg(long, value_name = "SHELL", hide = true)]
-    completions: Option<clap_complete::Shell>,
-    /// Write the manual page into a folder and exit
-    #[arg(long, value_name = "FOLDER", hide = true)]
-    man: Option<PathBuf>,
 }
 
 /// The program.
@@ -111,13 +105,6 @@ pub fn main() -> ExitCode {
 }
 
 fn start(args: Args) -> Result<(), Fatal> {
-    if let Some(shell) = args.completions {
-        daemon::print_completions::<Args>(shell);
-        return Ok(());
-    }
-    if let Some(folder) = args.man {
-        return daemon::write_manual::<Args>(&folder);
-    }
     let read = move || Settings::read(args.config.as_deref(), args.bus);
     let settings = read()?;
     let config = &settings.config;
