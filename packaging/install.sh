@@ -81,10 +81,10 @@ put_units() {
     put 644 "$PREFIX/lib/tmpfiles.d" systemd/tmpfiles.d/"$1".conf
 }
 
-# The licences of the package $1, as Debian wants them: in one file, and changes in another.
+# The licences of the package $1; Debian's have a file copyright instead, by cargo-deb, and one of changes.
 put_licences() {
     if [ "$STYLE" = debian ]; then
-        put 644 "$PREFIX/share/doc/$1" packaging/deb/copyright
+        install -d -m 755 "$DESTDIR$PREFIX/share/doc/$1"
         gzip -9nc packaging/deb/changelog > "$DESTDIR$PREFIX/share/doc/$1/changelog.Debian.gz"
     else
         put 644 "$PREFIX/share/doc/$1" LICENSE-MIT LICENSE-APACHE
@@ -113,7 +113,7 @@ but() {
     printf '%s\n' $1 | grep -vxF "$(printf '%s\n' $2)"
 }
 
-# shellcheck disable=SC2086  # lists of files without spaces
+# shellcheck disable=SC2046,SC2086  # lists of files without spaces
 place() {
     put_licences "$1"
     case $1 in
@@ -143,6 +143,8 @@ place() {
             put_pages $(but "man/*.[57]" "$agent_pages $server_pages")
             put 644 "$PREFIX/share/dbus-1/interfaces" dbus/*.xml
             put 644 "$PREFIX/share/doc/bellwire" README.md CHANGELOG.md
+            # As Debian calls it.
+            [ "$STYLE" != debian ] || (cd "$DESTDIR$PREFIX/share/doc/bellwire" && mv CHANGELOG.md changelog && gzip -9n changelog)
             put_samples "$1" $(but "examples/*" "$agent_samples $server_samples")
             ;;
         *) echo "packaging/install.sh: there is no package $1" >&2; exit 64 ;;
