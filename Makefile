@@ -22,7 +22,7 @@ ARM = aarch64 armv7
 # The programs under test can be ended at any step of a message's way; those for use cannot.
 TESTED = --locked --features fault-points
 
-.PHONY: help demo test test-receipts test-api test-systemd test-packages test-arm cross check build install deb rpm bench setup clean
+.PHONY: help demo test test-receipts test-api test-systemd test-packages test-arm cross check memory build install deb rpm bench setup clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1#\2/p' Makefile | column -t -s '#' 2>/dev/null || \
@@ -67,12 +67,19 @@ test-arm: ## Build for ARM, and deliver messages by those programs under qemu; t
 test-packages: ## Build the packages twice, and lint, install, upgrade and remove them; needs root, takes half an hour
 	@$(SETUP) judge tests/packages/run.py
 
-check: ## Formatting, lints, documentation, and the smaller builds
+check: ## Formatting, lints, documentation, the smaller builds, and the memory of a device's
 	@$(SETUP) check cargo fmt --check
 	@$(SETUP) check cargo clippy --locked --all-targets --features fault-points -- -D warnings
 	@RUSTDOCFLAGS='-D warnings' $(SETUP) check cargo doc --locked --no-deps
 	@$(SETUP) check cargo check --locked --no-default-features --features agent,ws
 	@$(SETUP) check cargo check --locked --no-default-features --features server,ws
+	@$(MAKE) --no-print-directory memory
+
+memory: ## Measure an idle bellwired as devices have it, and hold it to its budget
+	@$(SETUP) demo $(BUILD) --features fault-points
+	@$(SETUP) demo cargo build --locked --config cross/config.toml --profile device --no-default-features \
+	    --features agent,ws --bin bellwired
+	@$(SETUP) demo '$(OUT)/debug/bellwire' bench --agent '$(OUT)/device/bellwired'
 
 build: ## Build the programs for use: small and optimized, takes minutes
 	@$(SETUP) build packaging/build.sh

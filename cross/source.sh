@@ -19,8 +19,16 @@ name=bellwire-$version
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 git archive --prefix="$name/" HEAD | tar -C "$work" -x
+# Before cargo is told that they are there.
+(cd "$work/$name" && cargo vendor --quiet --locked VENDOR >/dev/null)
 mkdir "$work/$name/.cargo"
-(cd "$work/$name" && cargo vendor --quiet --locked VENDOR > .cargo/config.toml)
+cat > "$work/$name/.cargo/config.toml" <<'CONFIG'
+[source.crates-io]
+replace-with = "vendored-sources"
+
+[source.vendored-sources]
+directory = "VENDOR"
+CONFIG
 tar -C "$work" --sort=name --mtime="@$(git log -1 --format=%ct)" --owner=0 --group=0 --numeric-owner --mode=a+rX,u+w,go-w \
     -c "$name" | gzip -9n > "$to/$name.tar.gz"
 cd "$to" && sha256sum "$name.tar.gz"

@@ -50,21 +50,21 @@ put_configuration() {
         "examples/$1" > "$folder/$1"
 }
 
-# The program $1, and what it writes about itself when it is given the arguments $2 for its pages and $3 for
-# its completions.
+# The program $1 with its pages and completions, which $2 writes, its completions if it is told $3 as well.
 put_program() {
     put 755 "$PREFIX/bin" "$PROGRAMS/$1"
     [ -n "$WRITERS" ] || return 0
     written=$(mktemp -d)
-    "$WRITERS/$1" "$2" "$written"
-    put_pages "$written"/*.1
+    "$WRITERS/$2" man "$written"
+    # Those of its commands are called like NAME-COMMAND.1.
+    put_pages "$written/$1".1 $(find "$written" -name "$1-*.1" | LC_ALL=C sort)
     zsh=site-functions
     [ "$STYLE" != debian ] || zsh=vendor-completions
-    "$WRITERS/$1" "$3" bash > "$written/$1"
+    "$WRITERS/$2" completions bash ${3-} > "$written/$1"
     put 644 "$PREFIX/share/bash-completion/completions" "$written/$1"
-    "$WRITERS/$1" "$3" zsh > "$written/_$1"
+    "$WRITERS/$2" completions zsh ${3-} > "$written/_$1"
     put 644 "$PREFIX/share/zsh/$zsh" "$written/_$1"
-    "$WRITERS/$1" "$3" fish > "$written/$1.fish"
+    "$WRITERS/$2" completions fish ${3-} > "$written/$1.fish"
     put 644 "$PREFIX/share/fish/vendor_completions.d" "$written/$1.fish"
     rm -r "$written"
 }
@@ -81,10 +81,10 @@ put_units() {
     put 644 "$PREFIX/lib/tmpfiles.d" systemd/tmpfiles.d/"$1".conf
 }
 
-# The licences of the package $1, as Debian wants them: in one file, and changes in another.
+# The licences of the package $1; Debian's have a file copyright instead, by cargo-deb, and one of changes.
 put_licences() {
     if [ "$STYLE" = debian ]; then
-        put 644 "$PREFIX/share/doc/$1" packaging/deb/copyright
+        install -d -m 755 "$DESTDIR$PREFIX/share/doc/$1"
         gzip -9nc packaging/deb/changelog > "$DESTDIR$PREFIX/share/doc/$1/changelog.Debian.gz"
     else
         put 644 "$PREFIX/share/doc/$1" LICENSE-MIT LICENSE-APACHE
@@ -113,12 +113,12 @@ but() {
     printf '%s\n' $1 | grep -vxF "$(printf '%s\n' $2)"
 }
 
-# shellcheck disable=SC2086  # lists of files without spaces
+# shellcheck disable=SC2046,SC2086  # lists of files without spaces
 place() {
     put_licences "$1"
     case $1 in
         bellwired)
-            put_program bellwired --man --completions
+            put_program bellwired bellwire --bellwired
             put_pages $agent_pages
             put_units bellwired
             put_adapted "$PREFIX/lib/systemd/user" systemd/user/*
@@ -132,17 +132,19 @@ place() {
             put_samples "$1" $agent_samples
             ;;
         bellwire-server)
-            put_program bellwire-server man completions
+            put_program bellwire-server bellwire-server
             put_pages $server_pages
             put_units bellwire-server
             put_configuration server.toml
             put_samples "$1" $server_samples
             ;;
         bellwire)
-            put_program bellwire man completions
+            put_program bellwire bellwire
             put_pages $(but "man/*.[57]" "$agent_pages $server_pages")
             put 644 "$PREFIX/share/dbus-1/interfaces" dbus/*.xml
             put 644 "$PREFIX/share/doc/bellwire" README.md CHANGELOG.md
+            # As Debian calls it.
+            [ "$STYLE" != debian ] || (cd "$DESTDIR$PREFIX/share/doc/bellwire" && mv CHANGELOG.md changelog && gzip -9n changelog)
             put_samples "$1" $(but "examples/*" "$agent_samples $server_samples")
             ;;
         *) echo "packaging/install.sh: there is no package $1" >&2; exit 64 ;;

@@ -3,7 +3,7 @@
 #
 #     packaging/make.sh deb|rpm PACKAGE... [-- ARGUMENT OF CARGO DEB OR CARGO GENERATE-RPM...]
 #
-# They are put into deb or rpm of the target folder, and their names are printed. PROGRAMS and WRITERS are as
+# They are put into deb or rpm of the target folder. PROGRAMS and WRITERS are as
 # for install.sh; MACHINE is what the programs are for, as cross/build.sh calls it, this machine if absent.
 set -eu
 umask 022
@@ -16,10 +16,12 @@ export PATH
 : "${SOURCE_DATE_EPOCH:=$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)}"
 export SOURCE_DATE_EPOCH
 
+# What Rust calls the machine, and what RPM calls it if it is something else.
+rpm_arch=
 case ${MACHINE-} in
     '') target= ;;
     aarch64) target=aarch64-unknown-linux-gnu ;;
-    armv7) target=armv7-unknown-linux-gnueabihf ;;
+    armv7) target=armv7-unknown-linux-gnueabihf rpm_arch=armv7hl ;;
     x86_64) target=x86_64-unknown-linux-gnu ;;
     *) echo "packaging/make.sh: cross/build.sh knows no machine $MACHINE" >&2; exit 64 ;;
 esac
@@ -29,13 +31,15 @@ stage() {
     stage=$out/${target:+$target/}release/stage/$1
     rm -rf "$stage"
     DESTDIR=$stage PREFIX=/usr SYSCONFDIR=/etc STYLE=$2 packaging/install.sh "$1"
+    find "$stage/usr/share/man" -type f -exec gzip -9n {} +
 }
 
 make_deb() {
     package=$1
     shift
     stage "$package" debian
-    cargo-deb --locked --no-build ${target:+--target "$target"} --variant "$package" --output "$out/deb/" "$@"
+    # It would warn of units that are in the stage already, and of scripts, which need no library.
+    cargo-deb --quiet --locked --no-build ${target:+--target "$target"} --variant "$package" --output "$out/deb/" "$@"
 }
 
 # The files of the stage as cargo generate-rpm wants to have them told: its patterns know one mode for all.
@@ -50,11 +54,6 @@ rpm_assets() {
         echo "    { source = \"target/release/stage/$package$place\", dest = \"$place\"," \
             "mode = \"$(stat -c %a "$file")\"$kind },"
     done
-    # Folders that are nobody else's.
-    find "$stage" -mindepth 1 -type d -path "$stage/*bellwire*" | LC_ALL=C sort |
-        while read -r folder; do
-            echo "    { dest = \"${folder#"$stage"}\", dir = true, mode = \"755\" },"
-        done
     echo ']'
 }
 
@@ -62,11 +61,10 @@ make_rpm() {
     package=$1
     shift
     stage "$package" ''
-    find "$stage/usr/share/man" -type f -exec gzip -9n {} +
     rpm_assets > "$stage.toml"
     mkdir -p "$out/rpm"
-    cargo-generate-rpm --target-dir "$out" ${target:+--target "$target"} --variant "$package" \
-        --metadata-overwrite "$stage.toml" --auto-req find-requires --output "$out/rpm/" "$@"
+    cargo-generate-rpm --target-dir "$out" ${target:+--target "$target"} ${rpm_arch:+--arch "$rpm_arch"} \
+        --variant "$package" --metadata-overwrite "$stage.toml" --auto-req find-requires --output "$out/rpm/" "$@"
 }
 
 form=$1
@@ -84,3 +82,4 @@ for package in $packages; do
         *) echo "usage: packaging/make.sh deb|rpm PACKAGE... [-- ARGUMENT...]" >&2; exit 64 ;;
     esac
 done
+ls "$out/$form"

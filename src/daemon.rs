@@ -7,8 +7,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use clap::{CommandFactory, Parser};
-use clap_complete::Shell;
+#[cfg(feature = "server")]
+use clap::CommandFactory;
+use clap::Parser;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing::error;
@@ -93,13 +94,15 @@ pub fn arguments<A: Parser>() -> Result<A, ExitCode> {
 }
 
 /// Prints the completions of a program for a shell.
-pub fn print_completions<A: CommandFactory>(shell: Shell) {
+#[cfg(feature = "server")]
+pub fn print_completions<A: CommandFactory>(shell: clap_complete::Shell) {
     let mut command = A::command();
     let name = command.get_name().to_owned();
     clap_complete::generate(shell, &mut command, name, &mut std::io::stdout());
 }
 
 /// Writes the manual pages of a program into a folder.
+#[cfg(feature = "server")]
 pub fn write_manual<A: CommandFactory>(folder: &Path) -> Result<(), Fatal> {
     clap_mangen::generate_to(A::command(), folder).map_err(Fatal::of(Exit::IoErr))
 }

@@ -122,6 +122,8 @@
 //! | Web Push: what a sender may say, who it is, how it is refused | [`server::doors::webpush`]: `request`, `vapid`, `error` | an endpoint opens without the store; rows of the checklist are tests: `tests/webpush.rs`, `tests/senders.rs` |
 //! | the Matrix gateway | [`server::doors::matrix`] | a push key is rejected only if it can never work |
 //! | what senders of Web Push are told | [`server::doors::webpush::receipts`], [`server::store::confirmations`], [`server::waiters`] | what waits for it is only hinted at: `tests/confirmations.rs` |
+//! | what systemd hears, and what a SIGHUP changes | [`supervisor`], [`agent::reload`], [`server::reload`], [`server::supervised`] | nothing may depend on whether anybody listens: `tests/supervised.rs` |
+//! | units, the bus's rules, packages | `systemd/`, `dbus/`, `packaging/install.sh`, which has each file once | `tests/units.rs`, `tests/policy.rs`, `tests/install.rs`; `make test-systemd` boots them, `make test-packages` installs them |
 //! | how large a device's program is, and what it is built for | `cross/README.md`, `cross/budget` | 32 bits: `make test-arm`, with stores of 2040 |
 //!
 //! The pure rooms are the place to begin: [`proto::device`] and [`proto::gateway`] say all there is

@@ -3,11 +3,15 @@
 
 #![cfg(all(feature = "agent", feature = "server"))]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use bellwire::agent::config::AgentConfig;
+use bellwire::agent::installed::Manifest;
+use bellwire::config;
 use bellwire::proto::frame::{self, Frame, ToDevice, ToServer};
+use bellwire::server::config::ServerConfig;
 use bellwire::server::doors::tizen::TABLE;
 
 /// A file of this package.
@@ -144,11 +148,15 @@ fn kebab(name: &str) -> String {
     text
 }
 
-/// The part of the protocol's page from one heading to the next.
-fn protocol(heading: &str) -> String {
-    let text = page("bellwire-protocol.7");
-    let (_, rest) = text.split_once(&format!(".SH {heading}\n")).expect("the page has the section");
+/// The part of a page from this heading, a section's or a subsection's, to the next section.
+fn section(name: &str, heading: &str) -> String {
+    let text = page(name);
+    let (_, rest) = text.split_once(&format!("{heading}\n")).unwrap_or_else(|| panic!("{name} lacks {heading}"));
     rest.split("\n.SH ").next().unwrap_or_default().to_owned()
+}
+
+fn protocol(heading: &str) -> String {
+    section("bellwire-protocol.7", &format!(".SH {heading}"))
 }
 
 /// Each frame's heading, with its sample in full.
@@ -196,12 +204,139 @@ fn the_protocol_s_words_and_limits_have_their_place() {
     assert_mentions("bellwire-protocol.7", [frame::SUBPROTOCOL.to_owned(), format!("version {}", frame::VERSION)]);
 }
 
-/// The pages in a folder.
-fn pages_in(folder: &Path) -> Vec<PathBuf> {
+const GUIDE: &str = "bellwire-integration.7";
+
+/// The files that the guide writes, by name.
+fn written_by_the_guide() -> BTreeMap<String, String> {
+    let text = page(GUIDE);
+    let files = text.split("\ncat > ").skip(1).map(|rest| {
+        let (path, rest) = rest.split_once(" <<END\n").expect("a file is between two END");
+        let body = rest.split("\nEND").next().unwrap_or_default();
+        (path.rsplit('/').next().unwrap_or_default().to_owned(), body.to_owned())
+    });
+    files.collect()
+}
+
+#[test]
+fn the_guide_writes_configurations_that_are_some() {
+    let files = written_by_the_guide();
+    let parsed = |name: &str| (Path::new(GUIDE).join(name), files[name].as_str());
+    let (path, text) = parsed("server.toml");
+    config::parse::<ServerConfig>(&path, text).expect("it is a server's").check().expect("it makes sense");
+    let (path, text) = parsed("agent.toml");
+    let agent: AgentConfig = config::parse(&path, text).expect("it is an agent's");
+    agent.check().expect("it makes sense");
+    let (path, text) = parsed("org.example.chat.toml");
+    let manifest: Manifest = config::parse(&path, text).expect("it is an app's");
+    assert!(manifest.launch.unit.is_some_and(|unit| files.contains_key(&unit)), "{files:?}");
+    let credentials = section(GUIDE, ".SS Secrets that only the service may read");
+    let line = credentials.lines().find(|line| line.starts_with("client-certificate = ")).expect("it is shown");
+    assert!(config::parse::<AgentConfig>(&path, line).expect("it is an agent's").client_certificate.is_some());
+}
+
+/// The settings of a unit.
+fn unit(name: &str) -> Vec<(String, String)> {
+    let text = file(&format!("systemd/system/{name}"));
+    let pairs = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('='));
+    pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+#[test]
+fn the_guide_s_limits_and_restarts_are_those_of_the_units() {
+    let agent = unit("bellwired.service");
+    let limits = ["MemoryHigh", "MemoryMax", "TasksMax", "LimitNOFILE", "OOMScoreAdjust"];
+    let limits: Vec<String> = agent
+        .iter()
+        .filter(|(key, _)| limits.contains(&key.as_str()))
+        .map(|(key, value)| format!("\\fB{key}={value}\\fR|"))
+        .collect();
+    assert_eq!(limits.len(), 5, "{agent:?}");
+    let memory = section(GUIDE, ".SH MEMORY");
+    assert!(limits.iter().all(|limit| memory.contains(limit)), "{limits:?}");
+
+    let table = section(GUIDE, ".SH SUPERVISION");
+    let rows: Vec<(&str, &str)> = table
+        .lines()
+        .filter(|line| line.starts_with(|first: char| first.is_ascii_digit()))
+        .filter_map(|line| Some((line.split('|').next()?, line.rsplit('|').next()?)))
+        .collect();
+    let ends: BTreeSet<&str> = rows.iter().filter(|(_, again)| *again == "no").map(|(status, _)| *status).collect();
+    assert!(rows.len() > ends.len() && ends.contains("0"), "{rows:?}");
+    for name in ["bellwired.service", "bellwire-server.service", "bellwire-server@.service"] {
+        let settings = unit(name);
+        let (_, prevented) =
+            settings.iter().find(|(key, _)| key == "RestartPreventExitStatus").expect("the unit says it");
+        // With Restart=on-failure the status 0 is an end as well.
+        assert_eq!(ends, prevented.split(' ').chain(["0"]).collect(), "{name}");
+    }
+}
+
+#[test]
+fn what_is_put_into_an_image_is_in_the_guide() {
+    let put_in = section(GUIDE, ".SH WHAT IS PUT IN");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let names: Vec<String> = ["system", "system-preset", "user", "user-preset", "sysusers.d", "tmpfiles.d"]
+        .iter()
+        .flat_map(|folder| files_in(&root.join("systemd").join(folder)))
+        .chain(files_in(&root.join("dbus")).into_iter().filter(|path| path.is_file()))
+        .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
+        // The server has a package of its own, and the XML is for developers.
+        .filter(|name| !name.contains("bellwire-server") && !name.ends_with(".xml"))
+        .collect();
+    assert!(names.len() >= 7, "{names:?}");
+    let missing: Vec<_> = names.iter().filter(|name| !put_in.contains(name.as_str())).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn what_a_reload_takes_into_use_at_once_has_its_place() {
+    let all = keys(&file("examples/agent.toml"));
+    let source = file("src/agent/reload.rs");
+    let at_once: BTreeSet<String> =
+        source.lines().filter_map(|line| line.trim().strip_suffix(": _,")).map(|key| key.replace('_', "-")).collect();
+    assert!(at_once.contains("gateway") && at_once.is_subset(&all), "{at_once:?}");
+    let text = section("bellwired.toml.5", ".SS Reading it again");
+    let told: BTreeSet<String> = all.into_iter().filter(|key| mentions(&text, key)).collect();
+    assert_eq!(told, at_once);
+}
+
+#[test]
+fn pages_that_are_referred_to_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut texts: Vec<(PathBuf, String)> = Vec::new();
+    for folder in ["man", "systemd/system", "systemd/user"] {
+        for path in files_in(&root.join(folder)) {
+            let text = std::fs::read_to_string(&path).expect("it can be read").replace("\\-", "-");
+            texts.push((path, text.replace(" (", "(")));
+        }
+    }
+    let mut seen = BTreeSet::new();
+    for (path, text) in &texts {
+        let words = text.split(|c: char| !c.is_ascii_alphanumeric() && !"-.()".contains(c));
+        let pages = words.filter_map(|word| {
+            let (name, rest) = word.split_once('(')?;
+            let (number, _) = rest.split_once(')')?;
+            let ours = name.starts_with("bellwire") || name.starts_with("org.bellwire");
+            (ours && ["5", "7"].contains(&number)).then(|| format!("{name}.{number}"))
+        });
+        for name in pages {
+            assert!(root.join("man").join(&name).exists(), "{} refers to {name}", path.display());
+            seen.insert(name);
+        }
+    }
+    let alone: Vec<_> = files_in(&root.join("man"))
+        .into_iter()
+        .filter(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(|name| !seen.contains(name)))
+        .collect();
+    assert!(alone.is_empty(), "nothing refers to {alone:?}");
+}
+
+/// The files in a folder, in order.
+fn files_in(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-    let mut pages: Vec<PathBuf> = entries.map(|entry| entry.expect("the folder can be read").path()).collect();
-    pages.sort();
-    pages
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.expect("the folder can be read").path()).collect();
+    files.sort();
+    files
 }
 
 #[track_caller]
@@ -214,7 +349,7 @@ fn assert_can_be_shown(page: &Path) {
 
 #[test]
 fn every_page_can_be_shown() {
-    let pages = pages_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join("man"));
+    let pages = files_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join("man"));
     assert!(pages.len() >= 5, "{pages:?}");
     pages.iter().for_each(|page| assert_can_be_shown(page));
 }
@@ -222,16 +357,11 @@ fn every_page_can_be_shown() {
 #[test]
 fn the_pages_that_the_programs_write_can_be_shown() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let programs = [
-        (env!("CARGO_BIN_EXE_bellwire"), "man"),
-        (env!("CARGO_BIN_EXE_bellwire-server"), "man"),
-        (env!("CARGO_BIN_EXE_bellwired"), "--man"),
-    ];
-    for (program, option) in programs {
-        let status = Command::new(program).arg(option).arg(folder.path()).status().expect("the program starts");
-        assert!(status.success(), "{program} {option}");
+    for program in [env!("CARGO_BIN_EXE_bellwire"), env!("CARGO_BIN_EXE_bellwire-server")] {
+        let status = Command::new(program).arg("man").arg(folder.path()).status().expect("the program starts");
+        assert!(status.success(), "{program}");
     }
-    let pages = pages_in(folder.path());
+    let pages = files_in(folder.path());
     for name in ["bellwire.1", "bellwire-send.1", "bellwire-server.1", "bellwire-server-app-add.1", "bellwired.1"] {
         assert!(pages.iter().any(|page| page.ends_with(name)), "{name} is not among {pages:?}");
     }

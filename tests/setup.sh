@@ -91,7 +91,7 @@ for_systemd="$for_build python3 systemd-container mmdebstrap"
 for_arm="dbus openssl python3 python3-jeepney qemu-user-static
     libc6-arm64-cross libc6-armhf-cross libgcc-s1-arm64-cross libgcc-s1-armhf-cross"
 for_package="$for_build dpkg-dev rpm"
-for_judge="$for_package $for_systemd python3-venv lintian rpmlint cpio systemd"
+for_judge="$for_package $for_systemd python3-venv lintian rpmlint systemd"
 crates=
 case ${1-} in
     build) packages=$for_build lints= ;;
@@ -100,7 +100,7 @@ case ${1-} in
     systemd) packages=$for_systemd lints= ;;
     arm) packages=$for_arm lints= ;;
     packages) shift; need_packages "$@"; exit ;;
-    package) packages=$for_package lints= crates="cargo-deb@3.8.0 cargo-generate-rpm@0.21.1" ;;
+    package) packages=$for_package crates="cargo-deb@3.8.0 cargo-generate-rpm@0.21.1" lints= ;;
     judge) packages=$for_judge lints= ;;
     check) packages=$for_build lints=1 ;;
     all) packages="$for_test $for_systemd" lints=1 ;;

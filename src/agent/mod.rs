@@ -80,10 +80,12 @@ It serves org.bellwire.Push on D-Bus until SIGTERM, and reads its configuration 
 status: 0 stopped, 64 wrong usage, 69 no bus or the name is taken, 74 the store cannot be used, 78 wrong
 configuration.
 
-See also bellwired.toml(5), bellwire-apps.d(5), org.bellwire.Push(7), bellwire-protocol(7)."
+See also bellwired.toml(5), bellwire-integration(7), bellwire-apps.d(5), org.bellwire.Push(7),
+bellwire-protocol(7)."
 )]
-struct Args {
-    /// Configuration file [default: ~/.config/bellwire/agent.toml or /etc/bellwire/agent.toml, if there is one]
+pub struct Args {
+    /// Configuration file [default: agent.toml of $CREDENTIALS_DIRECTORY, ~/.config/bellwire or /etc/bellwire, the
+    /// first that there is]
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The bus that apps are on, whatever the configuration says
@@ -92,12 +94,6 @@ struct Args {
     /// Check the configuration and exit
     #[arg(long)]
     check: bool,
-    /// Print completions for a shell and exit
-    #[arg(long, value_name = "SHELL", hide = true)]
-    completions: Option<clap_complete::Shell>,
-    /// Write the manual page into a folder and exit
-    #[arg(long, value_name = "FOLDER", hide = true)]
-    man: Option<PathBuf>,
 }
 
 /// The program.
@@ -109,13 +105,6 @@ pub fn main() -> ExitCode {
 }
 
 fn start(args: Args) -> Result<(), Fatal> {
-    if let Some(shell) = args.completions {
-        daemon::print_completions::<Args>(shell);
-        return Ok(());
-    }
-    if let Some(folder) = args.man {
-        return daemon::write_manual::<Args>(&folder);
-    }
     let read = move || Settings::read(args.config.as_deref(), args.bus);
     let settings = read()?;
     let config = &settings.config;

@@ -8,7 +8,7 @@
 use serde_json::{Value, json};
 
 use super::Output;
-use super::lab::{AppProcess, DeviceProcess, Lab, ServerProcess, free_port};
+use super::lab::{self, AppProcess, DeviceProcess, Lab, ServerProcess, free_port};
 use crate::daemon::{Exit, Fatal};
 use crate::http::HttpClient;
 use crate::server::doors::tizen::PATH;
@@ -75,7 +75,11 @@ impl Demo {
                 || format!("server {region}   API {}   gateway {}", server.api, server.gateway),
             );
         }
-        let devices = [lab.device("a", &servers[0].gateway).await?, lab.device("b", &servers[1].gateway).await?];
+        let agent = lab::sibling("bellwired")?;
+        let devices = [
+            lab.device("a", agent.clone(), &servers[0].gateway, "").await?,
+            lab.device("b", agent, &servers[1].gateway, "").await?,
+        ];
         let apps = [devices[0].app(APP).await?, devices[1].app(APP).await?];
         let reg_ids = [apps[0].reg_id.clone(), apps[1].reg_id.clone()];
         for (name, reg_id) in ["a", "b"].iter().zip(&reg_ids) {

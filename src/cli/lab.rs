@@ -109,8 +109,14 @@ impl Lab {
         })
     }
 
-    /// Starts a private bus and an agent on it.
-    pub async fn device(&self, name: &str, gateway: &str) -> Result<DeviceProcess, Fatal> {
+    /// Starts a private bus and this agent on it; `more` is further TOML of its configuration.
+    pub async fn device(
+        &self,
+        name: &str,
+        program: PathBuf,
+        gateway: &str,
+        more: &str,
+    ) -> Result<DeviceProcess, Fatal> {
         let address = format!("unix:path={}", self.path(&format!("bus-{name}")).display());
         let mut bus = Command::new("dbus-daemon");
         bus.args(["--session", "--nofork", "--nopidfile", "--print-address=1", "--address", &address]);
@@ -120,9 +126,9 @@ impl Lab {
         wait_for_line(bus.stdout.take(), "unix:", None).await?;
         let config = self.path(&format!("agent-{name}.toml"));
         let state = self.path(&format!("agent-{name}"));
-        write(&config, &format!("gateway = {gateway:?}\nstate-folder = {state:?}\nlog = \"{}\"\n", self.log))?;
+        write(&config, &format!("gateway = {gateway:?}\nstate-folder = {state:?}\nlog = \"{}\"\n{more}", self.log))?;
         let log = config.with_extension("log");
-        let mut agent = Command::new(sibling("bellwired")?);
+        let mut agent = Command::new(program);
         agent.arg("--config").arg(config).env("DBUS_SESSION_BUS_ADDRESS", &address).stderr(Stdio::piped());
         let mut agent = spawn(&mut agent)?;
         wait_for_line(agent.stderr.take(), " ready ", Some(log)).await?;

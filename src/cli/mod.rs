@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use serde_json::Value;
 
+use crate::agent;
 use crate::daemon::{self, Exit, Fatal};
 use crate::proto::AppId;
 use bus::BusName;
@@ -90,8 +91,11 @@ enum Command {
     Completions {
         /// bash, zsh, fish, elvish or powershell
         shell: clap_complete::Shell,
+        /// Those of bellwired, which has none in it to be small
+        #[arg(long)]
+        bellwired: bool,
     },
-    /// Write the manual pages of this program into a folder
+    /// Write the manual pages of this program and of bellwired into a folder
     #[command(hide = true)]
     Man {
         /// The folder
@@ -230,11 +234,17 @@ fn run(args: Args) -> Result<(), Fatal> {
             Command::Demo => demo::demo(output).await,
             Command::Bench(args) => bench::bench(args, output).await,
             Command::BenchDevices(args) => bench::devices::run(args).await,
-            Command::Completions { shell } => {
-                daemon::print_completions::<Args>(shell);
+            Command::Completions { shell, bellwired } => {
+                match bellwired {
+                    true => daemon::print_completions::<agent::Args>(shell),
+                    false => daemon::print_completions::<Args>(shell),
+                }
                 Ok(())
             }
-            Command::Man { folder } => daemon::write_manual::<Args>(&folder),
+            Command::Man { folder } => {
+                daemon::write_manual::<agent::Args>(&folder)?;
+                daemon::write_manual::<Args>(&folder)
+            }
         }
     })
 }

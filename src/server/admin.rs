@@ -34,14 +34,20 @@ pub const DAY_MS: i64 = 24 * 3600 * 1000;
     name = "bellwire-server",
     version,
     after_help = "\
-Without a command it serves until SIGTERM. Exit status: 0 done, 1 the answer is no, 64 wrong usage,
-65 wrong input, 69 address or state folder in use, 74 the store or a file cannot be used, 78 wrong configuration.
+Without a command it serves until SIGTERM. On SIGHUP it reads its configuration and its certificates again.
+Sockets that systemd has opened for its addresses are taken; others it opens itself.
+
+Run by root, the commands app, key, token, backup and restore act as the owner of the state folder: files that
+they are given have to be that user's to read or write.
+
+Exit status: 0 done, 1 the answer is no, 64 wrong usage, 65 wrong input, 69 address or state folder in use,
+74 the store or a file cannot be used, 77 the owner of the state folder cannot be acted for, 78 wrong configuration.
 
 See also bellwire-server-setup(7), bellwire-server.toml(5), bellwire-server-api(7), bellwire-tizen(7),
 bellwire-webpush(7), bellwire-protocol(7)."
 )]
 pub struct Args {
-    /// Configuration file [default: /etc/bellwire/server.toml, if there is one]
+    /// Configuration file [default: server.toml of $CREDENTIALS_DIRECTORY or /etc/bellwire, if there is one]
     #[arg(long, short, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print JSON, for scripts

@@ -1,11 +1,14 @@
 //! Memory of idle connections and of an idle agent, from /proc.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::{Certificate, Devices};
-use crate::cli::lab::{Lab, free_port};
+use crate::cli::bus::{BusName, fatal, to_json};
+use crate::cli::lab::{self, Lab, free_port};
+use crate::cli::status;
 use crate::daemon::{Exit, Fatal};
 
 /// Connections that are made first, so that what the server takes once is not counted.
@@ -34,12 +37,19 @@ pub async fn idle(lab: &Lab, connections: u32, tls: Option<&Certificate>) -> Res
     }))
 }
 
-/// Memory of an agent that is connected and idle.
-pub async fn agent(lab: &Lab) -> Result<Value, Fatal> {
-    let mut server = lab.server("12", free_port()?, free_port()?, None, "")?;
+/// Memory of an agent that is connected by TLS and idle: `bellwired` beside this tool, or this program.
+pub async fn agent(lab: &Lab, program: Option<&Path>, files: &Certificate) -> Result<Value, Fatal> {
+    let tls = Some((files.certificate.as_path(), files.key.as_path()));
+    let mut server = lab.server("12", free_port()?, free_port()?, tls, "")?;
     server.start().await?;
-    let device = lab.device("bench", &server.gateway).await?;
+    let program = program.map_or_else(|| lab::sibling("bellwired"), |program| Ok(program.to_owned()))?;
+    let trust = format!("ca = {:?}\n", files.certificate);
+    let device = lab.device("bench", program, &server.gateway, &trust).await?;
     tokio::time::sleep(REST).await;
+    let status = status::manager(&BusName::Address(device.address.clone())).await?.get_status().await.map_err(fatal)?;
+    if status::text(&to_json(&status), "state") != "online" {
+        return Err(Fatal::new(Exit::Failure, format!("the agent did not connect:\n{}", lab.said())));
+    }
     let pid = device.agent_pid().ok_or_else(|| Fatal::new(Exit::Software, "the agent has ended"))?;
     // Pages of a program that was just built count as dirty until they are on disk.
     nix::unistd::sync();

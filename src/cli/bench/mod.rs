@@ -27,6 +27,8 @@ const SECRET: &str = "bench-secret-of-20-bytes";
 /// User memory of an idle connection that should not be exceeded, in bytes.
 const PLAIN_LIMIT: f64 = 4000.0;
 const TLS_LIMIT: f64 = 12_500.0;
+/// What an idle agent on a device may take: see `cross/budget` for its size.
+const AGENT: [(&str, f64); 3] = [("private_dirty_kb", 2048.0), ("pss_kb", 6144.0), ("threads", 3.0)];
 /// What another app's misuse may make of a median latency.
 const FAIR: f64 = 2.0;
 
@@ -45,18 +47,24 @@ pub struct BenchArgs {
     /// Seconds of each load
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=60))]
     seconds: u64,
+    /// Measure the memory of this bellwired alone, and fail if it is over its budget
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["connections", "devices", "senders", "seconds"])]
+    agent: Option<PathBuf>,
 }
 
 /// Runs all measurements and prints the table.
 pub async fn bench(args: BenchArgs, output: Output) -> Result<(), Fatal> {
     let lab = Lab::new("info")?;
+    let certificate = certificate(&lab).await?;
+    if let Some(program) = args.agent {
+        return agent(&lab, &program, &certificate, output).await;
+    }
     note(output, "memory of idle connections, plain");
     let plain = memory::idle(&lab, args.connections, None).await?;
     note(output, "memory of idle connections, TLS");
-    let certificate = certificate(&lab).await?;
     let tls = memory::idle(&lab, args.connections, Some(&certificate)).await?;
     note(output, "memory of an agent");
-    let agent = memory::agent(&lab).await?;
+    let agent = memory::agent(&lab, None, &certificate).await?;
     note(output, "raw limits");
     let raw = raw::measure(&lab, &args).await?;
     note(output, "load");
@@ -67,6 +75,28 @@ pub async fn bench(args: BenchArgs, output: Output) -> Result<(), Fatal> {
                         "load": load, "fairness": fairness });
     output.print(&table, || text(&table));
     Ok(())
+}
+
+/// Measures an idle agent beside its budget.
+async fn agent(lab: &Lab, program: &Path, certificate: &Certificate, output: Output) -> Result<(), Fatal> {
+    let measured = memory::agent(lab, Some(program), certificate).await?;
+    let over: Vec<&str> =
+        AGENT.iter().filter(|(name, most)| number(&measured, name) > *most).map(|row| row.0).collect();
+    let budget: serde_json::Map<String, Value> =
+        AGENT.iter().map(|(name, most)| ((*name).into(), json!(most))).collect();
+    output.print(&json!({ "agent": measured, "budget": budget, "over": over }), || {
+        let row = |(name, most): &(&str, f64)| format!("  {name:<20} {:>8.0} of {most:>5}", number(&measured, name));
+        let rows: Vec<String> = AGENT.iter().map(row).collect();
+        format!("an idle bellwired, of its budget:\n{}", rows.join("\n"))
+    });
+    match over.is_empty() {
+        true => Ok(()),
+        false => Err(Fatal::new(Exit::Failure, format!("{} takes too much: {}", program.display(), over.join(", ")))),
+    }
+}
+
+fn number(table: &Value, name: &str) -> f64 {
+    table.get(name).and_then(Value::as_f64).unwrap_or(f64::INFINITY)
 }
 
 /// Progress, for people who wait.

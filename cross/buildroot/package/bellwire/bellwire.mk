@@ -15,6 +15,9 @@ BELLWIRE_DEPENDENCIES = dbus
 # one for every commit.
 BR_NO_CHECK_HASH_FOR += $(BELLWIRE_SOURCE)
 
+# As small as it gets, like the profile "device" of Cargo.toml.
+BELLWIRE_CARGO_ENV = CARGO_PROFILE_RELEASE_OPT_LEVEL=z
+
 BELLWIRE_CARGO_BUILD_OPTS = \
 	--no-default-features \
 	--features $(call qstrip,$(BR2_PACKAGE_BELLWIRE_FEATURES)) \

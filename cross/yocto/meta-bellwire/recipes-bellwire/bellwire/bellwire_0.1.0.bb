@@ -19,6 +19,9 @@ CARGO_VENDORING_DIRECTORY = "${S}/VENDOR"
 BELLWIRE_FEATURES ?= "agent,ws"
 CARGO_BUILD_FLAGS += "--no-default-features --features ${BELLWIRE_FEATURES} --bin bellwired"
 
+# As small as it gets, like the profile `device` of Cargo.toml.
+export CARGO_PROFILE_RELEASE_OPT_LEVEL = "z"
+
 # SQLite is compiled in, unless the system's is to be used, 3.45.3 or later.
 PACKAGECONFIG ??= ""
 PACKAGECONFIG[system-sqlite] = ",,sqlite3"
