@@ -101,7 +101,7 @@ put_samples() {
 }
 
 # What bellwired has besides its program.
-agent_pages="man/bellwired*.5 man/bellwire-apps.d.5 man/bellwire-unifiedpush.7"
+agent_pages="man/bellwired*.5 man/bellwire-apps.d.5 man/bellwire-integration.7 man/bellwire-unifiedpush.7"
 agent_samples="examples/agent.toml examples/org.example.Chat.toml"
 # What bellwire-server has.
 server_pages="man/bellwire-server*.[57]"

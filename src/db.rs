@@ -12,6 +12,8 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::daemon::{Exit, Fatal};
+
 /// Most jobs that one commit serves.
 pub const BATCH: usize = 256;
 /// The longest time over which jobs are gathered for one commit.
@@ -62,6 +64,20 @@ impl From<rusqlite::Error> for DbError {
             Some(ErrorCode::ReadOnly) => Self::ReadOnly,
             _ => Self::Failed(error.to_string()),
         }
+    }
+}
+
+impl From<DbError> for Fatal {
+    fn from(error: DbError) -> Self {
+        let exit = match error {
+            // Starting again does not help: another program or another store does, or another library.
+            DbError::TooNew(..) => Exit::DataErr,
+            DbError::OldLibrary(_) => Exit::Config,
+            DbError::Full | DbError::ReadOnly | DbError::Open(..) | DbError::Failed(_) | DbError::Stopped => {
+                Exit::IoErr
+            }
+        };
+        Self::new(exit, error)
     }
 }
 

@@ -10,6 +10,7 @@ use std::process::{Command, Output, Stdio};
 use common::{Server, first_line};
 use serde_json::Value;
 
+const WRONG_INPUT: i32 = 65;
 const NO_STORE: i32 = 74;
 const CONFIG: i32 = 78;
 
@@ -81,7 +82,7 @@ fn a_database_that_is_missing_is_not_made_and_one_that_is_damaged_is_an_error() 
     let database = rusqlite::Connection::open(folder.path().join("future.db")).unwrap();
     database.pragma_update(None, "user_version", 999).unwrap();
     std::fs::rename(folder.path().join("future.db"), state.join("server.db")).unwrap();
-    bad(&check(&config, &[]), NO_STORE, "newer version");
+    bad(&check(&config, &[]), WRONG_INPUT, "newer version");
 }
 
 #[test]

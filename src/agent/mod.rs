@@ -77,8 +77,8 @@ const CHANGES: usize = 256;
     version,
     after_help = "\
 It serves org.bellwire.Push on D-Bus until SIGTERM, and reads its configuration again on SIGHUP. Exit
-status: 0 stopped, 64 wrong usage, 69 no bus or the name is taken, 74 the store cannot be used, 78 wrong
-configuration.
+status: 0 stopped, 64 wrong usage, 65 the store is of a newer version, 69 no bus or the name is taken, 74 the
+store cannot be used, 78 wrong configuration.
 
 See also bellwired.toml(5), bellwire-integration(7), bellwire-apps.d(5), org.bellwire.Push(7),
 bellwire-protocol(7)."
@@ -156,12 +156,11 @@ impl Settings {
 /// Serves until the stop comes.
 pub async fn run(settings: Settings, stop: Stop, reload: Reload<Settings>) -> Result<(), Fatal> {
     let (dialling, config) = (settings.dialling(), settings.config);
-    let database = |error: DbError| Fatal::new(Exit::IoErr, error);
-    let (store, credentials) = Store::open(&config.database(), config.limits).map_err(database)?;
-    let routes = routes(&store, &config).await.map_err(database)?;
+    let (store, credentials) = Store::open(&config.database(), config.limits)?;
+    let routes = routes(&store, &config).await?;
     let gateway = routes.current().clone();
-    let returning = store.connected_before().await.map_err(database)?;
-    let (salt, sources) = (store.salt().await.map_err(database)?, config.watch.clone());
+    let returning = store.connected_before().await?;
+    let (salt, sources) = (store.salt().await?, config.watch.clone());
     let (apps, clock) = (Arc::new(Apps::expecting(returning)), Clock::start());
     let (commands, inbox) = mpsc::channel(COMMANDS);
     let (changes, _) = broadcast::channel(CHANGES);
@@ -286,7 +285,7 @@ fn no_bus(error: zbus::Error) -> Fatal {
 fn ended_early(ended: Result<Result<(), DbError>, tokio::task::JoinError>) -> Fatal {
     match ended {
         Ok(Ok(())) => Fatal::new(Exit::Software, "the connection task ended"),
-        Ok(Err(error)) => Fatal::new(Exit::IoErr, error),
+        Ok(Err(error)) => error.into(),
         Err(error) => Fatal::new(Exit::Software, error),
     }
 }

@@ -12,7 +12,6 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::daemon::{self, Exit, Fatal, Reload, Stop};
-use crate::db::DbError;
 use crate::proto::channel::SenderKey;
 use crate::proto::{AppId, UnixMillis};
 use crate::world;
@@ -40,8 +39,9 @@ Sockets that systemd has opened for its addresses are taken; others it opens its
 Run by root, the commands app, key, token, backup and restore act as the owner of the state folder: files that
 they are given have to be that user's to read or write.
 
-Exit status: 0 done, 1 the answer is no, 64 wrong usage, 65 wrong input, 69 address or state folder in use,
-74 the store or a file cannot be used, 77 the owner of the state folder cannot be acted for, 78 wrong configuration.
+Exit status: 0 done, 1 the answer is no, 64 wrong usage, 65 wrong input or a store of a newer version, 69 address
+or state folder in use, 74 the store or a file cannot be used, 77 the owner of the state folder cannot be acted
+for, 78 wrong configuration.
 
 See also bellwire-server-setup(7), bellwire-server.toml(5), bellwire-server-api(7), bellwire-tizen(7),
 bellwire-webpush(7), bellwire-protocol(7)."
@@ -65,7 +65,7 @@ enum Command {
     ///
     /// Nothing is changed. All of the database is read, beside a running server as well. Exit status: 78
     /// if the configuration or a certificate cannot be used or has expired, 74 if the database is
-    /// damaged or of a newer version.
+    /// damaged, 65 if it is of a newer version.
     Check,
     /// The apps that may be sent to
     #[command(subcommand)]
@@ -277,13 +277,9 @@ fn with_store(config: &ServerConfig, work: impl AsyncFnOnce(&Store) -> Result<()
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Fatal::of(Exit::Software))?;
     runtime.block_on(async {
-        let store = Store::open(&config.database(), config.limits).map_err(database)?;
+        let store = Store::open(&config.database(), config.limits)?;
         work(&store).await
     })
-}
-
-fn database(error: DbError) -> Fatal {
-    Fatal::new(Exit::IoErr, error)
 }
 
 fn back_up(config: &ServerConfig, file: &Path, force: bool, json: bool) -> Result<(), Fatal> {

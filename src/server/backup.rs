@@ -48,10 +48,10 @@ pub fn backup(config: &ServerConfig, file: &Path, force: bool, quiet: bool) -> R
         return Err(Fatal::new(Exit::Failure, format!("{} is there already; --force replaces it", file.display())));
     }
     let _store = daemon::share_file(&config.state_folder, "server.db")?;
-    let source = db::open_reader(&database).map_err(unusable)?;
-    let bytes = sql::used_bytes(&source).map_err(|error| unusable(error.into()))?;
+    let source = db::open_reader(&database)?;
+    let bytes = sql::used_bytes(&source).map_err(DbError::from)?;
     let (path, partial) = begin_partial(&file)?;
-    write_copy(source, &path, &bar(bytes, quiet)).map_err(unusable)?;
+    write_copy(source, &path, &bar(bytes, quiet))?;
     partial.sync_all().map_err(in_file(&path))?;
     fault_point("backup-written");
     std::fs::rename(&path, &file).map_err(in_file(&file))?;
@@ -78,7 +78,7 @@ pub fn restore(config: &ServerConfig, file: &Path, quiet: bool) -> Result<Restor
 
 fn put_in_place(file: &Path, copy: &Path, database: &Path) -> Result<Restored, Fatal> {
     let schema = examine(copy, file)?;
-    let contents = prepare(copy).map_err(unusable)?;
+    let contents = prepare(copy)?;
     File::open(copy).and_then(|copy| copy.sync_all()).map_err(in_file(copy))?;
     fault_point("restore-copied");
     let kept = keep_present(database)?;
@@ -242,10 +242,6 @@ fn absolute(path: &Path) -> Result<PathBuf, Fatal> {
 fn in_file(path: &Path) -> impl Fn(std::io::Error) -> Fatal {
     let path = path.to_owned();
     move |error| Fatal::new(Exit::IoErr, format!("{}: {error}", path.display()))
-}
-
-fn unusable(error: DbError) -> Fatal {
-    Fatal::new(Exit::IoErr, error)
 }
 
 /// A bar on standard error, if that is a terminal and a bar is wanted.

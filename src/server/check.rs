@@ -78,7 +78,7 @@ fn check_database(config: &ServerConfig) -> Result<Option<i64>, Fatal> {
     if !path.exists() {
         return Ok(None);
     }
-    let seen = db::inspect(&path, sql::MIGRATIONS.len()).map_err(Fatal::of(Exit::IoErr))?;
+    let seen = db::inspect(&path, sql::MIGRATIONS.len())?;
     match seen.damage {
         Some(damage) => Err(Fatal::new(Exit::IoErr, format!("the database {} is damaged: {damage}", path.display()))),
         None => Ok(Some(seen.schema)),

@@ -126,13 +126,12 @@ pub struct Server {
 impl Server {
     /// Takes the store of the configuration into service.
     pub async fn open(config: ServerConfig) -> Result<Self, Fatal> {
-        let database = |error: DbError| Fatal::new(Exit::IoErr, error);
         let client = |ca: &Option<PathBuf>| {
             tls::client(ca.as_deref()).map(|trust| HttpClient::new(&trust)).map_err(Fatal::of(Exit::Config))
         };
-        let mut store = Store::open(&config.database(), config.limits).map_err(database)?;
-        store.begin().await.map_err(database)?;
-        let keys = store.key_ring(config.region).await.map_err(database)?;
+        let mut store = Store::open(&config.database(), config.limits)?;
+        store.begin().await?;
+        let keys = store.key_ring(config.region).await?;
         Ok(Self {
             store,
             registry: Registry::new(),
@@ -317,7 +316,7 @@ pub async fn run(
         broker.end().await;
     }
     if orderly {
-        server.store.end().await.map_err(Fatal::of(Exit::IoErr))?;
+        server.store.end().await?;
     }
     Ok(())
 }

@@ -15,7 +15,6 @@ use nix::unistd::Pid;
 use ring::pbkdf2;
 
 use crate::daemon::{Exit, Fatal};
-use crate::db::DbError;
 use crate::link::mqtt::topics;
 use crate::server::config::Mqtt;
 use crate::server::store::Store;
@@ -82,11 +81,10 @@ pub async fn sync(store: &Store, config: &Mqtt, files: &Files, tell_anyway: bool
 
 /// The lines of the password file, and how many of them are devices'.
 async fn users(store: &Store, config: &Mqtt, present: &Path) -> Result<(String, usize), Fatal> {
-    let database = |error: DbError| Fatal::new(Exit::IoErr, error);
     let mut lines = own_line(config, present).unwrap_or_default();
     let (mut devices, mut after) = (0, None);
     loop {
-        let step = store.broker_users(after, STEP).await.map_err(database)?;
+        let step = store.broker_users(after, STEP).await?;
         let Some((last, _)) = step.last() else { return Ok((lines, devices)) };
         (after, devices) = (Some(*last), devices + step.len());
         for (device, hash) in step {
