@@ -279,7 +279,8 @@ class Process:
             while (line := self.lines.get(timeout=max(0, deadline - time.monotonic()))) is not None:
                 if found := re.search(pattern, line):
                     return found
-        raise AssertionError(f"{self.command[0]} did not say {pattern!r} within {DEADLINE_S} s:\n" + "\n".join(self.said))
+        said = "\n".join(self.said)
+        raise AssertionError(f"{self.command[0]} did not say {pattern!r} within {DEADLINE_S} s:\n{said}")
 
     def stop(self):
         """Ends it in order, by force after a while; returns its exit status."""
