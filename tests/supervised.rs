@@ -16,7 +16,6 @@ use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use certificate::Certificate;
 use common::{DEADLINE, Server, so};
@@ -227,20 +226,16 @@ fn the_server_takes_the_sockets_that_systemd_has_opened() {
     tokio::runtime::Runtime::new().expect("a runtime").block_on(device.until_online());
 }
 
-#[test]
-fn a_socket_for_another_address_is_a_mistake() {
+#[tokio::test]
+async fn a_socket_for_another_address_is_a_mistake() {
     let (opened, configured) = (free_ports(), free_ports());
     let mut server = Activated::start(opened, configured);
     let _knock = std::net::TcpStream::connect(("127.0.0.1", opened[0]));
-    let started = Instant::now();
-    let status = loop {
-        if let Some(status) = server.child.try_wait().expect("it is ours") {
-            break status;
-        }
-        assert!(started.elapsed() < DEADLINE, "{}", server.log());
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    };
-    assert_eq!(status.code(), Some(78), "{}", server.log());
+    let ended = common::until(async || {
+        let ended = server.child.try_wait().expect("it is ours");
+        ended.ok_or_else(|| server.log.lock().expect("nobody panics with it").clone())
+    });
+    assert_eq!(ended.await.code(), Some(78), "{}", server.log());
     let first = opened.iter().min().expect("there are two");
     assert!(server.log().contains(&format!("listens on 127.0.0.1:{first}, which is no `listen`")), "{}", server.log());
 }

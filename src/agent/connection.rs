@@ -19,9 +19,9 @@ use crate::db::DbError;
 use crate::link::dial::{Caller, Dialling};
 use crate::link::{DeviceLink, Gateway, Link, LinkError};
 use crate::proto::device::{Device, DeviceAction, LinkState, Online};
-use crate::proto::frame::{Delivery, Outcome, Refusal, ToDevice, WINDOW};
+use crate::proto::frame::{Delivery, Outcome, ToDevice, WINDOW};
 use crate::proto::wishes::Wish;
-use crate::proto::{AppId, Channel, RegId};
+use crate::proto::{AppId, Channel};
 use crate::supervisor::{self, Watchdog};
 use crate::world::{self, Clock};
 
@@ -36,52 +36,9 @@ use super::system::{Ready, Signal, Source, System};
 
 mod machine;
 mod publish;
+mod talk;
 
-/// What others ask of the connection.
-#[derive(Clone, Debug)]
-pub enum Command {
-    /// Ask the server for this. The wish is in the store already.
-    Wish(AppId, Wish),
-    /// There are new outcomes in the store.
-    Report,
-    /// Skip the wait before the next attempt.
-    TryNow,
-    /// Connect anew, by these.
-    Reach(Box<Reach>),
-}
-
-/// How the server is reached, as the configuration has it.
-#[derive(Clone, Debug)]
-pub struct Reach {
-    /// The gateway of the configuration.
-    pub configured: Gateway,
-    /// The links to dial.
-    pub routes: Routes,
-    /// How to dial them.
-    pub dialling: Dialling,
-    /// What the server wants to hear from a new device.
-    pub enrolment_key: Option<String>,
-}
-
-/// What became of an app's registration.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// It has this regId.
-    Registered(AppId, RegId),
-    /// It was refused.
-    Refused(AppId, Refusal),
-    /// It is not registered.
-    Unregistered(AppId),
-}
-
-impl Change {
-    /// The app whose registration it is.
-    pub fn app(&self) -> &AppId {
-        match self {
-            Self::Registered(app, _) | Self::Refused(app, _) | Self::Unregistered(app) => app,
-        }
-    }
-}
+pub use talk::{Change, Command, Reach};
 
 /// What the task is made of.
 pub struct Parts {
