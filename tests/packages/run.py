@@ -432,6 +432,10 @@ def yocto(work):
         known = hashlib.md5((SOURCE / f"LICENSE-{name}").read_bytes()).hexdigest()
         expect(f"file://LICENSE-{name};md5={known}" in read["LIC_FILES_CHKSUM"], f"another LICENSE-{name}")
     run("sh", "-euc", f'oe_runmake() {{ make "$@"; }}\n{read["do_install"]}')
+    expect(read["CARGO_PROFILE_RELEASE_STRIP"] == "none", "BitBake has nothing to strip")
+    presets = [file for file in files(image) if file.endswith(".preset")]
+    # Another one for the system would be stronger than SYSTEMD_AUTO_ENABLE.
+    expect(presets == ["/usr/lib/systemd/user-preset/50-bellwired.preset"], f"presets: {presets}")
     # What bitbake.conf lists for a package and its documentation anyway.
     usual = ["/usr/bin", "/etc", "/usr/share/bellwire", "/usr/share/doc", "/usr/share/man"]
     expect_listed(image, [*usual, *read["FILES:bellwire"].split()])
@@ -459,13 +463,16 @@ def buildroot(work):
                    "cargo-package = install: ; $$(BELLWIRE_INSTALL_TARGET_CMDS)\n"
                    "all: install ; $(BELLWIRE_INSTALL_INIT_SYSV)\n"
                    "include $(BR2_EXTERNAL_BELLWIRE_PATH)/external.mk\n"
-                   "options: ; @echo '$(BELLWIRE_CARGO_BUILD_OPTS)|$(BELLWIRE_SITE)|$(BELLWIRE_USERS)'\n")
+                   "options: ; @echo '$(BELLWIRE_CARGO_BUILD_OPTS)|$(BELLWIRE_SITE)|$(BELLWIRE_SOURCE)|"
+                   "$(BELLWIRE_USERS)'\n")
     values = {"BR2_EXTERNAL_BELLWIRE_PATH": tree, "TARGET_DIR": target, "RUSTC_TARGET_NAME": "triple",
               "BR2_PACKAGE_BELLWIRE_FEATURES": '"agent,ws"', "BR2_PACKAGE_BELLWIRE_SOURCE": '"/src"',
               "INSTALL": "install", "BELLWIRE_PKGDIR": tree / "package/bellwire"}
     make = ["make", "-C", room, "-f", top, *(f"{name}={value}" for name, value in values.items())]
     said = run(*make, "options")
-    expect("--features agent,ws --bin bellwired|/src|" in said and "bellwire -1 bellwire -1" in said, said)
+    # What it takes is what cross/source.sh makes.
+    archive = f"|/src|bellwire-{VERSION}.tar.gz|"
+    expect(f"--features agent,ws --bin bellwired{archive}" in said and "bellwire -1 bellwire -1" in said, said)
     run(*make, "--dry-run", "all")
     run(*make, "all")
     expect_listed(target, ["/usr", "/etc"])
