@@ -298,6 +298,14 @@ def debian(work):
     root.run(*server, "app", "add", "org.example.chat")
     before = root.run(*server, "--json", "app", "list")
     expect("org.example.chat" in before, before)
+    # There is a second server, of whatever name.
+    instance = root.path("/etc/bellwire/server-trial.toml")
+    instance.write_text('state-folder = "/var/lib/bellwire/trial"\n')
+    root.run("install", "-d", "-o", "bellwire", "/var/lib/bellwire/trial")
+    root.run(*server, "--config", "/etc/bellwire/server-trial.toml", "app", "add", "org.example.trial")
+    root.run("systemctl", "enable", "bellwire-server@trial.service")
+    link = root.path("/etc/systemd/system/multi-user.target.wants/bellwire-server@trial.service")
+    expect(link.is_symlink(), "the instance is not enabled")
 
     root.install(next_version(work))
     expect(NEXT in root.run("dpkg-query", "-W", "-f", "${Version}", "bellwire-server"), "it was not upgraded")
@@ -309,9 +317,14 @@ def debian(work):
     expect(not root.path("/usr/bin/bellwired").exists(), "the program did not go")
     expect(root.path("/var/lib/bellwire/server.db").exists(), "the store went with the program")
     expect("body-bytes = 8192" in configuration.read_text(), "the configuration went with the program")
+    expect(root.path("/var/lib/bellwire/trial/server.db").exists() and link.is_symlink(), "the instance went")
     root.path("/var/lib/bellwire/agent.db").touch()
     root.run("dpkg", "--purge", "bellwire-server")
-    expect(not root.path("/var/lib/bellwire/server.db").exists(), "the store stayed")
+    stay = [path for path in files(root.path("/var/lib/bellwire")) if path != "/agent.db"]
+    expect(not stay and not link.is_symlink(), f"the server's stayed: {stay}")
+    expect(not root.path("/var/lib/bellwire/trial").exists(), "the folder of the instance stayed")
+    # Which is the operator's own.
+    instance.unlink()
     expect(root.path("/var/lib/bellwire/agent.db").exists(), "the store of the agent went with the server")
     root.run("dpkg", "--purge", "bellwired", "bellwire")
     left = [path for path in files(root.folder) if "bellwire" in path and not path.startswith("/tmp/")]
