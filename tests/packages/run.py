@@ -298,6 +298,12 @@ def debian(work):
     root.run(*server, "app", "add", "org.example.chat")
     before = root.run(*server, "--json", "app", "list")
     expect("org.example.chat" in before, before)
+
+    root.install(next_version(work))
+    expect(NEXT in root.run("dpkg-query", "-W", "-f", "${Version}", "bellwire-server"), "it was not upgraded")
+    expect(root.run(*server, "--json", "app", "list") == before, "the store did not stay")
+    expect("body-bytes = 8192" in configuration.read_text(), "the configuration did not stay")
+    presets_hold(root)
     # There is a second server, of whatever name.
     instance = root.path("/etc/bellwire/server-trial.toml")
     instance.write_text('state-folder = "/var/lib/bellwire/trial"\n')
@@ -306,12 +312,6 @@ def debian(work):
     root.run("systemctl", "enable", "bellwire-server@trial.service")
     link = root.path("/etc/systemd/system/multi-user.target.wants/bellwire-server@trial.service")
     expect(link.is_symlink(), "the instance is not enabled")
-
-    root.install(next_version(work))
-    expect(NEXT in root.run("dpkg-query", "-W", "-f", "${Version}", "bellwire-server"), "it was not upgraded")
-    expect(root.run(*server, "--json", "app", "list") == before, "the store did not stay")
-    expect("body-bytes = 8192" in configuration.read_text(), "the configuration did not stay")
-    presets_hold(root)
 
     root.run("dpkg", "--remove", *PACKAGES)
     expect(not root.path("/usr/bin/bellwired").exists(), "the program did not go")
