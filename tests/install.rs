@@ -113,8 +113,8 @@ fn the_bus_and_systemd_read_what_is_installed_where_it_is() {
     for (prefix, rules) in [("/usr", "/usr/share"), ("/usr/local", "/etc"), ("/opt/push", "/etc")] {
         // The second is what it is if nobody says it.
         let said = format!("PREFIX={prefix}");
-        let settings = if prefix == "/usr/local" { vec!["PACKAGES=bellwired"] } else { vec![said.as_str()] };
-        let files = Tree::new(&settings).files();
+        let setting = if prefix == "/usr/local" { "PACKAGES=bellwired" } else { &said };
+        let files = Tree::new(&[setting]).files();
         let found: Vec<_> =
             files.iter().filter(|place| place.ends_with(".conf") && place.contains("/dbus-1/")).collect();
         assert_eq!(found, [&format!("{rules}/dbus-1/system.d/org.bellwire.Push.conf")], "below {prefix}");
