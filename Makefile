@@ -10,8 +10,9 @@ SYSCONFDIR ?= /etc
 PACKAGES = bellwired bellwire-server bellwire
 PROGRAMS = $(OUT)/$(if $(MACHINE),cross/$(MACHINE),release)
 WRITERS = $(if $(MACHINE),$(OUT)/release,$(PROGRAMS))
-# Programs that somebody names are not built.
-BUILT = $(if $(filter file,$(origin PROGRAMS)),build)
+# Programs that somebody names are not built; for another machine only those are that write pages.
+BUILT = $(if $(filter file,$(origin $(if $(MACHINE),WRITERS,PROGRAMS))),build)
+BINS = $(if $(MACHINE),$(patsubst %,--bin %,$(sort $(PACKAGES:bellwired=bellwire))),--bins)
 # Of `make deb` and `make rpm`: what cross/build.sh has built programs for; this machine if it is empty.
 MACHINE =
 SETUP = tests/setup.sh
@@ -84,7 +85,7 @@ memory: ## Measure an idle bellwired as devices have it, and hold it to its budg
 	@$(SETUP) demo '$(OUT)/debug/bellwire' bench --agent '$(OUT)/device/bellwired'
 
 build: ## Build the programs for use: small and optimized, takes minutes
-	@$(SETUP) build packaging/build.sh
+	@$(SETUP) build packaging/build.sh $(BINS)
 
 install: $(BUILT) ## Install PACKAGES below DESTDIR and PREFIX; programs that are built already from the folder PROGRAMS
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' PROGRAMS='$(PROGRAMS)' WRITERS='$(WRITERS)' \
@@ -104,4 +105,4 @@ setup: ## Only install what is missing for all of these but packages and ARM
 	@$(SETUP) all
 
 clean: ## Remove what was built
-	rm -rf target
+	rm -rf '$(OUT)'

@@ -11,7 +11,8 @@
 #                 completions; there are none if it is empty
 #     DESTDIR     where everything is put instead of /
 #     PREFIX, SYSCONFDIR
-#                 where it will be found, /usr/local and /etc if absent
+#                 where it will be found, /usr/local and /etc if absent; letters, digits and a few signs, as
+#                 units, files of the bus and sed read others in ways of their own
 #     STYLE       debian: as Debian's policy has it
 #
 # It never replaces a configuration that is there.
@@ -21,6 +22,18 @@ cd "$(dirname "$0")/.."
 
 : "${PROGRAMS:?says where the built programs are}"
 WRITERS=${WRITERS-} DESTDIR=${DESTDIR-} PREFIX=${PREFIX:-/usr/local} SYSCONFDIR=${SYSCONFDIR:-/etc} STYLE=${STYLE-}
+for folder in "$PREFIX" "$SYSCONFDIR"; do
+    case $folder in
+        /*[!A-Za-z0-9/._+~-]* | [!/]*)
+            echo "packaging/install.sh: $folder is no place to install to: whole paths of A-Z a-z 0-9 . _ + ~ - are" >&2
+            exit 64
+            ;;
+    esac
+done
+# What programs write for it.
+written=
+trap '[ -z "$written" ] || rm -rf "$written"' EXIT
+trap 'exit 1' HUP INT TERM
 
 # Files $3... below the folder $2 with the mode $1.
 put() {
@@ -57,7 +70,8 @@ put_program() {
     written=$(mktemp -d)
     "$WRITERS/$2" man "$written"
     # Those of its commands are called like NAME-COMMAND.1.
-    put_pages "$written/$1".1 $(find "$written" -name "$1-*.1" | LC_ALL=C sort)
+    put_pages "$written/$1".1
+    for page in "$written/$1"-*.1; do [ ! -e "$page" ] || put_pages "$page"; done
     zsh=site-functions
     [ "$STYLE" != debian ] || zsh=vendor-completions
     "$WRITERS/$2" completions bash ${3-} > "$written/$1"

@@ -12,8 +12,17 @@ cd "$(dirname "$0")/.."
 out=${CARGO_TARGET_DIR:-target}
 PATH=$out/tools/bin:$PATH
 export PATH
-# No time but that of the source is in a package.
-: "${SOURCE_DATE_EPOCH:=$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)}"
+# No time but that of the source is in a package: of the last commit, or in an archive of the file that every
+# release changes.
+if [ -z "${SOURCE_DATE_EPOCH-}" ] && [ -e .git ]; then
+    SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) || {
+        echo "packaging/make.sh: git does not say when the source was changed: set SOURCE_DATE_EPOCH" >&2
+        exit 69
+    }
+elif [ -z "${SOURCE_DATE_EPOCH-}" ]; then
+    SOURCE_DATE_EPOCH=$(stat -c %Y CHANGELOG.md)
+    echo "packaging/make.sh: without git the packages have the time of CHANGELOG.md, $SOURCE_DATE_EPOCH" >&2
+fi
 export SOURCE_DATE_EPOCH
 
 # What Rust calls the machine, and what RPM calls it if it is something else.

@@ -106,6 +106,36 @@ fn the_environment_may_say_where_as_well_as_the_command_line() {
     assert!(files.iter().all(|place| place.starts_with("/opt/push/")), "{files:?}");
 }
 
+#[test]
+fn a_place_that_a_unit_cannot_name_is_refused() {
+    for prefix in ["/opt/my push", "/opt/a&b", "/opt/a|b", "/opt/50%", "usr"] {
+        let tree = tempfile::tempdir().expect("a temporary folder");
+        let mut make = make_install();
+        make.env("DESTDIR", tree.path()).env("PREFIX", prefix);
+        let output = make.output().expect("make is missing: apt-get install make");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(&format!("{prefix} is no place")), "{output:?}");
+        assert_eq!(std::fs::read_dir(tree.path()).expect("it can be read").count(), 0);
+    }
+}
+
+#[test]
+fn folders_may_have_spaces_and_nothing_is_left_in_the_temporary_one() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (tree, temporary) = (folder.path().join("an image"), folder.path().join("for a moment"));
+    std::fs::create_dir(&temporary).expect("the folder is ours");
+    run(make_install().env("DESTDIR", &tree).env("TMPDIR", &temporary).args(["PREFIX=/usr", "PACKAGES=bellwired"]));
+    assert!(tree.join("usr/share/man/man1/bellwired.1").exists() && tree.join("usr/bin/bellwired").exists());
+    // Nor if it fails half way: this writer cannot.
+    let broken = folder.path().join("broken programs");
+    std::fs::create_dir(&broken).expect("the folder is ours");
+    std::os::unix::fs::symlink("/bin/false", broken.join("bellwire")).expect("the folder is ours");
+    let mut make = make_install();
+    make.env("DESTDIR", &tree).env("TMPDIR", &temporary).arg("PACKAGES=bellwired");
+    assert!(!make.arg(format!("WRITERS={}", broken.display())).output().expect("make is there").status.success());
+    assert_eq!(std::fs::read_dir(&temporary).expect("it can be read").count(), 0);
+}
+
 /// `dbus-daemon --system` knows two folders of rules, and none of them is below `/usr/local`; the activation of its
 /// services and systemd's units are looked for there as well.
 #[test]

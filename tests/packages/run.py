@@ -384,6 +384,11 @@ def rpm_root(work):
 
 def archive(work):
     """The source with its crates is always the same bytes, and needs nothing that is fetched."""
+    without_git = work.room("without-git")
+    shutil.copytree(SOURCE / "cross", without_git / "cross")
+    refused = subprocess.run([without_git / "cross/source.sh", without_git / "out"], capture_output=True, text=True)
+    expect(refused.returncode == 69 and "no checkout of git" in refused.stderr, f"without git: {refused}")
+    shutil.rmtree(without_git)
     sums = [run(SOURCE / "cross/source.sh", work.folder / name) for name in ("archive", "again")]
     expect(sums[0] == sums[1], f"{sums}")
     shutil.rmtree(work.folder / "again")
