@@ -399,6 +399,12 @@ def archive(work):
     shutil.rmtree(room)
 
 
+# How C is compiled for devices wherever it is, of cross/config.toml.
+COMPILED = tomllib.loads((SOURCE / "cross/config.toml").read_text())["env"]
+SQLITE = COMPILED["LIBSQLITE3_FLAGS"].split()
+TIMES = COMPILED["CFLAGS_armv7_unknown_linux_gnueabihf"]
+
+
 def tizen(work):
     """The specification is one, and lists what `make install` lays out: rpm says what is listed and not there,
     and what is there and not listed. The programs are those of the packages."""
@@ -415,6 +421,9 @@ def tizen(work):
     # The macro that Tizen's rpm has for the manifest.
     run("rpmbuild", "-bb", "--nodeps", "--define", f"_topdir {top}", "--define", "debug_package %{nil}",
         "--define", "manifest() %{nil}", SOURCE / "cross/tizen/bellwire.spec", env={**ENVIRONMENT, "PATH": path})
+    specification = (SOURCE / "cross/tizen/bellwire.spec").read_text()
+    flags = specification.partition('export LIBSQLITE3_FLAGS="')[2].partition('"')[0].split()
+    expect(flags == SQLITE and TIMES in specification, f"{flags}")
     package = one(top / "RPMS", f"*/bellwired-{VERSION}-*.rpm")
     place = top / "unpacked"
     unpack(package, place)
@@ -443,7 +452,8 @@ def yocto(work):
     shutil.copy(work.programs / "bellwired", programs / "target/machine")
     folders = {"prefix": "/usr", "sysconfdir": "/etc", "datadir": "/usr/share", "localstatedir": "/var",
                "base_sbindir": "/sbin", "D": image, "B": programs, "S": SOURCE, "PN": "bellwire", "PV": VERSION,
-               "BP": f"bellwire-{VERSION}", "CARGO_TARGET_SUBDIR": "machine", "CARGO_BUILD_FLAGS": "--frozen"}
+               "BP": f"bellwire-{VERSION}", "CARGO_TARGET_SUBDIR": "machine", "CARGO_BUILD_FLAGS": "--frozen",
+               "TARGET_CFLAGS": "-O2", "OVERRIDES": "arm"}
     read = json.loads(run(python, HERE / "recipe.py", recipe, classes, *(f"{k}={v}" for k, v in folders.items())))
     expect(read["SRC_URI"] == f"file://bellwire-{VERSION}.tar.gz", read["SRC_URI"])
     for name in ("MIT", "APACHE"):
@@ -451,6 +461,8 @@ def yocto(work):
         expect(f"file://LICENSE-{name};md5={known}" in read["LIC_FILES_CHKSUM"], f"another LICENSE-{name}")
     run("sh", "-euc", f'oe_runmake() {{ make "$@"; }}\n{read["do_install"]}')
     expect(read["CARGO_PROFILE_RELEASE_STRIP"] == "none", "BitBake has nothing to strip")
+    expect(read["LIBSQLITE3_FLAGS"].split() == SQLITE, read["LIBSQLITE3_FLAGS"])
+    expect(read["TARGET_CFLAGS"] == f"-O2 {TIMES}", read["TARGET_CFLAGS"])
     presets = [file for file in files(image) if file.endswith(".preset")]
     # Another one for the system would be stronger than SYSTEMD_AUTO_ENABLE.
     expect(presets == ["/usr/lib/systemd/user-preset/50-bellwired.preset"], f"presets: {presets}")
@@ -482,7 +494,8 @@ def buildroot(work):
                    "all: install ; $(BELLWIRE_INSTALL_INIT_SYSV)\n"
                    "include $(BR2_EXTERNAL_BELLWIRE_PATH)/external.mk\n"
                    "options: ; @echo '$(BELLWIRE_CARGO_BUILD_OPTS)|$(BELLWIRE_SITE)|$(BELLWIRE_SOURCE)|"
-                   "$(BELLWIRE_USERS)'\n")
+                   "$(BELLWIRE_USERS)'\n"
+                   "environment: ; @env -i $(BELLWIRE_CARGO_ENV) PATH=$(PATH) env\n")
     values = {"BR2_EXTERNAL_BELLWIRE_PATH": tree, "TARGET_DIR": target, "RUSTC_TARGET_NAME": "triple",
               "BR2_PACKAGE_BELLWIRE_FEATURES": '"agent,ws"', "BR2_PACKAGE_BELLWIRE_SOURCE": '"/src"',
               "INSTALL": "install", "BELLWIRE_PKGDIR": tree / "package/bellwire"}
@@ -491,6 +504,13 @@ def buildroot(work):
     # What it takes is what cross/source.sh makes.
     archive = f"|/src|bellwire-{VERSION}.tar.gz|"
     expect(f"--features agent,ws --bin bellwired{archive}" in said and "bellwire -1 bellwire -1" in said, said)
+    said = run(*make, "environment", "TARGET_CFLAGS=-O2")
+    environment = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    profile = [environment[f"CARGO_PROFILE_RELEASE_{name}"] for name in ("OPT_LEVEL", "LTO", "CODEGEN_UNITS")]
+    expect(profile == ["z", "fat", "1"], f"{profile}")
+    expect(environment["LIBSQLITE3_FLAGS"].split() == SQLITE, environment["LIBSQLITE3_FLAGS"])
+    expect(environment["CFLAGS"] == f"-O2 {TIMES}", environment["CFLAGS"])
+    expect("CFLAGS=" not in run(*make, "environment", "BR2_ARCH_IS_64=y"), "64 bits need no flags")
     run(*make, "--dry-run", "all")
     run(*make, "all")
     expect_listed(target, ["/usr", "/etc"])

@@ -18,8 +18,25 @@ BELLWIRE_DEPENDENCIES = dbus
 # one for every commit.
 BR_NO_CHECK_HASH_FOR += $(BELLWIRE_SOURCE)
 
-# As small as it gets, like the profile "device" of Cargo.toml.
-BELLWIRE_CARGO_ENV = CARGO_PROFILE_RELEASE_OPT_LEVEL=z
+# As small as it gets, like the profile "device" of Cargo.toml, also where
+# Buildroot has profiles of its own.
+BELLWIRE_CARGO_ENV = \
+	CARGO_PROFILE_RELEASE_OPT_LEVEL=z \
+	CARGO_PROFILE_RELEASE_LTO=fat \
+	CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1 \
+	LIBSQLITE3_FLAGS="$(BELLWIRE_SQLITE_FLAGS)"
+
+# What is not used of the SQLite that is compiled in, as in cross/config.toml.
+BELLWIRE_SQLITE_FLAGS = \
+	-USQLITE_ENABLE_FTS3 -USQLITE_ENABLE_FTS3_PARENTHESIS -USQLITE_ENABLE_FTS5 -USQLITE_ENABLE_RTREE \
+	-USQLITE_ENABLE_DBSTAT_VTAB -USQLITE_ENABLE_STAT4 -USQLITE_ENABLE_API_ARMOR -USQLITE_SOUNDEX \
+	-DSQLITE_OMIT_LOAD_EXTENSION
+
+# Or SQLite opens no file that is dated after 2038.
+ifneq ($(BR2_ARCH_IS_64),y)
+BELLWIRE_CARGO_ENV += \
+	CFLAGS="$(TARGET_CFLAGS) -D_TIME_BITS=64 -D_FILE_OFFSET_BITS=64"
+endif
 
 BELLWIRE_CARGO_BUILD_OPTS = \
 	--no-default-features \

@@ -24,6 +24,13 @@ export CARGO_PROFILE_RELEASE_OPT_LEVEL = "z"
 # BitBake strips the program itself, and keeps what it strips for debugging; one that is stripped already fails its QA.
 export CARGO_PROFILE_RELEASE_STRIP = "none"
 
+# What is not used of the SQLite that is compiled in, as in cross/config.toml.
+export LIBSQLITE3_FLAGS = "-USQLITE_ENABLE_FTS3 -USQLITE_ENABLE_FTS3_PARENTHESIS -USQLITE_ENABLE_FTS5 -USQLITE_ENABLE_RTREE \
+                           -USQLITE_ENABLE_DBSTAT_VTAB -USQLITE_ENABLE_STAT4 -USQLITE_ENABLE_API_ARMOR -USQLITE_SOUNDEX \
+                           -DSQLITE_OMIT_LOAD_EXTENSION"
+# Or SQLite opens no file that is dated after 2038.
+TARGET_CFLAGS:append:arm = " -D_TIME_BITS=64 -D_FILE_OFFSET_BITS=64"
+
 # SQLite is compiled in, unless the system's is to be used, 3.45.3 or later.
 PACKAGECONFIG ??= ""
 PACKAGECONFIG[system-sqlite] = ",,sqlite3"
