@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes packages of programs that are built; each has what packaging/install.sh puts in its place.
 #
-#     packaging/make.sh deb|rpm PACKAGE... [-- ARGUMENT OF CARGO DEB OR CARGO GENERATE-RPM...]
+#     packaging/make.sh deb|rpm PACKAGE... [-- ARGUMENT OF CARGO DEB OR RPMBUILD...]
 #
 # They are put into deb or rpm of the target folder. PROGRAMS and WRITERS are as
 # for install.sh; MACHINE is what the programs are for, as cross/build.sh calls it, this machine if absent.
@@ -25,17 +25,17 @@ elif [ -z "${SOURCE_DATE_EPOCH-}" ]; then
 fi
 export SOURCE_DATE_EPOCH
 
-# What Rust calls the machine, and what RPM calls it if it is something else.
+# What Rust calls the machine, and what RPM does.
 rpm_arch=
 case ${MACHINE-} in
     '') target= ;;
-    aarch64) target=aarch64-unknown-linux-gnu ;;
+    aarch64) target=aarch64-unknown-linux-gnu rpm_arch=aarch64 ;;
     armv7) target=armv7-unknown-linux-gnueabihf rpm_arch=armv7hl ;;
-    x86_64) target=x86_64-unknown-linux-gnu ;;
+    x86_64) target=x86_64-unknown-linux-gnu rpm_arch=x86_64 ;;
     *) echo "packaging/make.sh: cross/build.sh knows no machine $MACHINE" >&2; exit 64 ;;
 esac
 
-# Puts the files of the package $1 in the style $2 where both tools take what they call target/release.
+# Puts the files of the package $1 in the style $2 where cargo-deb takes what it calls target/release.
 stage() {
     stage=$out/${target:+$target/}release/stage/$1
     rm -rf "$stage"
@@ -48,32 +48,63 @@ make_deb() {
     shift
     stage "$package" debian
     # It would warn of units that are in the stage already, and of scripts, which need no library.
-    cargo-deb --quiet --locked --no-build ${target:+--target "$target"} --variant "$package" --output "$out/deb/" "$@"
+    made=$(cargo-deb --quiet --locked --no-build ${target:+--target "$target"} --variant "$package" \
+        --output "$out/deb/" "$@")
+    echo "$made"
+    [ -z "$target" ] || name_libc "$made" "$PROGRAMS/$package"
 }
 
-# The files of the stage as cargo generate-rpm wants to have them told: its patterns know one mode for all.
-rpm_assets() {
-    echo 'assets = ['
-    find "$stage" -type f | LC_ALL=C sort | while read -r file; do
-        place=${file#"$stage"} kind=
-        case $place in
-            /etc/*) kind=', config = "noreplace"' ;;
-            /usr/share/doc/* | /usr/share/man/*) kind=', doc = true' ;;
+# For another machine's programs there are no lists of what is in which version of a library, and cargo-deb names the
+# C library of the compiler. The package $1 needs what its program $2 does, of the library that the machine has.
+name_libc() {
+    needed=$(readelf --wide --version-info "$2" | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -n 1)
+    unpacked=$(mktemp -d)
+    dpkg-deb --raw-extract "$1" "$unpacked/package"
+    sed -i "s/libc6\(:[a-z0-9]*\)\{0,1\} (>= [^)]*)/libc6 (>= ${needed#GLIBC_})/" "$unpacked/package/DEBIAN/control"
+    dpkg-deb --root-owner-group -Zxz --build "$unpacked/package" "$1" >/dev/null
+    rm -r "$unpacked"
+}
+
+# What is in the stage, as rpmbuild wants to have it told. A folder is owned by every package that puts something
+# into it, but those that a system has without any, and systemd's.
+rpm_files() {
+    (cd "$stage" && find . -mindepth 1 \( -type d -o -type f \) | LC_ALL=C sort) | while read -r place; do
+        case ${place#.} in
+            /etc | /usr | /usr/bin | /usr/lib | /usr/share | /usr/share/doc | /usr/share/man | /usr/share/man/man?) ;;
+            /usr/lib/systemd | /usr/lib/systemd/* | /usr/lib/sysusers.d | /usr/lib/tmpfiles.d)
+                [ -d "$stage/$place" ] || echo "${place#.}"
+                ;;
+            */LICENSE-*) echo "%license ${place#.}" ;;
+            *)
+                if [ -d "$stage/$place" ]; then echo "%dir ${place#.}"; continue; fi
+                case $place in ./etc/*) echo "%config(noreplace) ${place#.}" ;; *) echo "${place#.}" ;; esac
+                ;;
         esac
-        echo "    { source = \"target/release/stage/$package$place\", dest = \"$place\"," \
-            "mode = \"$(stat -c %a "$file")\"$kind },"
     done
-    echo ']'
 }
 
 make_rpm() {
     package=$1
     shift
     stage "$package" ''
-    rpm_assets > "$stage.toml"
+    version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
     mkdir -p "$out/rpm"
-    cargo-generate-rpm --target-dir "$out" ${target:+--target "$target"} ${rpm_arch:+--arch "$rpm_arch"} \
-        --variant "$package" --metadata-overwrite "$stage.toml" --auto-req find-requires --output "$out/rpm/" "$@"
+    # Names that rpmbuild can read, whatever the target folder is called.
+    top=$(mktemp -d)
+    trap 'rm -rf "$top"' EXIT
+    trap 'exit 1' HUP INT TERM
+    ln -s "$(cd "$stage" && pwd)" "$top/stage"
+    rpm_files > "$top/files"
+    # Programs stay as they were built, and no time and name of this machine gets into a package.
+    rpmbuild --quiet -bb "$@" --nodeps --target "${rpm_arch:-$(uname -m)}-linux" \
+        --define "source_version $version" --define "_topdir $top" \
+        --define '_build_name_fmt %%{NAME}-%%{VERSION}-%%{RELEASE}.%%{ARCH}.rpm' \
+        --define 'debug_package %{nil}' --define '__os_install_post %{nil}' --define '_build_id_links none' \
+        --define '__requires_exclude_from ^/usr/share/doc/' --define '_binary_payload w19.zstdio' \
+        --define 'use_source_date_epoch_as_buildtime 1' --define 'clamp_mtime_to_source_date_epoch 1' \
+        --define '_buildhost bellwire' "packaging/rpm/$package.spec"
+    mv "$top/RPMS/"*.rpm "$out/rpm/"
+    rm -rf "$top"
 }
 
 form=$1

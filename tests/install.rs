@@ -233,17 +233,20 @@ fn each_file_is_in_one_package_and_all_of_them_are_the_tree() {
 #[test]
 fn both_kinds_of_packages_are_described_for_each() {
     let manifest: toml::Table = file("Cargo.toml").parse().expect("Cargo reads it");
-    let metadata = &manifest["package"]["metadata"];
-    for kind in ["deb", "generate-rpm"] {
-        let variants = metadata[kind]["variants"].as_table().expect("a table of packages");
-        assert_eq!(variants.keys().map(String::as_str).collect::<BTreeSet<_>>(), PACKAGES.into());
-        for (package, variant) in variants {
-            assert_eq!(variant["name"].as_str(), Some(package.as_str()));
-            for (key, value) in variant.as_table().expect("a table") {
-                let named = (key == "maintainer-scripts" || key.ends_with("_script")).then(|| value.as_str()).flatten();
-                assert!(named.is_none_or(|path| Path::new(ROOT).join(path).exists()), "{value:?} is not there");
-            }
-        }
+    let variants = manifest["package"]["metadata"]["deb"]["variants"].as_table().expect("a table of packages");
+    assert_eq!(variants.keys().map(String::as_str).collect::<BTreeSet<_>>(), PACKAGES.into());
+    for (package, variant) in variants {
+        assert_eq!(variant["name"].as_str(), Some(package.as_str()));
+        let scripts = variant.get("maintainer-scripts").and_then(|path| path.as_str());
+        assert!(scripts.is_none_or(|path| Path::new(ROOT).join(path).exists()), "{scripts:?} is not there");
+    }
+    assert_eq!(folder("packaging/rpm").len(), PACKAGES.len());
+    for package in PACKAGES {
+        let described = file(format!("packaging/rpm/{package}.spec"));
+        assert!(described.contains(&format!("\nName: {package}\n")), "{package}");
+        // Who reads of one reads the same of the other.
+        let told = variants[package]["extended-description"].as_str().expect("it is described");
+        assert!(described.contains(&format!("\n%description\n{told}")), "{package} is told in two ways");
     }
 }
 

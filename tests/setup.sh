@@ -100,7 +100,7 @@ case ${1-} in
     systemd) packages=$for_systemd lints= ;;
     arm) packages=$for_arm lints= ;;
     packages) shift; need_packages "$@"; exit ;;
-    package) packages=$for_package crates="cargo-deb@3.8.0 cargo-generate-rpm@0.21.1" lints= ;;
+    package) packages=$for_package crates="cargo-deb@3.8.0" lints= ;;
     judge) packages=$for_judge lints= ;;
     check) packages=$for_build lints=1 ;;
     all) packages="$for_test $for_systemd" lints=1 ;;

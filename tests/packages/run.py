@@ -212,6 +212,32 @@ def lists(work):
                 expect(file not in found, f"{file} is in two packages, {package.name} is one")
                 found[file] = mode
         expect(found == expected, f"{kind}: {set(found.items()) ^ set(expected.items())}")
+    folders_have_owners(work.rpms(), tree)
+
+
+# What is there without any of ours: of the system, and of the systemd that they require.
+FOLDERS = ["/etc", "/usr", "/usr/bin", "/usr/lib", "/usr/share", "/usr/share/doc", "/usr/share/man", "/usr/lib/systemd",
+           "/usr/lib/sysusers.d", "/usr/lib/tmpfiles.d"]
+
+
+def folders_have_owners(packages, tree):
+    """Who removes the RPM packages has none of their folders left. Debian's own all of theirs."""
+    owned = set()
+    for package in packages:
+        for line in run("rpm", "-qp", "--queryformat", "[%{FILEMODES:perms} %{FILEFLAGS:fflags} %{FILENAMES}\n]",
+                        package).splitlines():
+            mode, *flags, name = line.split()
+            owned |= {name} if mode[0] == "d" else set()
+            expect(mode[0] != "d" or mode == "drwxr-xr-x", f"{package.name}: {line}")
+            expect("LICENSE-" not in name or "l" in flags[0], f"{package.name} has no licence in {name}")
+        units = any("/systemd/" in name for name, _ in listed(package))
+        needs = run("rpm", "-qp", "--queryformat", "[%{REQUIRENAME} %{REQUIREFLAGS:deptype}\n]", package)
+        expect(units == ("systemd post" in needs), f"{package.name} needs {needs}")
+    laid_out = {f"/{path.relative_to(tree)}" for path in tree.rglob("*") if path.is_dir()}
+    nobodys = {name for name in laid_out - owned
+               if name not in FOLDERS and not name.startswith(("/usr/lib/systemd/", "/usr/share/man/man"))}
+    expect(not nobodys, f"no package owns {nobodys}")
+    expect("/etc/bellwire" in owned and not owned & set(FOLDERS), f"owned: {owned}")
 
 
 def listed(package):
@@ -377,7 +403,10 @@ def rpm_root(work):
     run("rpm", "--root", root.folder, "--install", "--nodeps", *work.rpms())
     expect(root.run("getent", "passwd", "bellwire").startswith("bellwire:"), "no user")
     presets_hold(root)
+    root.run("systemctl", "enable", "bellwire-server@03.service")
     run("rpm", "--root", root.folder, "--erase", *PACKAGES)
+    left = [path for path in root.folder.rglob("*bellwire*") if not path.is_relative_to(root.path("/var/lib"))]
+    expect(not left, f"left behind: {left}")
     expect(not list(root.folder.glob("etc/systemd/system/**/bellwire*")), "a unit is still enabled")
     shutil.rmtree(root.folder)
 
