@@ -73,7 +73,8 @@ pub struct TlsFiles {
 pub fn load<T: DeserializeOwned + Default>(named: Option<&Path>, usual: &[PathBuf]) -> Result<T, ConfigError> {
     let path = match named {
         Some(path) => path,
-        None => match usual.iter().find(|path| path.exists()) {
+        // One of which it cannot be seen whether it is there is read as well, which says why.
+        None => match usual.iter().find(|path| path.try_exists().unwrap_or(true)) {
             Some(path) => path,
             None => return Ok(T::default()),
         },

@@ -109,7 +109,7 @@ async fn a_renewed_certificate_is_shown_without_an_end_of_connections() {
         std::fs::copy(from, to).expect("both are ours");
     }
     signal(&server.child, Signal::SIGHUP);
-    logged(|| server.log(), "the configuration and its certificates were read again").await;
+    logged(|| server.log(), "the certificates of its listeners were read again").await;
     // Who trusts the new one alone is served by both listeners, and the device has not noticed.
     let ca = new.chain.to_string_lossy();
     assert_eq!(common::curl(&["--cacert", &ca, &format!("{}/readyz", server.api)], b"").status, 200);
@@ -166,8 +166,29 @@ fn both_daemons_say_again_and_again_that_they_live() {
     environment.push(("WATCHDOG_PID".into(), "1".into()));
     let server = Server::start_with("00", "", environment);
     supervisor.until("READY=1");
+    // Longer than it would be silent.
+    let device = Device::start(&server.gateway, "");
+    tokio::runtime::Runtime::new().expect("a runtime").block_on(device.until_online());
     signal(&server.child, Signal::SIGTERM);
     assert!(!supervisor.until("STOPPING=1").contains(&"WATCHDOG=1".to_owned()));
+}
+
+#[test]
+fn a_supervisor_that_does_not_listen_holds_nobody_up() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("notify");
+    let unread = UnixDatagram::bind(&path).expect("the folder is ours");
+    let full = UnixDatagram::unbound().expect("a socket");
+    full.set_nonblocking(true).expect("it is ours");
+    while full.send_to(b"STATUS=full", &path).is_ok() {}
+    let environment =
+        [("NOTIFY_SOCKET".into(), path.to_string_lossy().into_owned()), ("WATCHDOG_USEC".into(), "2000".into())];
+    let mut server = Server::start_with("00", "", environment.to_vec());
+    let given: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let mut device = Device::start_inside(Vec::new(), &server.gateway, "", &given);
+    tokio::runtime::Runtime::new().expect("a runtime").block_on(device.until_online());
+    assert!(device.stop_agent().success() && server.stop().success(), "{}{}", device.log(), server.log());
+    drop(unread);
 }
 
 /// Ports that are free now.
