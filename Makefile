@@ -64,8 +64,10 @@ test-arm: ## Build for ARM, and deliver messages by those programs under qemu; t
 	    $(SETUP) arm /usr/bin/python3 tests/arm/run.py $$machine '$(OUT)/cross'/$$machine || exit; \
 	done
 
-test-packages: ## Build the packages twice, and lint, install, upgrade and remove them; needs root, takes half an hour
+test-packages: ## Build the packages twice, lint, install, boot, upgrade and remove them; needs root, takes half an hour
 	@$(SETUP) judge tests/packages/run.py
+	@$(MAKE) --no-print-directory deb
+	@$(SETUP) systemd tests/systemd/run.py --packages '$(OUT)/deb' units guide
 
 check: ## Formatting, lints, documentation, the smaller builds, and the memory of a device's
 	@$(SETUP) check cargo fmt --check

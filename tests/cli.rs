@@ -152,6 +152,8 @@ fn it_completes_in_every_shell_and_explains_itself() {
     for (shell, own) in [("bash", "complete -F"), ("zsh", "#compdef bellwire"), ("fish", "complete -c bellwire")] {
         let script = good(tool("session", &["completions", shell]));
         assert!(script.contains(own) && script.contains("register"), "{shell}: {script}");
+        let script = good(tool("session", &["completions", shell, "--bellwired"]));
+        assert!(script.contains(&own.replace("bellwire", "bellwired")) && script.contains("bus"), "{shell}: {script}");
     }
     for program in
         [env!("CARGO_BIN_EXE_bellwire"), env!("CARGO_BIN_EXE_bellwired"), env!("CARGO_BIN_EXE_bellwire-server")]

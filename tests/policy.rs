@@ -231,5 +231,7 @@ fn the_bus_reads_the_rules_without_a_warning() {
     BufReader::new(daemon.stdout.take().expect("it is piped")).read_line(&mut ready).expect("a line");
     common::stop(&mut daemon);
     let told = std::io::read_to_string(daemon.stderr.take().expect("it is piped")).expect("text");
-    assert_eq!(told, "");
+    // How many files it may open is not ours.
+    let of_rules: Vec<&str> = told.lines().filter(|line| !line.contains("Failed to set fd limit")).collect();
+    assert!(of_rules.is_empty(), "{told}");
 }

@@ -76,9 +76,10 @@ const CHANGES: usize = 256;
     name = "bellwired",
     version,
     after_help = "\
-It serves org.bellwire.Push on D-Bus until SIGTERM, and reads its configuration again on SIGHUP. Exit
-status: 0 stopped, 64 wrong usage, 65 the store is of a newer version, 69 no bus or the name is taken, 74 the
-store cannot be used, 78 wrong configuration.
+It serves org.bellwire.Push on D-Bus until SIGTERM, and reads its configuration again on SIGHUP.
+
+Exit status: 0 stopped, 64 wrong usage, 65 the store is of a newer version, 69 no bus or the name is taken,
+74 the store cannot be used, 78 wrong configuration.
 
 See also bellwired.toml(5), bellwire-integration(7), bellwire-apps.d(5), org.bellwire.Push(7),
 bellwire-protocol(7)."

@@ -97,7 +97,8 @@ fn later(now: &ServerConfig, new: &ServerConfig) -> Vec<&'static str> {
         limits,
     } = new;
     // Other files are read, but a listener does not begin or cease to encrypt.
-    let files = |files: &Option<TlsFiles>, now: &Option<TlsFiles>| files.as_ref().and(now.clone());
+    let files =
+        |new: &Option<TlsFiles>, now: &Option<TlsFiles>| new.as_ref().and(now.as_ref()).or(new.as_ref()).cloned();
     let api = Api { tls: files(&api.tls, &now.api.tls), ..api.clone() };
     let admin = Admin { tls: files(&admin.tls, &now.admin.tls), ..admin.clone() };
     let gateway = Gateway {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Boots a machine with a real systemd in a container and lets checks/ look at the programs in it.
 
-    run.py [--programs FOLDER | --packages FOLDER] [session|system|units ...]
+    run.py [--programs FOLDER | --packages FOLDER] [session|system|units|guide ...]
 
 FOLDER has bellwire-server, bellwired and bellwire, or their Debian packages; target/debug, or that of
 CARGO_TARGET_DIR, if it is not named. Packages are installed; programs, and all that is shipped with them,
@@ -29,7 +29,7 @@ SOURCE = HERE.parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR") or SOURCE / "target").resolve()
 PROGRAMS = ["bellwire-server", "bellwired", "bellwire"]
 PACKAGES = ["systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "libnss-systemd", "polkitd",
-            "python3-jeepney", "curl"]
+            "python3-jeepney", "curl", "openssl"]
 # Where the machine has the apps and the checks.
 TOOLS = "usr/lib/bellwire-test"
 CHECKS = "bellwire-checks.service"
@@ -40,7 +40,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--programs", type=Path, default=TARGET / "debug", metavar="FOLDER")
     arguments.add_argument("--packages", type=Path, metavar="FOLDER")
-    arguments.add_argument("checks", nargs="*", choices=["session", "system", "units", []], metavar="CHECK")
+    arguments.add_argument("checks", nargs="*", choices=["session", "system", "units", "guide", []], metavar="CHECK")
     arguments = arguments.parse_args()
     programs = [arguments.programs.resolve() / name for name in PROGRAMS]
     packages = find_packages(arguments.packages) if arguments.packages else []
@@ -136,9 +136,9 @@ def install(programs, packages, root):
         subprocess.run([SOURCE / "packaging/install.sh", *PROGRAMS], check=True, env={**os.environ, **places})
         return
     for package in packages:
-        shutil.copy(package, root / "tmp")
-    subprocess.run(["chroot", root, "dpkg", "--install", *(f"/tmp/{package.name}" for package in packages)],
-                   check=True, stdout=subprocess.DEVNULL)
+        put(package, root / TOOLS / "packages" / package.name)
+    inside_names = (f"/{TOOLS}/packages/{package.name}" for package in packages)
+    subprocess.run(["chroot", root, "dpkg", "--install", *inside_names], check=True, stdout=subprocess.DEVNULL)
 
 
 def make_root(image, root, programs, packages):

@@ -4,12 +4,13 @@ see and ends them."""
 import sys
 import traceback
 
+import guide
 import machine
 import session
 import system
 import units
 
-CHECKS = {"session": session, "system": system, "units": units}
+CHECKS = {"session": session, "system": system, "units": units, "guide": guide}
 
 try:
     for unit in ("bellwire-server.service", "polkit.service"):

@@ -7,7 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from machine import ALICE, BELLWIRE, BOB, DEADLINE, ROOT, CallError, Push, step, wait
+from machine import ALICE, BELLWIRE, BOB, DEADLINE, ROOT, TOOLS, CallError, Push, step, wait
 
 AGENT, SERVER = "bellwired.service", "bellwire-server.service"
 CONFIGURATION = {AGENT: Path("/etc/bellwire/agent.toml"), SERVER: Path("/etc/bellwire/server.toml")}
@@ -31,6 +31,7 @@ def check():
     sockets()
     regions()
     names()
+    upgraded()
     activated()
 
 
@@ -230,6 +231,26 @@ def names():
         assert own(user) == "u 1", own(user)
     ROOT.run("systemctl", "start", AGENT)
     step("root and the service's user may have the name, and nobody else")
+
+
+def upgraded():
+    """Packages over those that are there, if the machine has packages."""
+    packages = sorted(Path(TOOLS, "packages").glob("*.deb"))
+    if not packages:
+        return
+    pids, before = [show(unit, "MainPID") for unit in (AGENT, SERVER)], device()
+    ROOT.run("bellwire-server", "app", "add", "org.example.Kept")
+    with configured(SERVER, "[limits]\nhistory-hours = 1\n"):
+        ROOT.run("dpkg", "--install", *map(str, packages))
+        assert "history-hours = 1" in CONFIGURATION[SERVER].read_text()
+        for unit, pid in zip((AGENT, SERVER), pids, strict=True):
+            assert show(unit, "ActiveState") == ["active"] and show(unit, "MainPID") != pid, unit
+        PUSH.wait_online()
+        assert device() == before
+        assert "org.example.Kept" in ROOT.run("bellwire-server", "app", "list")
+    ROOT.run("systemctl", "restart", SERVER)
+    PUSH.wait_online()
+    step("packages are upgraded while both run: they are restarted, with the store and the configuration as they were")
 
 
 def activated():
