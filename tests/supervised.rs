@@ -143,6 +143,15 @@ async fn the_agent_is_ready_with_its_name_and_goes_to_another_server_while_apps_
         so(reg_id.starts_with("01"), || reg_id)
     })
     .await;
+    // And back: the first server knows the device, which has a regId of the second.
+    std::fs::write(&file, before).expect("it is ours");
+    signal(&device.agent, Signal::SIGHUP);
+    supervisor.until(&format!("STATUS=online at {}, region 00", one.gateway));
+    common::until(async || {
+        let reg_id = app.call::<String>("Register", &app.id).await.expect("the app may register");
+        so(reg_id.starts_with("00"), || reg_id)
+    })
+    .await;
     signal(&device.agent, Signal::SIGTERM);
     supervisor.until("STOPPING=1");
 }
