@@ -2,12 +2,12 @@
 # as root or with sudo); see tests/setup.sh.
 
 OUT = $(or $(CARGO_TARGET_DIR),target)
-# What `make install` puts where. WRITERS are the programs for this machine, which write their manual pages
+# Where `make install` puts what, as the command line or the environment says it; DESTDIR may be there too.
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+# What it puts there. WRITERS are the programs for this machine, which write their manual pages
 # and completions: if PROGRAMS are for another one and there are none, WRITERS is empty.
 PACKAGES = bellwired bellwire-server bellwire
-PREFIX = /usr/local
-SYSCONFDIR = /etc
-DESTDIR =
 PROGRAMS = $(OUT)/$(if $(MACHINE),cross/$(MACHINE),release)
 WRITERS = $(if $(MACHINE),$(OUT)/release,$(PROGRAMS))
 # Programs that somebody names are not built.

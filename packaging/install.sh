@@ -100,6 +100,10 @@ put_samples() {
     done
 }
 
+# The bus of the system reads its rules in two folders, whatever its own prefix and ours.
+bus_rules=$SYSCONFDIR/dbus-1/system.d
+[ "$PREFIX" != /usr ] || bus_rules=/usr/share/dbus-1/system.d
+
 # What bellwired has besides its program.
 agent_pages="man/bellwired*.5 man/bellwire-apps.d.5 man/bellwire-integration.7 man/bellwire-unifiedpush.7"
 agent_samples="examples/agent.toml examples/org.example.Chat.toml"
@@ -125,7 +129,7 @@ place() {
             put 644 "$PREFIX/lib/systemd/user-preset" systemd/user-preset/*
             put_adapted "$PREFIX/share/dbus-1/services" dbus/session/*.service
             put_adapted "$PREFIX/share/dbus-1/system-services" dbus/system/*.service
-            put 644 "$PREFIX/share/dbus-1/system.d" dbus/*.conf
+            put 644 "$bus_rules" dbus/*.conf
             put 644 "$PREFIX/share/polkit-1/actions" dbus/*.policy
             put 644 "$PREFIX/share/bellwire/apps.d" packaging/README
             put_configuration agent.toml

@@ -48,15 +48,8 @@ impl Tree {
     }
 
     fn install(&self, settings: &[&str]) {
-        let output = Command::new("make")
-            .args(["--no-print-directory", "--directory", ROOT, "install"])
-            .arg(format!("DESTDIR={}", self.root.path().display()))
-            .arg(format!("PROGRAMS={}", programs().display()))
-            .args(settings)
-            .env_remove("MAKEFLAGS")
-            .output()
-            .expect("make is missing: apt-get install make");
-        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        let place = format!("DESTDIR={}", self.root.path().display());
+        run(make_install().arg(place).args(settings));
     }
 
     /// Its files, as they will be called.
@@ -83,6 +76,50 @@ impl Tree {
 
     fn text(&self, place: &str) -> String {
         std::fs::read_to_string(self.path(place)).unwrap_or_else(|error| panic!("{place}: {error}"))
+    }
+}
+
+/// `make install` of the programs that are tested, with nothing of this environment that says where.
+fn make_install() -> Command {
+    let mut make = Command::new("make");
+    make.args(["--no-print-directory", "--directory", ROOT, "install"])
+        .arg(format!("PROGRAMS={}", programs().display()));
+    for name in ["MAKEFLAGS", "DESTDIR", "PREFIX", "SYSCONFDIR"] {
+        make.env_remove(name);
+    }
+    make
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().expect("make is missing: apt-get install make");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn the_environment_may_say_where_as_well_as_the_command_line() {
+    let tree = Tree { root: tempfile::tempdir().expect("a temporary folder") };
+    let mut make = make_install();
+    make.env("DESTDIR", tree.root.path()).env("PREFIX", "/opt/push").env("SYSCONFDIR", "/opt/push/etc");
+    run(make.args(["PACKAGES=bellwire-server"]));
+    let files = tree.files();
+    assert!(files.contains("/opt/push/bin/bellwire-server") && files.contains("/opt/push/etc/bellwire/server.toml"));
+    assert!(files.iter().all(|place| place.starts_with("/opt/push/")), "{files:?}");
+}
+
+/// `dbus-daemon --system` knows two folders of rules, and none of them is below `/usr/local`; the activation of its
+/// services and systemd's units are looked for there as well.
+#[test]
+fn the_bus_and_systemd_read_what_is_installed_where_it_is() {
+    for (prefix, rules) in [("/usr", "/usr/share"), ("/usr/local", "/etc"), ("/opt/push", "/etc")] {
+        // The second is what it is if nobody says it.
+        let said = format!("PREFIX={prefix}");
+        let settings = if prefix == "/usr/local" { vec!["PACKAGES=bellwired"] } else { vec![said.as_str()] };
+        let files = Tree::new(&settings).files();
+        let found: Vec<_> =
+            files.iter().filter(|place| place.ends_with(".conf") && place.contains("/dbus-1/")).collect();
+        assert_eq!(found, [&format!("{rules}/dbus-1/system.d/org.bellwire.Push.conf")], "below {prefix}");
+        assert!(files.contains(&format!("{prefix}/lib/systemd/system/bellwired.service")));
+        assert!(files.contains(&format!("{prefix}/share/dbus-1/system-services/org.bellwire.Push.service")));
     }
 }
 

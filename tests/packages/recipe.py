@@ -20,7 +20,7 @@ import bb.siggen  # noqa: E402
 
 WANTED = ["PN", "SRC_URI", "LICENSE", "LIC_FILES_CHKSUM", "CARGO_VENDORING_DIRECTORY", "CARGO_BUILD_FLAGS",
           "USERADD_PARAM:bellwire", "SYSTEMD_SERVICE:bellwire", "FILES:bellwire", "CONFFILES:bellwire", "do_install",
-          "LIBSQLITE3_SYS_USE_PKG_CONFIG"]
+          "LIBSQLITE3_SYS_USE_PKG_CONFIG", "CARGO_PROFILE_RELEASE_STRIP"]
 
 
 def main(recipe, classes, *values):

@@ -298,6 +298,14 @@ def debian(work):
     root.run(*server, "app", "add", "org.example.chat")
     before = root.run(*server, "--json", "app", "list")
     expect("org.example.chat" in before, before)
+    # There is a second server, of whatever name.
+    instance = root.path("/etc/bellwire/server-trial.toml")
+    instance.write_text('state-folder = "/var/lib/bellwire/trial"\n')
+    root.run("install", "-d", "-o", "bellwire", "/var/lib/bellwire/trial")
+    root.run(*server, "--config", "/etc/bellwire/server-trial.toml", "app", "add", "org.example.trial")
+    root.run("systemctl", "enable", "bellwire-server@trial.service")
+    link = root.path("/etc/systemd/system/multi-user.target.wants/bellwire-server@trial.service")
+    expect(link.is_symlink(), "the instance is not enabled")
 
     root.install(next_version(work))
     expect(NEXT in root.run("dpkg-query", "-W", "-f", "${Version}", "bellwire-server"), "it was not upgraded")
@@ -309,9 +317,14 @@ def debian(work):
     expect(not root.path("/usr/bin/bellwired").exists(), "the program did not go")
     expect(root.path("/var/lib/bellwire/server.db").exists(), "the store went with the program")
     expect("body-bytes = 8192" in configuration.read_text(), "the configuration went with the program")
+    expect(root.path("/var/lib/bellwire/trial/server.db").exists() and link.is_symlink(), "the instance went")
     root.path("/var/lib/bellwire/agent.db").touch()
     root.run("dpkg", "--purge", "bellwire-server")
-    expect(not root.path("/var/lib/bellwire/server.db").exists(), "the store stayed")
+    stay = [path for path in files(root.path("/var/lib/bellwire")) if path != "/agent.db"]
+    expect(not stay and not link.is_symlink(), f"the server's stayed: {stay}")
+    expect(not root.path("/var/lib/bellwire/trial").exists(), "the folder of the instance stayed")
+    # Which is the operator's own.
+    instance.unlink()
     expect(root.path("/var/lib/bellwire/agent.db").exists(), "the store of the agent went with the server")
     root.run("dpkg", "--purge", "bellwired", "bellwire")
     left = [path for path in files(root.folder) if "bellwire" in path and not path.startswith("/tmp/")]
@@ -432,6 +445,10 @@ def yocto(work):
         known = hashlib.md5((SOURCE / f"LICENSE-{name}").read_bytes()).hexdigest()
         expect(f"file://LICENSE-{name};md5={known}" in read["LIC_FILES_CHKSUM"], f"another LICENSE-{name}")
     run("sh", "-euc", f'oe_runmake() {{ make "$@"; }}\n{read["do_install"]}')
+    expect(read["CARGO_PROFILE_RELEASE_STRIP"] == "none", "BitBake has nothing to strip")
+    presets = [file for file in files(image) if file.endswith(".preset")]
+    # Another one for the system would be stronger than SYSTEMD_AUTO_ENABLE.
+    expect(presets == ["/usr/lib/systemd/user-preset/50-bellwired.preset"], f"presets: {presets}")
     # What bitbake.conf lists for a package and its documentation anyway.
     usual = ["/usr/bin", "/etc", "/usr/share/bellwire", "/usr/share/doc", "/usr/share/man"]
     expect_listed(image, [*usual, *read["FILES:bellwire"].split()])
@@ -459,13 +476,16 @@ def buildroot(work):
                    "cargo-package = install: ; $$(BELLWIRE_INSTALL_TARGET_CMDS)\n"
                    "all: install ; $(BELLWIRE_INSTALL_INIT_SYSV)\n"
                    "include $(BR2_EXTERNAL_BELLWIRE_PATH)/external.mk\n"
-                   "options: ; @echo '$(BELLWIRE_CARGO_BUILD_OPTS)|$(BELLWIRE_SITE)|$(BELLWIRE_USERS)'\n")
+                   "options: ; @echo '$(BELLWIRE_CARGO_BUILD_OPTS)|$(BELLWIRE_SITE)|$(BELLWIRE_SOURCE)|"
+                   "$(BELLWIRE_USERS)'\n")
     values = {"BR2_EXTERNAL_BELLWIRE_PATH": tree, "TARGET_DIR": target, "RUSTC_TARGET_NAME": "triple",
               "BR2_PACKAGE_BELLWIRE_FEATURES": '"agent,ws"', "BR2_PACKAGE_BELLWIRE_SOURCE": '"/src"',
               "INSTALL": "install", "BELLWIRE_PKGDIR": tree / "package/bellwire"}
     make = ["make", "-C", room, "-f", top, *(f"{name}={value}" for name, value in values.items())]
     said = run(*make, "options")
-    expect("--features agent,ws --bin bellwired|/src|" in said and "bellwire -1 bellwire -1" in said, said)
+    # What it takes is what cross/source.sh makes.
+    archive = f"|/src|bellwire-{VERSION}.tar.gz|"
+    expect(f"--features agent,ws --bin bellwired{archive}" in said and "bellwire -1 bellwire -1" in said, said)
     run(*make, "--dry-run", "all")
     run(*make, "all")
     expect_listed(target, ["/usr", "/etc"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from machine import ALICE, BELLWIRE, BOB, DEADLINE, ROOT, TOOLS, CallError, Push, step, wait
 
-AGENT, SERVER = "bellwired.service", "bellwire-server.service"
+AGENT, SERVER, SOCKET = "bellwired.service", "bellwire-server.service", "bellwire-server.socket"
 CONFIGURATION = {AGENT: Path("/etc/bellwire/agent.toml"), SERVER: Path("/etc/bellwire/server.toml")}
 NAME, OBJECT = "org.bellwire.Push", "/org/bellwire/Push"
 PUSH = Push("system", ROOT)
@@ -185,7 +185,7 @@ def posts():
 
 def sockets():
     ROOT.run("systemctl", "stop", SERVER)
-    ROOT.run("systemctl", "start", "bellwire-server.socket")
+    ROOT.run("systemctl", "start", SOCKET)
     assert show(SERVER, "ActiveState") == ["inactive"]
     assert posts() == "200", "the first connection starts the server and is served"
     PUSH.wait_online()
@@ -193,7 +193,7 @@ def sockets():
     for _ in range(5):
         ROOT.run("systemctl", "kill", "--signal=KILL", SERVER)
         assert posts() == "200"
-    ROOT.run("systemctl", "stop", "bellwire-server.socket", SERVER)
+    ROOT.run("systemctl", "stop", SOCKET, SERVER)
     ROOT.run("systemctl", "start", SERVER)
     step("systemd opens the server's ports, and nobody is refused while the server comes back")
 
@@ -238,10 +238,12 @@ def upgraded():
     packages = sorted(Path(TOOLS, "packages").glob("*.deb"))
     if not packages:
         return
-    pids, before = [show(unit, "MainPID") for unit in (AGENT, SERVER)], device()
+    before = device()
     ROOT.run("bellwire-server", "app", "add", "org.example.Kept")
-    with configured(SERVER, "[limits]\nhistory-hours = 1\n"):
+    with configured(SERVER, "[limits]\nhistory-hours = 1\n"), port_opener() as opened:
+        pids = [show(unit, "MainPID") for unit in (AGENT, SERVER)]
         ROOT.run("dpkg", "--install", *map(str, packages))
+        assert show(SOCKET, "ActiveState", "InvocationID") == ["active", opened], "the ports were closed"
         assert "history-hours = 1" in CONFIGURATION[SERVER].read_text()
         for unit, pid in zip((AGENT, SERVER), pids, strict=True):
             assert show(unit, "ActiveState") == ["active"] and show(unit, "MainPID") != pid, unit
@@ -251,6 +253,33 @@ def upgraded():
     ROOT.run("systemctl", "restart", SERVER)
     PUSH.wait_online()
     step("packages are upgraded while both run: they are restarted, with the store and the configuration as they were")
+    removed(packages)
+
+
+@contextlib.contextmanager
+def port_opener():
+    """The server's ports are those of its socket unit; gives what tells this opening from the next."""
+    ROOT.run("systemctl", "stop", SERVER)
+    ROOT.run("systemctl", "start", SOCKET, SERVER)
+    try:
+        (opened,) = show(SOCKET, "InvocationID")
+        yield opened
+    finally:
+        ROOT.run("systemctl", "stop", SOCKET, SERVER)
+        ROOT.run("systemctl", "start", SERVER)
+
+
+def removed(packages):
+    before = device()
+    ROOT.run("dpkg", "--remove", "bellwired", "bellwire-server")
+    for unit in (AGENT, SERVER):
+        assert show(unit, "ActiveState", "SubState") == ["inactive", "dead"], unit
+    ROOT.run("dpkg", "--install", *map(str, packages))
+    for unit in (AGENT, SERVER):
+        assert show(unit, "ActiveState") == ["active"], unit
+    PUSH.wait_online()
+    assert device() == before
+    step("who is removed and installed again is started, and goes on with what it had")
 
 
 def activated():

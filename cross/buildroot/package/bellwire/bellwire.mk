@@ -5,6 +5,9 @@
 ################################################################################
 
 BELLWIRE_VERSION = 0.1.0
+# As cross/source.sh calls it: Buildroot's own name for the archive of a package
+# of cargo says how it was vendored.
+BELLWIRE_SOURCE = bellwire-$(BELLWIRE_VERSION).tar.gz
 BELLWIRE_SITE = $(call qstrip,$(BR2_PACKAGE_BELLWIRE_SOURCE))
 BELLWIRE_SITE_METHOD = file
 BELLWIRE_LICENSE = MIT or Apache-2.0

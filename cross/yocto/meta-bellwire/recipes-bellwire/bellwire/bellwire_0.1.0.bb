@@ -21,6 +21,8 @@ CARGO_BUILD_FLAGS += "--no-default-features --features ${BELLWIRE_FEATURES} --bi
 
 # As small as it gets, like the profile `device` of Cargo.toml.
 export CARGO_PROFILE_RELEASE_OPT_LEVEL = "z"
+# BitBake strips the program itself, and keeps what it strips for debugging; one that is stripped already fails its QA.
+export CARGO_PROFILE_RELEASE_STRIP = "none"
 
 # SQLite is compiled in, unless the system's is to be used, 3.45.3 or later.
 PACKAGECONFIG ??= ""
@@ -30,6 +32,9 @@ export LIBSQLITE3_SYS_USE_PKG_CONFIG = "${@bb.utils.contains('PACKAGECONFIG', 's
 do_install() {
     oe_runmake -C ${S} install DESTDIR=${D} PREFIX=${prefix} SYSCONFDIR=${sysconfdir} PACKAGES=bellwired \
         PROGRAMS=${B}/target/${CARGO_TARGET_SUBDIR} WRITERS=
+    # Its number is lower than that of the preset which SYSTEMD_AUTO_ENABLE becomes, and the lower one decides. That
+    # for users stays: without one systemd would enable a second agent in each session.
+    rm -r ${D}${prefix}/lib/systemd/system-preset
 }
 
 USERADD_PACKAGES = "${PN}"
