@@ -90,6 +90,11 @@ async fn the_server_is_ready_when_it_says_so_and_reloads_as_systemd_wants_it() {
     signal(&server.child, Signal::SIGHUP);
     supervisor.until("READY=1");
     logged(|| server.log(), "take effect with the next start: [limits]").await;
+    // Without the file the defaults would be another server.
+    std::fs::remove_file(&file).expect("it is ours");
+    signal(&server.child, Signal::SIGHUP);
+    supervisor.until("READY=1");
+    logged(|| server.log(), "server.toml: cannot be read").await;
     signal(&server.child, Signal::SIGTERM);
     supervisor.until("STOPPING=1");
 }

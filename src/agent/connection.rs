@@ -241,6 +241,7 @@ impl Connection {
             Command::Reach(reach) => {
                 let Reach { configured, routes, dialling, enrolment_key } = *reach;
                 (self.parts.configured, self.parts.routes, self.parts.dialling) = (configured, routes, dialling);
+                self.parts.system.use_gateway(self.parts.routes.current().clone());
                 self.device.start_over(now, enrolment_key);
             }
         }

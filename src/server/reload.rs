@@ -35,8 +35,8 @@ pub struct Certificates {
 
 impl Settings {
     /// Reads the configuration and the certificates that it names.
-    pub fn read(named: Option<&Path>) -> Result<Self, Fatal> {
-        let config = ServerConfig::load(named).map_err(Fatal::of(Exit::Config))?;
+    pub fn read(file: Option<&Path>) -> Result<Self, Fatal> {
+        let config = ServerConfig::load(file).map_err(Fatal::of(Exit::Config))?;
         for authorities in [&config.regions_ca, &config.callbacks_ca] {
             tls::client(authorities.as_deref()).map_err(Fatal::of(Exit::Config))?;
         }
