@@ -1,6 +1,7 @@
 //! Configuration files as both halves read them: TOML, every key optional, unknown keys refused
 //! with file and line.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -69,27 +70,24 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
-/// Reads the file that was named, or else the first of `usual` that exists, or else the defaults.
-pub fn load<T: DeserializeOwned + Default>(named: Option<&Path>, usual: &[PathBuf]) -> Result<T, ConfigError> {
-    let path = match named {
-        Some(path) => path,
-        None => match usual.iter().find(|path| path.exists()) {
-            Some(path) => path,
-            None => return Ok(T::default()),
-        },
-    };
+/// Reads the file, or else uses the defaults.
+pub fn load<T: DeserializeOwned + Default>(file: Option<&Path>) -> Result<T, ConfigError> {
+    let Some(path) = file else { return Ok(T::default()) };
     let text =
         std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error })?;
     parse(path, &with_credentials(&text, credentials_folder().as_deref()))
 }
 
-/// Where the usual file of this name is: among the service's credentials, in the user's folder, and in
+/// The usual file of this name, if there is one: among the service's credentials, in the user's folder, or in
 /// `/etc/bellwire`, in this order.
-pub fn usual(file: &str, users: bool) -> Vec<PathBuf> {
+pub fn usual(file: &str, users: bool) -> Option<PathBuf> {
     let credentials = credentials_folder().map(PathBuf::from);
     let user = users.then(|| xdg_folder("XDG_CONFIG_HOME", ".config")).flatten();
     let folders = credentials.into_iter().chain(user).chain([PathBuf::from("/etc/bellwire")]);
-    folders.map(|folder| folder.join(file)).collect()
+    // One in a folder that may not be looked into counts as there: reading it says why it cannot be.
+    let is_there =
+        |path: &PathBuf| path.try_exists().unwrap_or_else(|error| error.kind() == ErrorKind::PermissionDenied);
+    folders.map(|folder| folder.join(file)).find(is_there)
 }
 
 /// Where the supervisor has put what only this service may read: systemd.exec(5), `LoadCredential=`.

@@ -2,7 +2,8 @@
 
 use std::fmt::Display;
 use std::fs::{File, TryLockError};
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -267,7 +268,7 @@ fn lock_file(
 ) -> Result<File, Fatal> {
     let path = path.join(format!("{name}.lock"));
     let cannot = |error: std::io::Error| Fatal::new(Exit::IoErr, format!("{} cannot be made: {error}", path.display()));
-    let file = File::create(&path).map_err(cannot)?;
+    let file = open_lock(&path).map_err(cannot)?;
     match lock(&file) {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => {
@@ -277,11 +278,27 @@ fn lock_file(
     }
 }
 
+/// Whoever the folder belongs to may have put anything there, and root may be who asks: no link is followed,
+/// nothing is cut off, and what root makes is the owner's, who has to be able to use it.
+fn open_lock(path: &Path) -> std::io::Result<File> {
+    let mut options = File::options();
+    options.write(true).mode(0o600).custom_flags(nix::fcntl::OFlag::O_NOFOLLOW.bits());
+    match options.clone().create_new(true).open(path) {
+        Ok(file) => {
+            let folder = path.parent().map(Path::metadata).transpose()?;
+            if let Some(folder) = folder.filter(|_| nix::unistd::geteuid().is_root()) {
+                fchown(&file, Some(folder.uid()), Some(folder.gid()))?;
+            }
+            Ok(file)
+        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => options.open(path),
+        Err(error) => Err(error),
+    }
+}
+
 /// Root becomes whom the folder belongs to, if it is there: what is made in it then is its daemon's, and what
 /// that one has put there can lead root nowhere.
 pub fn become_owner(folder: &Path) -> Result<(), Fatal> {
-    use std::os::unix::fs::MetadataExt;
-
     use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
     let Ok(owner) = folder.metadata() else { return Ok(()) };
     if !geteuid().is_root() || owner.uid() == 0 {

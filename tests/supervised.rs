@@ -90,6 +90,11 @@ async fn the_server_is_ready_when_it_says_so_and_reloads_as_systemd_wants_it() {
     signal(&server.child, Signal::SIGHUP);
     supervisor.until("READY=1");
     logged(|| server.log(), "take effect with the next start: [limits]").await;
+    // Without the file the defaults would be another server.
+    std::fs::remove_file(&file).expect("it is ours");
+    signal(&server.child, Signal::SIGHUP);
+    supervisor.until("READY=1");
+    logged(|| server.log(), "server.toml: cannot be read").await;
     signal(&server.child, Signal::SIGTERM);
     supervisor.until("STOPPING=1");
 }
@@ -109,7 +114,7 @@ async fn a_renewed_certificate_is_shown_without_an_end_of_connections() {
         std::fs::copy(from, to).expect("both are ours");
     }
     signal(&server.child, Signal::SIGHUP);
-    logged(|| server.log(), "the configuration and its certificates were read again").await;
+    logged(|| server.log(), "the certificates of its listeners were read again").await;
     // Who trusts the new one alone is served by both listeners, and the device has not noticed.
     let ca = new.chain.to_string_lossy();
     assert_eq!(common::curl(&["--cacert", &ca, &format!("{}/readyz", server.api)], b"").status, 200);
@@ -143,6 +148,15 @@ async fn the_agent_is_ready_with_its_name_and_goes_to_another_server_while_apps_
         so(reg_id.starts_with("01"), || reg_id)
     })
     .await;
+    // And back: the first server knows the device, which has a regId of the second.
+    std::fs::write(&file, before).expect("it is ours");
+    signal(&device.agent, Signal::SIGHUP);
+    supervisor.until(&format!("STATUS=online at {}, region 00", one.gateway));
+    common::until(async || {
+        let reg_id = app.call::<String>("Register", &app.id).await.expect("the app may register");
+        so(reg_id.starts_with("00"), || reg_id)
+    })
+    .await;
     signal(&device.agent, Signal::SIGTERM);
     supervisor.until("STOPPING=1");
 }
@@ -166,8 +180,29 @@ fn both_daemons_say_again_and_again_that_they_live() {
     environment.push(("WATCHDOG_PID".into(), "1".into()));
     let server = Server::start_with("00", "", environment);
     supervisor.until("READY=1");
+    // Longer than it would be silent.
+    let device = Device::start(&server.gateway, "");
+    tokio::runtime::Runtime::new().expect("a runtime").block_on(device.until_online());
     signal(&server.child, Signal::SIGTERM);
     assert!(!supervisor.until("STOPPING=1").contains(&"WATCHDOG=1".to_owned()));
+}
+
+#[test]
+fn a_supervisor_that_does_not_listen_holds_nobody_up() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("notify");
+    let unread = UnixDatagram::bind(&path).expect("the folder is ours");
+    let full = UnixDatagram::unbound().expect("a socket");
+    full.set_nonblocking(true).expect("it is ours");
+    while full.send_to(b"STATUS=full", &path).is_ok() {}
+    let environment =
+        [("NOTIFY_SOCKET".into(), path.to_string_lossy().into_owned()), ("WATCHDOG_USEC".into(), "2000".into())];
+    let mut server = Server::start_with("00", "", environment.to_vec());
+    let given: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let mut device = Device::start_inside(Vec::new(), &server.gateway, "", &given);
+    tokio::runtime::Runtime::new().expect("a runtime").block_on(device.until_online());
+    assert!(device.stop_agent().success() && server.stop().success(), "{}{}", device.log(), server.log());
+    drop(unread);
 }
 
 /// Ports that are free now.

@@ -158,10 +158,14 @@ impl Default for Limits {
 }
 
 impl AgentConfig {
-    /// Reads `named`, or else the user's file, or else `/etc/bellwire/agent.toml`, or else uses
-    /// the defaults.
-    pub fn load(named: Option<&Path>) -> Result<Self, ConfigError> {
-        let loaded: Self = config::load(named, &config::usual("agent.toml", true))?;
+    /// The usual file, if there is one.
+    pub fn usual() -> Option<PathBuf> {
+        config::usual("agent.toml", true)
+    }
+
+    /// Reads the file, or else uses the defaults.
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let loaded: Self = config::load(file)?;
         loaded.check()?;
         Ok(loaded)
     }

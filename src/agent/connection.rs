@@ -241,6 +241,7 @@ impl Connection {
             Command::Reach(reach) => {
                 let Reach { configured, routes, dialling, enrolment_key } = *reach;
                 (self.parts.configured, self.parts.routes, self.parts.dialling) = (configured, routes, dialling);
+                self.parts.system.use_gateway(self.parts.routes.current().clone());
                 self.device.start_over(now, enrolment_key);
             }
         }
@@ -385,15 +386,18 @@ impl Connection {
             let done = self.parts.store.set_links(&self.parts.configured.to_string(), &online.links).await;
             self.or_log(done, ());
         }
+        // Another server may have been asked to register meanwhile.
+        let moved = self.parts.store.renew_for(&self.parts.configured.to_string()).await;
+        let mut renewed = self.or_log(moved, Vec::new());
         if online.enrolled {
-            let renewed = self.parts.store.renew_all().await;
-            let (now, renewed) = (self.parts.clock.now(), self.or_log(renewed, Vec::new()));
-            if !renewed.is_empty() {
-                warn!(apps = renewed.len(), "the server may know none of the registrations; they are made anew");
-            }
-            for app in renewed {
-                self.device.register(now, app);
-            }
+            let all = self.parts.store.renew_all().await;
+            renewed = self.or_log(all, renewed);
+        }
+        if !renewed.is_empty() {
+            warn!(apps = renewed.len(), "the server may know none of the registrations; they are made anew");
+        }
+        for app in renewed {
+            self.device.register(self.parts.clock.now(), app);
         }
         self.ask_again().await;
         self.report().await;

@@ -106,7 +106,9 @@ pub fn main() -> ExitCode {
 }
 
 fn start(args: Args) -> Result<(), Fatal> {
-    let read = move || Settings::read(args.config.as_deref(), args.bus);
+    // What was read once has to be there again: without it a reload would go back to the defaults.
+    let file = args.config.or_else(AgentConfig::usual);
+    let read = move || Settings::read(file.as_deref(), args.bus);
     let settings = read()?;
     let config = &settings.config;
     if args.check {
@@ -135,8 +137,8 @@ pub struct Settings {
 
 impl Settings {
     /// Reads the configuration and the certificates that it names.
-    fn read(named: Option<&Path>, bus: Option<Bus>) -> Result<Self, Fatal> {
-        let mut config = AgentConfig::load(named).map_err(Fatal::of(Exit::Config))?;
+    fn read(file: Option<&Path>, bus: Option<Bus>) -> Result<Self, Fatal> {
+        let mut config = AgentConfig::load(file).map_err(Fatal::of(Exit::Config))?;
         config.bus = bus.unwrap_or(config.bus);
         let tls = tls::device(config.ca.as_deref(), &config.pins, config.client_certificate.as_ref());
         Ok(Self { tls: tls.map_err(Fatal::of(Exit::Config))?, config })

@@ -67,6 +67,11 @@ pub struct Between {
 }
 
 impl Ends {
+    /// Those of the newest connection are of no interest any more.
+    pub fn forget(&self) {
+        *lock(&self.newest) = None;
+    }
+
     /// Those of the newest connection, if there was one.
     pub fn get(&self) -> Option<Between> {
         *lock(&self.newest)

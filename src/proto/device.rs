@@ -198,11 +198,15 @@ impl Device {
     /// Ends the session, if one is open, and opens a link at once: there is a better one.
     pub fn redial(&mut self, now: Moment) {
         if self.session.is_some() {
-            self.credit(now);
-            self.leave(Bye::because(Reason::Shutdown));
-            self.forget_session();
-            self.dial();
+            self.move_on(now);
         }
+    }
+
+    fn move_on(&mut self, now: Moment) {
+        self.credit(now);
+        self.leave(Bye::because(Reason::Shutdown));
+        self.forget_session();
+        self.dial();
     }
 
     /// Ends whatever is open and opens a link at once: how the server is reached has changed, or what it
@@ -212,7 +216,7 @@ impl Device {
         match self.state {
             LinkState::Stopped => {}
             LinkState::Waiting { .. } | LinkState::Dialling => self.dial(),
-            LinkState::Greeting | LinkState::Online { .. } => self.redial(now),
+            LinkState::Greeting | LinkState::Online { .. } => self.move_on(now),
         }
     }
 

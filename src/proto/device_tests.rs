@@ -125,6 +125,36 @@ fn a_device_does_nothing_until_it_is_started_and_dials_once() {
 }
 
 #[test]
+fn who_starts_over_leaves_whatever_is_open_and_dials_once() {
+    let key = || Some("another".to_owned());
+    let mut stopped = device();
+    stopped.start_over(START, key());
+    assert_eq!(actions(&mut stopped), []);
+    let mut dialling = device();
+    dialling.start();
+    let mut waiting = device();
+    waiting.start();
+    waiting.handle_link_down(START, "nobody is there", LOW);
+    for mut device in [dialling, waiting] {
+        actions(&mut device);
+        device.start_over(START, key());
+        assert_eq!((actions(&mut device), device.state()), (vec![DeviceAction::Dial], &LinkState::Dialling));
+    }
+    // A welcome that comes late is the old server's.
+    for mut device in [greeting(), online()] {
+        actions(&mut device);
+        device.start_over(START, key());
+        let [bye, hangup] = farewell(Reason::Shutdown);
+        assert_eq!(actions(&mut device), [bye, hangup, DeviceAction::Dial]);
+        device.handle_frame(START, welcome(300), LOW);
+        assert_eq!(device.state(), &LinkState::Dialling);
+        greet(&mut device, START);
+        let hello = actions(&mut device);
+        assert!(matches!(&hello[..], [DeviceAction::Send(ToServer::Hello(hello))] if hello.enrolment_key == key()));
+    }
+}
+
+#[test]
 fn a_new_link_is_greeted_with_identity_and_resume_point() {
     let mut device = device();
     device.start();

@@ -225,10 +225,11 @@ fn dispatch(args: Args) -> Result<(), Fatal> {
         }
         _ => {}
     }
+    let file = args.config.or_else(ServerConfig::usual);
     if matches!(args.command, None | Some(Command::Run)) {
-        return serve(args.config);
+        return serve(file);
     }
-    let config = ServerConfig::load(args.config.as_deref()).map_err(Fatal::of(Exit::Config))?;
+    let config = ServerConfig::load(file.as_deref()).map_err(Fatal::of(Exit::Config))?;
     match args.command {
         Some(Command::Check) => check::run(&config, args.json),
         Some(Command::App(command)) => administer(&config, async |store| app(&config, store, command, args.json).await),
@@ -246,8 +247,9 @@ fn dispatch(args: Args) -> Result<(), Fatal> {
     }
 }
 
-fn serve(named: Option<PathBuf>) -> Result<(), Fatal> {
-    let read = move || Settings::read(named.as_deref());
+fn serve(file: Option<PathBuf>) -> Result<(), Fatal> {
+    // What was read once has to be there again: without it a reload would go back to the defaults.
+    let read = move || Settings::read(file.as_deref());
     let settings = read()?;
     let config = &settings.config;
     daemon::start_logging(config.log, config.log_format);

@@ -326,9 +326,14 @@ impl Default for Limits {
 }
 
 impl ServerConfig {
-    /// Reads `named`, or else `/etc/bellwire/server.toml`, or else uses the defaults.
-    pub fn load(named: Option<&Path>) -> Result<Self, ConfigError> {
-        let loaded: Self = config::load(named, &config::usual("server.toml", false))?;
+    /// The usual file, if there is one.
+    pub fn usual() -> Option<PathBuf> {
+        config::usual("server.toml", false)
+    }
+
+    /// Reads the file, or else uses the defaults.
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigError> {
+        let loaded: Self = config::load(file)?;
         loaded.check()?;
         Ok(loaded)
     }

@@ -35,8 +35,11 @@ pub struct Certificates {
 
 impl Settings {
     /// Reads the configuration and the certificates that it names.
-    pub fn read(named: Option<&Path>) -> Result<Self, Fatal> {
-        let config = ServerConfig::load(named).map_err(Fatal::of(Exit::Config))?;
+    pub fn read(file: Option<&Path>) -> Result<Self, Fatal> {
+        let config = ServerConfig::load(file).map_err(Fatal::of(Exit::Config))?;
+        for authorities in [&config.regions_ca, &config.callbacks_ca] {
+            tls::client(authorities.as_deref()).map_err(Fatal::of(Exit::Config))?;
+        }
         Ok(Self { certificates: Certificates::read(&config)?, config })
     }
 }
@@ -73,7 +76,7 @@ pub async fn run(mut reload: Reload<Settings>, started: Arc<ServerConfig>, certi
         if !later.is_empty() {
             warn!("these keys have changed and take effect with the next start: {}", later.join(", "));
         }
-        info!("the configuration and its certificates were read again");
+        info!("the configuration and the certificates of its listeners were read again");
         supervisor::ready();
     }
 }

@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::channels::{self, CLIENT, Client, Farewell};
-use super::schema::{Result, parse, text};
+use super::schema::{Result, fact, parse, set_fact, text};
 use super::{Store, effects, messages, schema};
 use crate::agent::plan::Settings;
 use crate::db::DbError;
@@ -243,6 +243,23 @@ impl Store {
     /// old ones until then is not refused. Returns their apps.
     pub async fn renew_all(&self) -> Result<Vec<AppId>, DbError> {
         self.worker.write(renew_all).await
+    }
+
+    /// The same if the registrations were made at another configured gateway than this one, whose server may have
+    /// other ones of this device. From now on they are of this one.
+    pub async fn renew_for(&self, configured: &str) -> Result<Vec<AppId>, DbError> {
+        const NAME: &str = "gateway of the registrations";
+        let known = self.worker.read(|db| fact(db, NAME)).await?;
+        if known.as_deref() == Some(configured) {
+            return Ok(Vec::new());
+        }
+        let configured = configured.to_owned();
+        self.worker
+            .write(move |db| {
+                set_fact(db, NAME, &configured)?;
+                if known.is_some() { renew_all(db) } else { Ok(Vec::new()) }
+            })
+            .await
     }
 
     /// Sets the app's badge, at most 999, as the app itself wants it. `false` if the user has

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::net::lookup_host;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tracing::debug;
 
 use crate::link::Gateway;
@@ -118,7 +118,9 @@ pub struct System {
     signals: mpsc::Receiver<Signal>,
     /// None if the network is not watched.
     lookout: Option<Lookout>,
-    /// The gateway, if it is no name.
+    /// The gateway, for who resolves its name.
+    gateway: watch::Sender<Gateway>,
+    /// The same, if it is no name.
     address: Option<IpAddr>,
     ends: Arc<Ends>,
     woke: Arc<Notify>,
@@ -135,12 +137,20 @@ impl System {
             .and_then(|news| news.inspect_err(|error| debug!("the kernel does not tell of the network: {error}")).ok());
         let lookout = news.is_some().then(|| Lookout::new(salt));
         let (watched, address) = (news.is_some(), gateway.host().parse().ok());
+        let (gateway, used) = watch::channel(gateway);
         if let Some(news) = news {
-            tokio::spawn(tell_of_network(news, gateway, Arc::clone(&ends), out.clone()));
+            tokio::spawn(tell_of_network(news, used, Arc::clone(&ends), out.clone()));
         }
         let named = Source::ALL.into_iter().filter(|source| source.bus_name().is_some() && sources.contains(source));
         tokio::spawn(bus::run(named.collect(), watched, out, Arc::clone(&woke)));
-        Self { signals, lookout, address, ends, woke }
+        Self { signals, lookout, gateway, address, ends, woke }
+    }
+
+    /// From now on it is the way to this gateway that matters.
+    pub fn use_gateway(&mut self, gateway: Gateway) {
+        self.address = gateway.host().parse().ok();
+        self.ends.forget();
+        self.gateway.send_replace(gateway);
     }
 
     /// The next signal; never if nobody is left who could say something. Safe to cancel.
@@ -172,7 +182,7 @@ impl System {
 }
 
 /// Tells that the network may have changed, and at first that it may be looked at.
-async fn tell_of_network(news: News, gateway: Gateway, ends: Arc<Ends>, out: Out) {
+async fn tell_of_network(news: News, gateway: watch::Receiver<Gateway>, ends: Arc<Ends>, out: Out) {
     if out.send(Signal::Source(Source::Netlink, true)).await.is_err() {
         return;
     }
@@ -180,7 +190,10 @@ async fn tell_of_network(news: News, gateway: Gateway, ends: Arc<Ends>, out: Out
         let addresses = match ends.get() {
             // Nobody needs to be asked for a name that has been resolved.
             Some(_) => Vec::new(),
-            None => resolve(&gateway).await,
+            None => {
+                let used = gateway.borrow().clone();
+                resolve(&used).await
+            }
         };
         if out.send(Signal::Network(addresses)).await.is_err() {
             return;
