@@ -179,8 +179,12 @@ hide_paths() {
     local hidden=("$root=/bellwire" "$out=/build" "$cache=/cache") registry
     for registry in "$CARGO_HOME/registry/src/"*; do hidden+=("$registry=/crates"); done
     rust_flags+=("${hidden[@]/#/--remap-path-prefix=}")
-    export "CFLAGS_${target//-/_}=$(c_flags) ${hidden[*]/#/-ffile-prefix-map=}"
+    # What compiles C reads its flags as a shell does, if it is told to.
+    export "CFLAGS_${target//-/_}=$(c_flags)$(quoted "${hidden[@]/#/-ffile-prefix-map=}")" CC_SHELL_ESCAPED_FLAGS=1
 }
+
+# The words $1... as a shell takes each for one.
+quoted() { local word; for word; do printf " '%s'" "${word//\'/\'\\\'\'}"; done; }
 
 # How C is compiled for the target, beside what its compiler does by itself.
 c_flags() { sed -n "s/^CFLAGS_${target//-/_} = \"\(.*\)\"/\1/p" "$root/cross/config.toml"; }

@@ -13,7 +13,7 @@ use clap::CommandFactory;
 use clap::Parser;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tracing::error;
+use tracing::{error, warn};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
@@ -224,6 +224,13 @@ impl<C> Reload<C> {
             }
             supervisor::ready();
         }
+    }
+}
+
+/// Says which keys of the configuration have changed and wait for the next start, if there are any.
+pub fn name_later(keys: &[&str]) {
+    if !keys.is_empty() {
+        warn!("these keys have changed and take effect with the next start: {}", keys.join(", "));
     }
 }
 

@@ -386,13 +386,8 @@ impl Connection {
             let done = self.parts.store.set_links(&self.parts.configured.to_string(), &online.links).await;
             self.or_log(done, ());
         }
-        // Another server may have been asked to register meanwhile.
-        let moved = self.parts.store.renew_for(&self.parts.configured.to_string()).await;
-        let mut renewed = self.or_log(moved, Vec::new());
-        if online.enrolled {
-            let all = self.parts.store.renew_all().await;
-            renewed = self.or_log(all, renewed);
-        }
+        let renewed = self.parts.store.renew(&self.parts.configured.to_string(), online.enrolled).await;
+        let renewed = self.or_log(renewed, Vec::new());
         if !renewed.is_empty() {
             warn!(apps = renewed.len(), "the server may know none of the registrations; they are made anew");
         }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::config::AgentConfig;
 use super::connection::{Command, Reach};
@@ -26,10 +26,7 @@ pub async fn run(mut reload: Reload<Settings>, shared: Arc<Shared>, dialling: Di
 
 async fn take(settings: Settings, shared: &Shared, dialling: &Dialling, commands: &mpsc::Sender<Command>) {
     daemon::log_at(settings.config.log);
-    let later = later(&shared.config, &settings.config);
-    if !later.is_empty() {
-        warn!("these keys have changed and take effect with the next start: {}", later.join(", "));
-    }
+    daemon::name_later(&later(&shared.config, &settings.config));
     let dialling = Dialling { ends: Arc::clone(&dialling.ends), ..settings.dialling() };
     let routes = match super::routes(&shared.store, &settings.config).await {
         Ok(routes) => routes,

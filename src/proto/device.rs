@@ -202,13 +202,6 @@ impl Device {
         }
     }
 
-    fn move_on(&mut self, now: Moment) {
-        self.credit(now);
-        self.leave(Bye::because(Reason::Shutdown));
-        self.forget_session();
-        self.dial();
-    }
-
     /// Ends whatever is open and opens a link at once: how the server is reached has changed, or what it
     /// wants to hear from a new device.
     pub fn start_over(&mut self, now: Moment, enrolment_key: Option<String>) {

@@ -11,19 +11,15 @@ use crate::world;
 
 use super::admin::{DAY_MS, print};
 use super::config::ServerConfig;
+use super::reload::Certificates;
 use super::store::sql;
 
 /// Checks all of it, and says what it found.
 pub fn run(config: &ServerConfig, json: bool) -> Result<(), Fatal> {
+    Certificates::read(config)?;
     let mut certificates = Vec::new();
-    let clients = config.gateway.client_ca.as_deref();
-    for (files, clients) in [(&config.api.tls, None), (&config.gateway.tls, clients), (&config.admin.tls, None)] {
-        let Some(files) = files else { continue };
-        crate::tls::server(files, clients).map_err(Fatal::of(Exit::Config))?;
+    for files in [&config.api.tls, &config.gateway.tls, &config.admin.tls].into_iter().flatten() {
         certificates.push((&files.certificate, check_expiry(files)?));
-    }
-    for authorities in [&config.regions_ca, &config.callbacks_ca, &config.mqtt.ca] {
-        crate::tls::client(authorities.as_deref()).map_err(Fatal::of(Exit::Config))?;
     }
     let schema = check_database(config)?;
     let regions: Vec<String> = config.regions.keys().map(ToString::to_string).collect();

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use axum_server::tls_rustls::RustlsConfig;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::config::{Admin, Api, Gateway, ServerConfig};
 use crate::config::TlsFiles;
@@ -37,15 +37,16 @@ impl Settings {
     /// Reads the configuration and the certificates that it names.
     pub fn read(file: Option<&Path>) -> Result<Self, Fatal> {
         let config = ServerConfig::load(file).map_err(Fatal::of(Exit::Config))?;
-        for authorities in [&config.regions_ca, &config.callbacks_ca] {
-            tls::client(authorities.as_deref()).map_err(Fatal::of(Exit::Config))?;
-        }
         Ok(Self { certificates: Certificates::read(&config)?, config })
     }
 }
 
 impl Certificates {
-    fn read(config: &ServerConfig) -> Result<Self, Fatal> {
+    /// Reads those that the configuration names, and looks at whom the server trusts: all has to be good.
+    pub fn read(config: &ServerConfig) -> Result<Self, Fatal> {
+        for authorities in [&config.regions_ca, &config.callbacks_ca, &config.mqtt.ca] {
+            tls::client(authorities.as_deref()).map_err(Fatal::of(Exit::Config))?;
+        }
         let read = |files: &Option<TlsFiles>, clients: Option<&Path>| {
             let settings = files.as_ref().map(|files| tls::server(files, clients)).transpose();
             settings.map(|settings| settings.map(RustlsConfig::from_config)).map_err(Fatal::of(Exit::Config))
@@ -72,10 +73,7 @@ pub async fn run(mut reload: Reload<Settings>, started: Arc<ServerConfig>, certi
         let new = reload.next().await;
         certificates.renew(&new.certificates);
         daemon::log_at(new.config.log);
-        let later = later(&started, &new.config);
-        if !later.is_empty() {
-            warn!("these keys have changed and take effect with the next start: {}", later.join(", "));
-        }
+        daemon::name_later(&later(&started, &new.config));
         info!("the configuration and the certificates of its listeners were read again");
         supervisor::ready();
     }

@@ -11,7 +11,6 @@ Exit status: 0 all is well, 1 a check failed, 69 something cannot be had here, 7
 """
 
 import argparse
-import fcntl
 import hashlib
 import importlib.util
 import json
@@ -20,7 +19,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import tempfile
 import tomllib
 from pathlib import Path
 
@@ -50,18 +48,12 @@ def main():
     arguments = arguments.parse_args()
     if os.geteuid() != 0:
         machine.give_up(77, f"a root of Debian needs root: sudo {HERE / 'run.py'}")
-    os.umask(0o022)
-    TARGET.mkdir(parents=True, exist_ok=True)
-    with open(TARGET / "packages-test.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in TARGET.glob("packages-test-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=TARGET, prefix="packages-test-") as folder:
-            work = Work(Path(folder), arguments.built.resolve() if arguments.built else None)
-            checks = [] if arguments.built else [same_bytes]
-            checks += [no_folder_of_this_machine, lists, lint_debs, lint_rpms, debian, debian_without_systemd, rpm_root,
-                       archive, tizen, yocto, buildroot]
-            return check(work, [one for one in checks if not arguments.checks or one.__name__ in arguments.checks])
+    with machine.workroom("packages-test") as folder:
+        work = Work(folder, arguments.built.resolve() if arguments.built else None)
+        checks = [] if arguments.built else [same_bytes]
+        checks += [no_folder_of_this_machine, lists, lint_debs, lint_rpms, debian, debian_without_systemd, rpm_root,
+                   archive, tizen, yocto, buildroot]
+        return check(work, [one for one in checks if not arguments.checks or one.__name__ in arguments.checks])
 
 
 def check(work, checks):

@@ -55,19 +55,25 @@ def main():
     for tool in ("systemd-nspawn", "mmdebstrap", "nsenter"):
         if not shutil.which(tool):
             give_up(69, f"{tool} is missing: apt-get install systemd-container mmdebstrap util-linux")
-    # The end is the same for all ways to be stopped.
+    with workroom("systemd-test") as folder:
+        root = make_root(make_image(), folder / "root", programs, packages)
+        with booted(root, folder / "console") as leader:
+            return check(leader, arguments.checks)
+
+
+@contextlib.contextmanager
+def workroom(name):
+    """A folder that is gone at the end, whatever the end is; one run at a time has one of this name."""
+    # So SIGTERM does not end the program before the folder.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     os.umask(0o022)
     TARGET.mkdir(parents=True, exist_ok=True)
-    with open(TARGET / "systemd-test.lock", "w") as lock:
+    with open(TARGET / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in TARGET.glob("systemd-test-*"):
+        for left in TARGET.glob(f"{name}-*"):
             shutil.rmtree(left, ignore_errors=True)
-        image = make_image()
-        with tempfile.TemporaryDirectory(dir=TARGET, prefix="systemd-test-") as folder:
-            root = make_root(image, Path(folder) / "root", programs, packages)
-            with booted(root, Path(folder) / "console") as leader:
-                return check(leader, arguments.checks)
+        with tempfile.TemporaryDirectory(dir=TARGET, prefix=f"{name}-") as folder:
+            yield Path(folder)
 
 
 def check(leader, checks):

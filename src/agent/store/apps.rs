@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::channels::{self, CLIENT, Client, Farewell};
-use super::schema::{Result, fact, parse, set_fact, text};
+use super::schema::{Result, parse, text};
 use super::{Store, effects, messages, schema};
 use crate::agent::plan::Settings;
 use crate::db::DbError;
@@ -239,29 +239,6 @@ impl Store {
             .await
     }
 
-    /// The server may know none of the registrations: all are wished for anew, and what comes for the
-    /// old ones until then is not refused. Returns their apps.
-    pub async fn renew_all(&self) -> Result<Vec<AppId>, DbError> {
-        self.worker.write(renew_all).await
-    }
-
-    /// The same if the registrations were made at another configured gateway than this one, whose server may have
-    /// other ones of this device. From now on they are of this one.
-    pub async fn renew_for(&self, configured: &str) -> Result<Vec<AppId>, DbError> {
-        const NAME: &str = "gateway of the registrations";
-        let known = self.worker.read(|db| fact(db, NAME)).await?;
-        if known.as_deref() == Some(configured) {
-            return Ok(Vec::new());
-        }
-        let configured = configured.to_owned();
-        self.worker
-            .write(move |db| {
-                set_fact(db, NAME, &configured)?;
-                if known.is_some() { renew_all(db) } else { Ok(Vec::new()) }
-            })
-            .await
-    }
-
     /// Sets the app's badge, at most 999, as the app itself wants it. `false` if the user has
     /// switched off its badge.
     pub async fn set_badge(&self, app: AppId, count: u32) -> Result<bool, DbError> {
@@ -422,7 +399,8 @@ fn set_reg_id(db: &Connection, app: &AppId, reg_id: Option<RegId>, fulfilled: Wi
     Ok(())
 }
 
-fn renew_all(db: &Connection) -> Result<Vec<AppId>> {
+/// Wishes for all registrations anew. Returns their apps.
+pub fn renew_all(db: &Connection) -> Result<Vec<AppId>> {
     db.prepare_cached(
         "UPDATE apps SET wish = 'register'
          WHERE reg_id IS NOT NULL AND wish IS NOT 'deregister' RETURNING app",

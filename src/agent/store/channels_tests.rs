@@ -97,7 +97,7 @@ async fn an_endpoint_is_news_until_it_was_told_since_the_last_registration() {
 async fn an_endpoint_that_may_be_dead_is_no_news() {
     let fixture = Fixture::new(Limits::default());
     let app = fixture.registered("a", "https://one").await;
-    assert_eq!(fixture.store.renew_all().await.unwrap(), std::slice::from_ref(&app));
+    assert_eq!(fixture.store.renew("here", true).await.unwrap(), std::slice::from_ref(&app));
     assert_eq!(fixture.find("a").await.unwrap().news, None);
     fixture.store.registration_refused(app.clone(), Refusal::TooMany).await.unwrap();
     assert_eq!(fixture.store.refused_channels().await.unwrap(), std::slice::from_ref(&app));

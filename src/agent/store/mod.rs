@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicI64;
 
 use crate::db::{self, DbError, Worker};
-use crate::proto::{DeviceId, Secret};
+use crate::proto::{AppId, DeviceId, Secret};
 
 use super::config::Limits;
 
@@ -53,6 +53,8 @@ pub struct Store {
 
 /// The user wants to be left alone.
 const DO_NOT_DISTURB: &str = "do not disturb";
+/// The configured gateway whose server has the registrations.
+const REGISTERED_AT: &str = "gateway of the registrations";
 
 impl Store {
     /// Opens or makes the store; the first start makes the device's identity, which is on disk
@@ -89,6 +91,24 @@ impl Store {
     pub async fn set_links(&self, configured: &str, links: &[String]) -> Result<(), DbError> {
         let (name, links) = (links_of(configured), serde_json::json!(links).to_string());
         self.worker.write(move |db| schema::set_fact(db, &name, &links)).await
+    }
+
+    /// A session with the server at the `configured` gateway has begun. If the device was `enrolled` in it, or
+    /// was with the server of another gateway before, this one may know none of the registrations: all are
+    /// wished for anew, and what comes for the old ones until then is not refused. Returns their apps.
+    pub async fn renew(&self, configured: &str, enrolled: bool) -> Result<Vec<AppId>, DbError> {
+        let before = self.worker.read(|db| schema::fact(db, REGISTERED_AT)).await?;
+        let moved = before.as_deref().is_some_and(|before| before != configured);
+        if before.is_some() && !moved && !enrolled {
+            return Ok(Vec::new());
+        }
+        let configured = configured.to_owned();
+        self.worker
+            .write(move |db| {
+                schema::set_fact(db, REGISTERED_AT, &configured)?;
+                if moved || enrolled { apps::renew_all(db) } else { Ok(Vec::new()) }
+            })
+            .await
     }
 
     /// Whether the user wants to be left alone.

@@ -219,7 +219,7 @@ async fn what_is_not_kept_is_never_acknowledged() {
 #[tokio::test]
 async fn what_comes_while_registrations_are_made_anew_is_kept() {
     let fixture = Fixture::new(Limits::default()).await;
-    fixture.store.renew_all().await.unwrap();
+    fixture.store.renew("here", true).await.unwrap();
     let received = fixture.receive(&[delivery("chat", "from before", FAR)]).await;
     assert_eq!((received.apps, received.unwanted), (vec![app("chat")], Vec::new()));
     fixture.store.registered(app("chat"), reg_id(2), None).await.unwrap();
@@ -297,13 +297,25 @@ async fn a_server_that_forgot_the_device_is_asked_for_every_regid_again() {
     let fixture = Fixture::new(Limits::default()).await;
     fixture.register("leaving").await;
     fixture.store.wish(app("leaving"), Some(Wish::Deregister)).await.unwrap();
-    assert_eq!(fixture.store.renew_all().await.unwrap(), [app("chat")]);
+    assert_eq!(fixture.store.renew("here", true).await.unwrap(), [app("chat")]);
     let row = fixture.store.app(app("chat")).await.unwrap().unwrap();
     assert!(row.reg_id.is_some(), "what is on its way for it is still wanted");
     assert_eq!(row.wish, Some(Wish::Register));
     fixture.store.registration_refused(app("chat"), Refusal::UnknownApp).await.unwrap();
     let row = fixture.store.app(app("chat")).await.unwrap().unwrap();
     assert_eq!((row.reg_id, row.wish), (None, None));
+}
+
+#[tokio::test]
+async fn only_a_server_that_may_not_know_the_registrations_is_asked_for_them_again() {
+    let fixture = Fixture::new(Limits::default()).await;
+    let renewed = async |gateway, enrolled| fixture.store.renew(gateway, enrolled).await.unwrap();
+    assert_eq!(renewed("here", false).await, [], "they were made there, as far as anybody knows");
+    assert_eq!(renewed("here", false).await, []);
+    assert_eq!(renewed("there", false).await, [app("chat")]);
+    assert_eq!(renewed("there", false).await, []);
+    assert_eq!(renewed("there", true).await, [app("chat")], "it has forgotten the device");
+    assert_eq!(renewed("here", false).await, [app("chat")], "what it knew are not those of now");
 }
 
 #[tokio::test]

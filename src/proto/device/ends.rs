@@ -16,6 +16,14 @@ impl Device {
         self.come_back(now, &why, luck);
     }
 
+    /// Ends the session and opens a link at once.
+    pub(super) fn move_on(&mut self, now: Moment) {
+        self.credit(now);
+        self.leave(Bye::because(Reason::Shutdown));
+        self.forget_session();
+        self.dial();
+    }
+
     /// Waits after the path has forgotten the session, which the server cannot know: if the session had
     /// lasted, there is nothing to wait for.
     pub(super) fn come_back(&mut self, now: Moment, why: &str, luck: Luck) {
