@@ -98,6 +98,17 @@ async fn a_device_moves_to_the_gateway_it_is_sent_to_and_stays_there() {
 }
 
 #[tokio::test]
+async fn a_device_that_was_sent_to_nowhere_comes_back_when_the_mistake_is_taken_back() {
+    let mut server = Server::start("00", "[gateway]\nmove-to = \"ws://127.0.0.1:1\"\n");
+    let device = Device::start(&server.gateway, "");
+    until_status(&device, |link| link["gateway"] == "ws://127.0.0.1:1" && link["failures"].as_u64() > Some(1)).await;
+    server.settings = String::new();
+    server.restart();
+    let link = until_status(&device, |link| link["state"] == "online").await;
+    assert_eq!(link["gateway"], server.gateway.as_str());
+}
+
+#[tokio::test]
 async fn an_encrypted_gateway_cannot_send_a_device_to_an_unencrypted_one() {
     let certificate = Certificate::make();
     let plain = Server::start("00", "");

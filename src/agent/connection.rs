@@ -310,7 +310,7 @@ impl Connection {
             }
             DeviceAction::Store(delivery) => self.waiting.push(*delivery),
             DeviceAction::Hangup => self.hang_up(),
-            DeviceAction::UseGateway(gateway) => self.use_gateway(gateway).await,
+            DeviceAction::UseGateway(gateway) => self.use_gateway(&gateway),
             DeviceAction::Online(online) => {
                 self.total.connects += 1;
                 self.come_online(online).await;
@@ -366,27 +366,27 @@ impl Connection {
         }
     }
 
-    async fn use_gateway(&mut self, gateway: String) {
+    fn use_gateway(&mut self, gateway: &str) {
         match gateway.parse::<Gateway>() {
             Ok(named) if !self.parts.routes.use_gateway(named.clone()) => {
                 warn!("the server named an unencrypted gateway, which is not used: {named}");
             }
-            Ok(_) => {
-                info!("the server named another gateway: {gateway}");
-                let done = self.parts.store.set_gateway(&self.parts.configured.to_string(), gateway).await;
-                self.or_log(done, ());
-            }
+            Ok(_) => info!("the server named another gateway: {gateway}"),
             Err(why) => warn!("the server named a gateway that is none: {why}"),
         }
     }
 
     async fn come_online(&mut self, online: Online) {
-        self.parts.routes.arrived();
-        if self.parts.routes.offer(&online.links) {
-            let done = self.parts.store.set_links(&self.parts.configured.to_string(), &online.links).await;
+        let configured = self.parts.configured.to_string();
+        if let Some(proven) = self.parts.routes.arrived().map(Gateway::to_string) {
+            let done = self.parts.store.set_gateway(&configured, proven).await;
             self.or_log(done, ());
         }
-        let renewed = self.parts.store.renew(&self.parts.configured.to_string(), online.enrolled).await;
+        if self.parts.routes.offer(&online.links) {
+            let done = self.parts.store.set_links(&configured, &online.links).await;
+            self.or_log(done, ());
+        }
+        let renewed = self.parts.store.renew(&self.parts.routes.gateway().to_string(), online.enrolled).await;
         let renewed = self.or_log(renewed, Vec::new());
         if !renewed.is_empty() {
             warn!(apps = renewed.len(), "the server may know none of the registrations; they are made anew");

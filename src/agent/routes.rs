@@ -6,6 +6,9 @@
 //!
 //! Many networks let nothing out but to the port of the web. Where nobody is reached at a gateway's usual port,
 //! that one is tried next, and whichever of the two led to a session comes first from then on.
+//!
+//! A gateway that a server names has to prove itself: until it has led to a session, the one that named it is
+//! tried in turn with it, so that a mistake of an operator can be taken back by the operator.
 
 use crate::link::Gateway;
 use crate::link::url::{GATEWAY_PORT, LinkKind};
@@ -18,6 +21,8 @@ pub struct Routes {
     fallback_port: Option<u16>,
     /// The gateway that is configured, or that the server named instead.
     gateway: Gateway,
+    /// The one that led to a session before the present one was named, which has not yet. It is the last way.
+    proven: Option<Gateway>,
     order: Vec<Way>,
     /// The one that was dialled last, if it has not led to a session.
     tried: Option<Try>,
@@ -54,7 +59,12 @@ impl Routes {
     pub fn new(gateway: Gateway, preferred: LinkKind, fallback_port: Option<u16>) -> Self {
         let order = vec![Way::new(gateway.clone(), fallback_port)];
         let current = gateway.clone();
-        Self { preferred, fallback_port, gateway, order, tried: None, unreachable: false, current }
+        Self { preferred, fallback_port, gateway, proven: None, order, tried: None, unreachable: false, current }
+    }
+
+    /// The gateway whose server the device is at: the configured one, or the one that it named.
+    pub fn gateway(&self) -> &Gateway {
+        &self.gateway
     }
 
     /// The one to dial now.
@@ -87,22 +97,38 @@ impl Routes {
         self.unreachable = true;
     }
 
-    /// It has led to a session.
-    pub fn arrived(&mut self) {
-        if let Some(Try { place, second: true }) = self.tried.take() {
-            let way = &mut self.order[place];
+    /// It has led to a session. Returns the gateway that is to be used from now on instead of the configured
+    /// one, if that is news.
+    pub fn arrived(&mut self) -> Option<&Gateway> {
+        let tried = self.tried.take()?;
+        let way = &mut self.order[tried.place];
+        if tried.second {
             way.second = way.second.take().map(|second| std::mem::replace(&mut way.first, second));
         }
+        let proven = self.proven.take()?;
+        if way.named == proven {
+            // It names no other any more.
+            self.order.drain(..tried.place);
+            self.gateway = proven;
+            return None;
+        }
+        self.order.pop();
+        Some(&self.gateway)
     }
 
     /// Another gateway is to be used, of which no other links are known. One that is not encrypted is
-    /// refused where the present one is.
+    /// refused where the one that has proven itself is.
     pub fn use_gateway(&mut self, gateway: Gateway) -> bool {
-        let safe = gateway.encrypted() || !self.gateway.encrypted();
-        if safe {
-            *self = Self::new(gateway, self.preferred, self.fallback_port);
+        let proven = self.proven.as_ref().unwrap_or(&self.gateway).clone();
+        if proven.encrypted() && !gateway.encrypted() {
+            return false;
         }
-        safe
+        *self = Self::new(gateway, self.preferred, self.fallback_port);
+        if proven != self.gateway {
+            self.order.push(Way::new(proven.clone(), self.fallback_port));
+            self.proven = Some(proven);
+        }
+        true
     }
 
     /// The server may be reached over these links too. What is no link, or less safe than the gateway, is left
@@ -169,10 +195,40 @@ mod tests {
         assert_eq!(dialled(&mut encrypted, 2), [A, A]);
         assert!(!encrypted.use_gateway("ws://c".parse().unwrap()));
         assert!(encrypted.use_gateway("wss://c".parse().unwrap()));
-        assert_eq!(dialled(&mut encrypted, 2), ["wss://c:5223", "wss://c:5223"]);
+        assert_eq!(dialled(&mut encrypted, 2), [C, A]);
         let mut plain = Routes::new("ws://localhost".parse().unwrap(), LinkKind::Mqtt, Some(443));
         assert!(plain.offer(&["mqtt://localhost".into()]));
         assert!(!plain.offer(&["mqtt://localhost".into()]), "that is no news");
+    }
+
+    const C: &str = "wss://c:5223";
+
+    #[test]
+    fn who_named_a_gateway_is_tried_too_until_that_one_has_led_to_a_session() {
+        let mut routes = routes(LinkKind::WebSocket, &["mqtts://b"]);
+        assert!(routes.use_gateway("wss://c".parse().unwrap()));
+        assert_eq!(dialled(&mut routes, 2), [C, A]);
+        assert!(routes.use_gateway("wss://c".parse().unwrap()), "it still names it");
+        assert_eq!(dialled(&mut routes, 1), [C]);
+        assert_eq!(routes.arrived().map(Gateway::to_string).as_deref(), Some(C));
+        assert_eq!(dialled(&mut routes, 3), [C, C, C]);
+        assert!(routes.arrived().is_none(), "that is no news");
+        assert_eq!(routes.gateway().to_string(), C);
+    }
+
+    #[test]
+    fn a_gateway_that_was_named_by_mistake_is_left_when_it_is_named_no_more() {
+        let mut routes = routes(LinkKind::WebSocket, &[]);
+        for named in ["wss://b", "wss://c"] {
+            assert!(routes.use_gateway(named.parse().unwrap()), "the second is named by the first");
+        }
+        assert_eq!(unreached(&mut routes, 3), [C, "wss://c:443", A]);
+        assert!(routes.arrived().is_none());
+        assert_eq!((dialled(&mut routes, 2), routes.gateway().to_string()), (vec![A.to_owned(); 2], A.to_owned()));
+        assert!(routes.use_gateway("wss://c".parse().unwrap()) && routes.use_gateway("wss://a".parse().unwrap()));
+        assert_eq!(dialled(&mut routes, 2), [A, A], "it names itself");
+        let mut plain = Routes::new("ws://a".parse().unwrap(), LinkKind::WebSocket, None);
+        assert!(plain.use_gateway("wss://b".parse().unwrap()) && plain.use_gateway("ws://c".parse().unwrap()));
     }
 
     /// As [`dialled`], where nobody is reached.

@@ -33,8 +33,9 @@ pub struct Server {
     pub folder: TempDir,
     /// The command that runs a program where the server runs.
     pub inside: Vec<String>,
+    /// Its further settings, from the next start on.
+    pub settings: String,
     region: String,
-    settings: String,
     environment: Vec<(String, String)>,
     log: Arc<Mutex<String>>,
 }

@@ -53,7 +53,7 @@ pub struct Store {
 
 /// The user wants to be left alone.
 const DO_NOT_DISTURB: &str = "do not disturb";
-/// The configured gateway whose server has the registrations.
+/// The gateway whose server has the registrations.
 const REGISTERED_AT: &str = "gateway of the registrations";
 
 impl Store {
@@ -93,19 +93,19 @@ impl Store {
         self.worker.write(move |db| schema::set_fact(db, &name, &links)).await
     }
 
-    /// A session with the server at the `configured` gateway has begun. If the device was `enrolled` in it, or
+    /// A session with the server at this gateway has begun. If the device was `enrolled` in it, or
     /// was with the server of another gateway before, this one may know none of the registrations: all are
     /// wished for anew, and what comes for the old ones until then is not refused. Returns their apps.
-    pub async fn renew(&self, configured: &str, enrolled: bool) -> Result<Vec<AppId>, DbError> {
+    pub async fn renew(&self, gateway: &str, enrolled: bool) -> Result<Vec<AppId>, DbError> {
         let before = self.worker.read(|db| schema::fact(db, REGISTERED_AT)).await?;
-        let moved = before.as_deref().is_some_and(|before| before != configured);
+        let moved = before.as_deref().is_some_and(|before| before != gateway);
         if before.is_some() && !moved && !enrolled {
             return Ok(Vec::new());
         }
-        let configured = configured.to_owned();
+        let gateway = gateway.to_owned();
         self.worker
             .write(move |db| {
-                schema::set_fact(db, REGISTERED_AT, &configured)?;
+                schema::set_fact(db, REGISTERED_AT, &gateway)?;
                 if moved || enrolled { apps::renew_all(db) } else { Ok(Vec::new()) }
             })
             .await
