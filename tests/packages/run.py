@@ -225,6 +225,8 @@ def folders_have_owners(packages, tree):
         units = any("/systemd/" in name for name, _ in listed(package))
         needs = run("rpm", "-qp", "--queryformat", "[%{REQUIRENAME} %{REQUIREFLAGS:deptype}\n]", package)
         expect(units == ("systemd post" in needs), f"{package.name} needs {needs}")
+        agent = any(name.endswith("/bellwired.service") for name, _ in listed(package))
+        expect(agent == ("dbus manual" in needs.splitlines()), f"{package.name} needs {needs}")
     laid_out = {f"/{path.relative_to(tree)}" for path in tree.rglob("*") if path.is_dir()}
     nobodys = {name for name in laid_out - owned
                if name not in FOLDERS and not name.startswith(("/usr/lib/systemd/", "/usr/share/man/man"))}
@@ -380,6 +382,8 @@ def debian_without_systemd(work):
     run("mmdebstrap", "--quiet", "--variant=minbase", "--aptopt=Acquire::Retries 3", f"--include={wanted}",
         "--hook-dir=/usr/share/mmdebstrap/hooks/file-mirror-automount", machine.debian(), root)
     expect(not (root / "usr/bin/systemctl").exists(), "there is a systemd")
+    # Nothing is installed there that is only recommended.
+    expect((root / "usr/bin/dbus-daemon").exists(), "there is no bus")
     expect("bellwire" in run("chroot", root, "getent", "passwd", "bellwire"), "no user")
     run("chroot", root, "bellwire-server", "check")
     shutil.rmtree(root)

@@ -55,4 +55,5 @@ SYSTEMD_AUTO_ENABLE ?= "disable"
 FILES:${PN} += "${prefix}/lib ${datadir}/dbus-1 ${datadir}/polkit-1"
 CONFFILES:${PN} = "${sysconfdir}/bellwire/agent.toml"
 
-RRECOMMENDS:${PN} = "ca-certificates dbus"
+RDEPENDS:${PN} = "dbus"
+RRECOMMENDS:${PN} = "ca-certificates"
