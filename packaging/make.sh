@@ -83,6 +83,8 @@ rpm_files() {
     done
 }
 
+# By rpmbuild: cargo-deb's sibling cargo-generate-rpm cannot own folders, mark files as licences, or ask for systemd
+# when the scripts of a package run.
 make_rpm() {
     package=$1
     shift

@@ -30,11 +30,16 @@ def check():
 
 
 def commands():
-    """The examples of the section, as a reader sees them."""
-    page = PAGE.read_text() if PAGE.exists() else gzip.open(f"{PAGE}.gz", "rt").read()
-    section = page.partition(BEGIN)[2].partition(END)[0]
-    shown = "".join(part.partition(".EE\n")[0] for part in section.split("\n.EX\n")[1:])
-    for written, read in ((r"\-", "-"), (r"\(aq", "'"), (r"\(dq", '"'), (r"\e", "\\")):
-        shown = shown.replace(written, read)
+    """What the section has people type."""
+    shown = "".join(examples(BEGIN, END))
     assert "bellwire send" in shown and "LAUNCH" in shown, shown
     return shown
+
+
+def examples(begin, end):
+    """The examples of a part of the page, as a reader sees them."""
+    page = PAGE.read_text() if PAGE.exists() else gzip.open(f"{PAGE}.gz", "rt").read()
+    for written, read in ((r"\-", "-"), (r"\(aq", "'"), (r"\(dq", '"'), (r"\e", "\\")):
+        page = page.replace(written, read)
+    section = page.partition(begin)[2].partition(end)[0]
+    return [part.partition(".EE\n")[0] for part in section.split("\n.EX\n")[1:]]

@@ -105,11 +105,15 @@ class Push:
         return wait(f"the hops {hops} of {request_id}", look)
 
     def wait_online(self):
+        """It is told to try, as sessions of seconds are none that end its growing pauses."""
         def look():
             try:
-                return self.manager.call(self.bus, "Manager1.GetStatus")[0]["state"][1] == "online"
+                if self.manager.call(self.bus, "Manager1.GetStatus")[0]["state"][1] == "online":
+                    return True
+                self.manager.call(self.bus, "Manager1.TryNow")
             except CallError:
-                return False
+                pass
+            return False
         wait(f"the push service on the {self.bus} bus to be online", look)
 
 
