@@ -91,7 +91,7 @@ for_systemd="$for_build python3 systemd-container mmdebstrap"
 for_arm="dbus openssl python3 python3-jeepney qemu-user-static
     libc6-arm64-cross libc6-armhf-cross libgcc-s1-arm64-cross libgcc-s1-armhf-cross"
 for_package="$for_build dpkg-dev rpm"
-for_judge="$for_package $for_systemd python3-venv lintian rpmlint systemd"
+for_judge="$for_package $for_systemd python3-venv lintian rpmlint systemd busybox"
 crates=
 case ${1-} in
     build) packages=$for_build lints= ;;
