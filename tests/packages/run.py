@@ -338,15 +338,26 @@ def debian(work):
     expect(root.path("/var/lib/bellwire/server.db").exists(), "the store went with the program")
     expect("body-bytes = 8192" in configuration.read_text(), "the configuration went with the program")
     expect(root.path("/var/lib/bellwire/trial/server.db").exists() and link.is_symlink(), "the instance went")
-    root.path("/var/lib/bellwire/agent.db").touch()
-    root.run("dpkg", "--purge", "bellwire-server")
-    stay = [path for path in files(root.path("/var/lib/bellwire")) if path != "/agent.db"]
+    state = root.path("/var/lib/bellwire")
+    # As the guide has it copied before an update.
+    (state / "before").mkdir()
+    for copy in ("agent.db", "before/agent.db", "before/agent.db-wal"):
+        (state / copy).touch()
+    # Folders that are not the server's to remove: one that is somebody else's, and one on a disk of its own.
+    for folder in ("lost+found", "04"):
+        (state / folder).mkdir()
+    run("unshare", "--mount", "sh", "-euc", 'mount -t tmpfs none "$1/04"; touch "$1/04/server.db"; '
+        'chroot "$0" dpkg --purge bellwire-server; [ ! -e "$1/04/server.db" ]', root.folder, state)
+    stay = [path for path in files(state) if not path.rpartition("/")[2].startswith("agent.db")]
     expect(not stay and not link.is_symlink(), f"the server's stayed: {stay}")
-    expect(not root.path("/var/lib/bellwire/trial").exists(), "the folder of the instance stayed")
+    expect(not (state / "trial").exists(), "the folder of the instance stayed")
+    for folder in ("lost+found", "04"):
+        (state / folder).rmdir()
     # Which is the operator's own.
     instance.unlink()
-    expect(root.path("/var/lib/bellwire/agent.db").exists(), "the store of the agent went with the server")
+    expect((state / "agent.db").exists(), "the store of the agent went with the server")
     root.run("dpkg", "--purge", "bellwired", "bellwire")
+    expect(not state.exists(), f"the folder of the state stayed, with {files(state)}")
     left = [path for path in files(root.folder) if "bellwire" in path and not path.startswith("/tmp/")]
     expect(left == [], f"left behind: {left}")
     shutil.rmtree(root.folder)
