@@ -4,6 +4,7 @@ start, who may have the name on the bus, and what is opened or handed to them.""
 import contextlib
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def check():
     sockets()
     regions()
     names()
+    another_user()
     upgraded()
     activated()
 
@@ -247,6 +249,31 @@ def names():
         assert own(user) == "u 1", own(user)
     ROOT.run("systemctl", "start", AGENT)
     step("root and the service's user may have the name, and nobody else")
+
+
+def another_user():
+    """The files that the guide adds for an agent that is no bellwire. The server has the same folder, and waits."""
+    ROOT.run("systemctl", "stop", SERVER)
+    before = device()
+    (typed,) = guide.examples("\n.B Another user\n", "\n.TP\n")
+    added = [Path(name) for name in re.findall("> (/etc/\\S+)", typed)]
+    try:
+        ROOT.run("bash", "-euc", typed)
+        owner = Path("/proc", *show(AGENT, "MainPID")).owner()
+        assert (owner, Path("/var/lib/bellwire/agent.db").owner(), len(added)) == ("push", "push", 4), (owner, added)
+        assert device() == before
+        # What the added file of tmpfiles.d says is all that is said.
+        said = ROOT.run("systemd-tmpfiles", "--cat-config")
+        assert added[1].read_text() in said and f"# /usr/lib/tmpfiles.d/{added[1].name}" not in said, said
+    finally:
+        for file in added:
+            file.unlink(missing_ok=True)
+        ROOT.run("systemctl", "reload", "dbus")
+        ROOT.run("systemctl", "daemon-reload")
+        ROOT.run("systemctl", "restart", SERVER, AGENT)
+    assert device() == before
+    ready()
+    step("who adds the guide's files for another user has an agent of that user")
 
 
 def upgraded():
