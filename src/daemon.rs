@@ -200,12 +200,12 @@ impl Stop {
 /// A configuration that is read again with each SIGHUP.
 pub struct Reload<C> {
     hangups: Signal,
-    read: Box<dyn Fn() -> Result<C, Fatal> + Send>,
+    read: Box<dyn FnMut() -> Result<C, Fatal> + Send>,
 }
 
 impl<C> Reload<C> {
     /// From now on SIGHUP does not end the program. `read` also checks what it reads.
-    pub fn on_signals(read: impl Fn() -> Result<C, Fatal> + Send + 'static) -> std::io::Result<Self> {
+    pub fn on_signals(read: impl FnMut() -> Result<C, Fatal> + Send + 'static) -> std::io::Result<Self> {
         Ok(Self { hangups: signal(SignalKind::hangup())?, read: Box::new(read) })
     }
 

@@ -73,7 +73,7 @@ fn send_to(name: &[u8], message: &[u8], patience: Option<Duration>) -> io::Resul
 /// When a loop has to say that it is [alive](alive()): a part of its select.
 #[derive(Debug)]
 pub struct Watchdog {
-    /// Half of the longest silence; `None` if nobody waits.
+    /// A third of the longest silence, so that one sign may be lost; `None` if nobody waits.
     every: Option<Duration>,
     last: Instant,
 }
@@ -85,7 +85,7 @@ impl Watchdog {
         // What it wants of another process is inherited.
         let of_this = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
         let longest_silence = number("WATCHDOG_USEC").filter(|_| listens() && of_this).map(Duration::from_micros);
-        Self { every: longest_silence.map(|silence| silence / 2), last: Instant::now() }
+        Self { every: longest_silence.map(|silence| silence / 3), last: Instant::now() }
     }
 
     /// Returns when it is time; never if nobody waits. Safe to cancel.

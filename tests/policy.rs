@@ -23,6 +23,7 @@ use zbus::{MatchRule, MessageStream};
 const NAME: &str = "org.bellwire.Push";
 const OBJECT: &str = "/org/bellwire/Push";
 const APP: &str = "org.example.Chat";
+const APP1: &str = "org.bellwire.App1";
 
 /// A user that every Debian has.
 #[derive(Clone, Copy)]
@@ -43,6 +44,10 @@ const DEFAULTS: &str = r#"<policy context="default"><allow user="*"/><deny own="
 <allow send_requested_reply="true" send_type="error"/><allow receive_type="method_call"/>
 <allow receive_type="method_return"/><allow receive_type="error"/><allow receive_type="signal"/>
 <allow send_destination="org.freedesktop.DBus" send_interface="org.freedesktop.DBus"/></policy>"#;
+
+/// What an app with a name of its own ships, and the bus reads after the agent's rules: whoever wants may call it.
+const CAREFREE: &str = r#"<policy context="default"><allow own="org.example.Chat"/>
+<allow send_destination="org.example.Chat"/></policy>"#;
 
 /// A private system bus.
 struct Bus {
@@ -68,7 +73,8 @@ impl Bus {
         let rules = rules.replace("user=\"bellwire\"", &format!("user={:?}", SERVICE.name));
         std::fs::write(folder.path().join("push.conf"), rules).expect("the folder is ours");
         let mut config = String::from("<busconfig><type>system</type><auth>EXTERNAL</auth>");
-        let _ = write!(config, "<listen>{address}</listen>{DEFAULTS}<include>push.conf</include></busconfig>");
+        let _ =
+            write!(config, "<listen>{address}</listen>{DEFAULTS}<include>push.conf</include>{CAREFREE}</busconfig>");
         std::fs::write(folder.path().join("bus.conf"), config).expect("the folder is ours");
         let mut daemon = Command::new("dbus-daemon");
         daemon.args(["--nofork", "--nopidfile", "--print-address=1", "--config-file"]);
@@ -193,28 +199,42 @@ impl Nothing {}
 async fn nobody_speaks_in_the_agents_place() {
     let Some(bus) = Bus::start() else { return };
     let builder = zbus::connection::Builder::address(bus.address.as_str()).serve_at("/other", Nothing);
-    let listener = builder.build().await.expect("the bus runs");
+    let listener = builder.name(APP).build().await.expect("the bus runs");
     let own = listener.unique_name().expect("it has one").to_string();
-    // A message for an app.
-    let message = ["call", own.as_str(), "/app", "org.bellwire.App1", "Message", "ssa{sv}", APP, "id", "0"];
-    for user in [PERSON, STRANGER] {
-        let told = said(&bus.busctl(user, &message));
-        assert!(told.contains("Access denied"), "{}: {told}", user.name);
+    // A message for an app, by the name that its own rules let everybody call.
+    for (user, name) in [(PERSON, APP), (STRANGER, APP), (SERVICE, APP), (ROOT, APP), (STRANGER, &own)] {
+        let told = said(&bus.busctl(user, &["call", name, "/app", APP1, "Message", "ssa{sv}", APP, "id", "0"]));
+        assert!(told.contains("Access denied"), "{} to {name}: {told}", user.name);
+        let other = said(&bus.busctl(user, &["call", name, "/app", "org.example.Nothing", "Anything"]));
+        assert!(other.contains("Unknown object"), "{} may call what else it has: {other}", user.name);
     }
-    let told = said(&bus.busctl(SERVICE, &message));
-    assert!(told.contains("Unknown object"), "it gets there, where nobody exports it: {told}");
+    // The agent, with its name.
+    let builder = zbus::connection::Builder::address(bus.address.as_str()).name(NAME);
+    let agent = builder.build().await.expect("root may have the name");
+    for name in [APP, &own] {
+        let told = agent
+            .call_method(Some(name), "/app", Some(APP1), "Message", &())
+            .await
+            .expect_err("there is no such object");
+        assert!(told.to_string().contains("Unknown object"), "it gets there, where nobody exports it: {told}");
+    }
     // A signal: those of others are not heard, so that the first is the agent's.
-    for interface in ["org.bellwire.Push1", "org.bellwire.Manager1"] {
+    let builder = zbus::connection::Builder::address(bus.address.as_str());
+    let shell = builder.build().await.expect("the bus runs");
+    for (interface, listener) in [("org.bellwire.Push1", &listener), ("org.bellwire.Manager1", &shell)] {
         let rule = MatchRule::builder().msg_type(zbus::message::Type::Signal).interface(interface);
-        let mut heard = MessageStream::for_match_rule(rule.build().expect("a rule"), &listener, None)
+        let mut heard = MessageStream::for_match_rule(rule.build().expect("a rule"), listener, None)
             .await
             .expect("the bus has signals");
-        for user in [PERSON, STRANGER, SERVICE] {
+        let to = listener.unique_name().expect("it has one").to_string();
+        for user in [PERSON, STRANGER] {
             bus.busctl(user, &["emit", OBJECT, interface, "Told", "s", user.name]);
+            bus.busctl(user, &["emit", &format!("--destination={to}"), OBJECT, interface, "Told", "s", user.name]);
         }
+        agent.emit_signal(None::<&str>, OBJECT, interface, "Told", &"the agent").await.expect("the bus is there");
         let first = tokio::time::timeout(DEADLINE, heard.next()).await.expect("in time").expect("the bus is there");
         let who: String = first.expect("a message").body().deserialize().expect("a text");
-        assert_eq!(who, SERVICE.name, "{interface}");
+        assert_eq!(who, "the agent", "{interface}");
     }
 }
 

@@ -162,6 +162,24 @@ async fn the_agent_is_ready_with_its_name_and_goes_to_another_server_while_apps_
 }
 
 #[test]
+fn a_configuration_that_was_not_there_at_the_start_is_found_by_a_reload() {
+    let (server, supervisor) = (Server::start("00", ""), Supervisor::new());
+    let mut device = Device::start(&server.gateway, "");
+    device.stop_agent();
+    let folder = device.folder.path();
+    let mut agent = Command::new(env!("CARGO_BIN_EXE_bellwired"));
+    agent.env("XDG_CONFIG_HOME", folder).env("XDG_STATE_HOME", folder).env_remove("CREDENTIALS_DIRECTORY");
+    agent.env("DBUS_SESSION_BUS_ADDRESS", &device.address).envs([supervisor.environment()]).stderr(Stdio::null());
+    let mut agent = agent.spawn().expect("the built program runs");
+    supervisor.until("READY=1");
+    // The folder is there, as it has the state as well.
+    std::fs::copy(folder.join("agent.toml"), folder.join("bellwire/agent.toml")).expect("both are ours");
+    signal(&agent, Signal::SIGHUP);
+    supervisor.until(&format!("STATUS=online at {}", server.gateway));
+    common::stop(&mut agent);
+}
+
+#[test]
 fn both_daemons_say_again_and_again_that_they_live() {
     let supervisor = Supervisor::new();
     let wanted = |environment| vec![environment, ("WATCHDOG_USEC".to_owned(), "100000".to_owned())];

@@ -10,6 +10,7 @@ mod device;
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -215,6 +216,10 @@ fn a_second_agent_on_a_bus_says_that_there_is_one() {
     assert!(status == Some(69) && line.contains("another bellwired"), "{status:?} {line}");
     let (status, line) = end(&daemon(DAEMONS[0], &config, "unix:path=/nonexistent/bus"));
     assert!(status == Some(69) && line.contains("bus"), "{status:?} {line}");
+    let silent = folder.path().join("silent");
+    let _listener = UnixListener::bind(&silent).expect("the folder is ours");
+    let (status, line) = end(&daemon(DAEMONS[0], &config, &format!("unix:path={}", silent.display())));
+    assert!(status == Some(69) && line.contains("it does not answer"), "{status:?} {line}");
 }
 
 #[test]

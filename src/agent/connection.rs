@@ -378,9 +378,10 @@ impl Connection {
 
     async fn come_online(&mut self, online: Online) {
         let configured = self.parts.configured.to_string();
-        if let Some(proven) = self.parts.routes.arrived().map(Gateway::to_string) {
-            let done = self.parts.store.set_gateway(&configured, proven).await;
+        if let Some(named) = self.parts.routes.arrived().cloned() {
+            let done = self.parts.store.set_gateway(&configured, named.to_string()).await;
             self.or_log(done, ());
+            self.parts.system.use_gateway(named);
         }
         if self.parts.routes.offer(&online.links) {
             let done = self.parts.store.set_links(&configured, &online.links).await;

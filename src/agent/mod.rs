@@ -106,9 +106,12 @@ pub fn main() -> ExitCode {
 }
 
 fn start(args: Args) -> Result<(), Fatal> {
-    // What was read once has to be there again: without it a reload would go back to the defaults.
-    let file = args.config.or_else(AgentConfig::usual);
-    let read = move || Settings::read(file.as_deref(), args.bus);
+    // What was found once has to be there again: without it a reload would go back to the defaults.
+    let mut file = args.config;
+    let mut read = move || {
+        file = file.take().or_else(AgentConfig::usual);
+        Settings::read(file.as_deref(), args.bus)
+    };
     let settings = read()?;
     let config = &settings.config;
     if args.check {

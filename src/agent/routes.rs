@@ -21,8 +21,9 @@ pub struct Routes {
     fallback_port: Option<u16>,
     /// The gateway that is configured, or that the server named instead.
     gateway: Gateway,
-    /// The one that led to a session before the present one was named, which has not yet. It is the last way.
-    proven: Option<Gateway>,
+    /// The one that was used before the present one was named, which has not led to a session yet. It is the
+    /// last way.
+    earlier: Option<Gateway>,
     order: Vec<Way>,
     /// The one that was dialled last, if it has not led to a session.
     tried: Option<Try>,
@@ -59,7 +60,7 @@ impl Routes {
     pub fn new(gateway: Gateway, preferred: LinkKind, fallback_port: Option<u16>) -> Self {
         let order = vec![Way::new(gateway.clone(), fallback_port)];
         let current = gateway.clone();
-        Self { preferred, fallback_port, gateway, proven: None, order, tried: None, unreachable: false, current }
+        Self { preferred, fallback_port, gateway, earlier: None, order, tried: None, unreachable: false, current }
     }
 
     /// The gateway whose server the device is at: the configured one, or the one that it named.
@@ -105,11 +106,11 @@ impl Routes {
         if tried.second {
             way.second = way.second.take().map(|second| std::mem::replace(&mut way.first, second));
         }
-        let proven = self.proven.take()?;
-        if way.named == proven {
+        let earlier = self.earlier.take()?;
+        if way.named == earlier {
             // It names no other any more.
             self.order.drain(..tried.place);
-            self.gateway = proven;
+            self.gateway = earlier;
             return None;
         }
         self.order.pop();
@@ -117,16 +118,16 @@ impl Routes {
     }
 
     /// Another gateway is to be used, of which no other links are known. One that is not encrypted is
-    /// refused where the one that has proven itself is.
+    /// refused where the one that was used before is.
     pub fn use_gateway(&mut self, gateway: Gateway) -> bool {
-        let proven = self.proven.as_ref().unwrap_or(&self.gateway).clone();
-        if proven.encrypted() && !gateway.encrypted() {
+        let earlier = self.earlier.as_ref().unwrap_or(&self.gateway).clone();
+        if earlier.encrypted() && !gateway.encrypted() {
             return false;
         }
         *self = Self::new(gateway, self.preferred, self.fallback_port);
-        if proven != self.gateway {
-            self.order.push(Way::new(proven.clone(), self.fallback_port));
-            self.proven = Some(proven);
+        if earlier != self.gateway {
+            self.order.push(Way::new(earlier.clone(), self.fallback_port));
+            self.earlier = Some(earlier);
         }
         true
     }

@@ -225,11 +225,11 @@ fn dispatch(args: Args) -> Result<(), Fatal> {
         }
         _ => {}
     }
-    let file = args.config.or_else(ServerConfig::usual);
     if matches!(args.command, None | Some(Command::Run)) {
-        return serve(file);
+        return serve(args.config);
     }
-    let config = ServerConfig::load(file.as_deref()).map_err(Fatal::of(Exit::Config))?;
+    let config =
+        ServerConfig::load(args.config.or_else(ServerConfig::usual).as_deref()).map_err(Fatal::of(Exit::Config))?;
     match args.command {
         Some(Command::Check) => check::run(&config, args.json),
         Some(Command::App(command)) => administer(&config, async |store| app(&config, store, command, args.json).await),
@@ -247,9 +247,12 @@ fn dispatch(args: Args) -> Result<(), Fatal> {
     }
 }
 
-fn serve(file: Option<PathBuf>) -> Result<(), Fatal> {
-    // What was read once has to be there again: without it a reload would go back to the defaults.
-    let read = move || Settings::read(file.as_deref());
+fn serve(mut file: Option<PathBuf>) -> Result<(), Fatal> {
+    // What was found once has to be there again: without it a reload would go back to the defaults.
+    let mut read = move || {
+        file = file.take().or_else(ServerConfig::usual);
+        Settings::read(file.as_deref())
+    };
     let settings = read()?;
     let config = &settings.config;
     daemon::start_logging(config.log, config.log_format);

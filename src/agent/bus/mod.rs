@@ -14,7 +14,9 @@ pub mod message;
 mod polkit;
 pub mod push;
 
+use std::io::ErrorKind;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, watch};
 use tracing::{debug, error};
@@ -44,6 +46,8 @@ use error::Error;
 pub const NAME: &str = "org.bellwire.Push";
 /// The object.
 pub const PATH: &str = "/org/bellwire/Push";
+/// How long the bus may take to greet, and to give the name.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the objects share.
 pub struct Shared {
@@ -97,8 +101,8 @@ pub async fn serve(shared: Arc<Shared>) -> zbus::Result<zbus::Connection> {
             builder
         }
     };
-    let bus = builder.build().await?;
-    bus.request_name_with_flags(NAME, RequestNameFlags::DO_NOT_QUEUE).await?;
+    let bus = in_time(builder.build()).await?;
+    in_time(bus.request_name_with_flags(NAME, RequestNameFlags::DO_NOT_QUEUE)).await?;
     #[cfg(feature = "unifiedpush")]
     if let Some(distributor) = distributor {
         distributor.open(&bus).await;
@@ -111,6 +115,12 @@ pub async fn serve(shared: Arc<Shared>) -> zbus::Result<zbus::Connection> {
     tokio::spawn(uninstall::run(Arc::clone(&shared), bus.clone()));
     tokio::spawn(effects::end_earlier_run(shared));
     Ok(bus)
+}
+
+/// What the bus answers, unless it says nothing: a start that waits for ever is one that nobody tries again.
+async fn in_time<T>(asked: impl Future<Output = zbus::Result<T>>) -> zbus::Result<T> {
+    let answer = tokio::time::timeout(PATIENCE, asked).await;
+    answer.unwrap_or_else(|_| Err(std::io::Error::new(ErrorKind::TimedOut, "it does not answer").into()))
 }
 
 impl Shared {
