@@ -257,6 +257,8 @@ def another_user():
     before = device()
     (typed,) = guide.examples("\n.B Another user\n", "\n.TP\n")
     added = [Path(name) for name in re.findall("> (/etc/\\S+)", typed)]
+    shipped = Path("/usr/share/dbus-1/system.d/org.bellwire.Push.conf").read_text()
+    assert may(shipped, "bellwire") == may(typed, "push") != [], "the user may what bellwire may"
     try:
         ROOT.run("bash", "-euc", typed)
         owner = Path("/proc", *show(AGENT, "MainPID")).owner()
@@ -274,6 +276,11 @@ def another_user():
     assert device() == before
     ready()
     step("who adds the guide's files for another user has an agent of that user")
+
+
+def may(rules, user):
+    """What rules of the bus let a user do."""
+    return rules.partition(f'<policy user="{user}">')[2].partition("</policy>")[0].split()
 
 
 def upgraded():
