@@ -12,7 +12,7 @@ PROGRAMS = $(OUT)/$(if $(MACHINE),cross/$(MACHINE),release)
 WRITERS = $(if $(MACHINE),$(OUT)/release,$(PROGRAMS))
 # Programs that somebody names are not built; for another machine only those are that write pages.
 BUILT = $(if $(filter file,$(origin $(if $(MACHINE),WRITERS,PROGRAMS))),build)
-BINS = $(if $(MACHINE),$(patsubst %,--bin %,$(sort $(PACKAGES:bellwired=bellwire))),--bins)
+BUILDS = $(sort $(if $(MACHINE),,$(PACKAGES)) $(PACKAGES:bellwired=bellwire))
 # Of `make deb` and `make rpm`: what cross/build.sh has built programs for; this machine if it is empty.
 MACHINE =
 SETUP = tests/setup.sh
@@ -23,7 +23,7 @@ ARM = aarch64 armv7
 # The programs under test can be ended at any step of a message's way; those for use cannot.
 TESTED = --locked --features fault-points
 
-.PHONY: help demo test test-receipts test-api test-systemd test-packages test-arm cross check memory build install deb rpm bench setup clean
+.PHONY: help demo test arm test-receipts test-api test-systemd test-packages test-arm cross check lint memory build install deb rpm bench setup clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1#\2/p' Makefile | column -t -s '#' 2>/dev/null || \
@@ -36,7 +36,14 @@ demo: ## Show the main job: two servers, two devices, an app on each
 test: ## Run all tests
 	@$(SETUP) test sh -c 'if cargo nextest --version >/dev/null 2>&1; \
 	    then exec cargo nextest run $(TESTED); else exec cargo test --tests $(TESTED); fi'
-	@/usr/bin/python3 tests/arm/run.py kept '$(OUT)/cross'
+	@$(MAKE) --no-print-directory arm
+
+# The short form of `make test-arm`. Debian has the compilers for it on x86-64 alone.
+arm:
+	@if [ "$$(uname -m)" = x86_64 ] && command -v dpkg-query >/dev/null; then \
+	    cross/build.sh armv7 --quick --features agent,server,ws && \
+	    $(SETUP) arm /usr/bin/python3 tests/arm/run.py armv7 '$(OUT)/cross/armv7-quick'; \
+	else echo 'The programs for ARM are not tried: they are built on Debian on x86-64'; fi
 
 test-receipts: ## Tell an application server 10,000 receipts for each of two apps while both are killed; takes minutes
 	@$(SETUP) test env BELLWIRE_MESSAGES=10000 cargo test $(TESTED) --test receipts every_message
@@ -70,22 +77,22 @@ test-packages: ## Build the packages twice, lint, install, boot, upgrade and rem
 	@$(MAKE) --no-print-directory deb
 	@$(SETUP) systemd tests/systemd/run.py --packages '$(OUT)/deb' units guide
 
-check: ## Formatting, lints, documentation, the smaller builds, and the memory of a device's
+check: lint memory ## All that needs no test to run: `make -j2` does both at once
+
+lint: ## Formatting, lints, documentation, the smaller builds
 	@$(SETUP) check cargo fmt --check
 	@$(SETUP) check cargo clippy --locked --all-targets --features fault-points -- -D warnings
 	@RUSTDOCFLAGS='-D warnings' $(SETUP) check cargo doc --locked --no-deps
 	@$(SETUP) check cargo check --locked --no-default-features --features agent,ws
 	@$(SETUP) check cargo check --locked --no-default-features --features server,ws
-	@$(MAKE) --no-print-directory memory
 
-memory: ## Measure an idle bellwired as devices have it, and hold it to its budget
+memory: ## Measure an idle bellwired as the packages have it, and hold it to its budget
+	@$(SETUP) build packaging/build.sh bellwired
 	@$(SETUP) demo $(BUILD) --features fault-points
-	@$(SETUP) demo cargo build --locked --config cross/config.toml --profile device --no-default-features \
-	    --features agent,ws --bin bellwired
-	@$(SETUP) demo '$(OUT)/debug/bellwire' bench --agent '$(OUT)/device/bellwired'
+	@$(SETUP) demo '$(OUT)/debug/bellwire' bench --agent '$(OUT)/release/bellwired'
 
 build: ## Build the programs for use: small and optimized, takes minutes
-	@$(SETUP) build packaging/build.sh $(BINS)
+	@$(SETUP) build packaging/build.sh $(BUILDS)
 
 install: $(BUILT) ## Install PACKAGES below DESTDIR and PREFIX; programs that are built already from the folder PROGRAMS
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)' PROGRAMS='$(PROGRAMS)' WRITERS='$(WRITERS)' \

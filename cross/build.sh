@@ -1,15 +1,16 @@
 #!/bin/bash
 # Builds Bellwire for a device of another kind, on Debian 12 or in the image debian:bookworm:
 #
-#     cross/build.sh aarch64|armv7|x86_64 [--system-sqlite | --musl] [--features LIST] [--setup | --weigh FILE]
+#     cross/build.sh aarch64|armv7|x86_64 [--system-sqlite | --musl] [--quick] [--features LIST] [--setup | --weigh FILE]
 #
 # LIST is agent,ws if it is not named. With `agent` in it bellwired is built, with `server`
 # bellwire-server, with both also bellwire. They have SQLite in them, and are put into
 # target/cross/ARCHITECTURE. With --system-sqlite they use the system's libsqlite3: they are linked with
 # that of the folder SQLITE3_LIB_DIR, else with one that is put into target/cross/sqlite-ARCHITECTURE. With
 # --musl they need no library at all, not even the C library. What either makes is put into a folder of its
-# own, target/cross/ARCHITECTURE-system-sqlite or target/cross/ARCHITECTURE-musl. --setup only installs and
-# makes what a build needs; --weigh only holds a bellwired that somebody else has built to the budget.
+# own, target/cross/ARCHITECTURE-system-sqlite or target/cross/ARCHITECTURE-musl. --quick compiles for tests: in a
+# fraction of the time, large and slow, into target/cross/ARCHITECTURE-quick. --setup only installs and makes
+# what a build needs; --weigh only holds a bellwired that somebody else has built to the budget.
 #
 # It fetches nothing but Debian's packages and crates, and says which packages it installs. The compiler is
 # Debian's rustc-web, with a standard library that is compiled here for small programs, once for each
@@ -28,7 +29,7 @@ say() { echo "cross: $*" >&2; }
 fail() { local status=$1; shift; say "$*"; exit "$status"; }
 usage() {
     fail 64 "usage: cross/build.sh aarch64|armv7|x86_64 [--system-sqlite | --musl]" \
-        "[--features LIST] [--setup | --weigh FILE]"
+        "[--quick] [--features LIST] [--setup | --weigh FILE]"
 }
 
 # Sets what is called differently for each architecture, by GNU, by Debian and by Rust.
@@ -42,13 +43,14 @@ name_target() {
     libc=$gnu place=$architecture
     if [ -n "$system_sqlite" ]; then place+=-system-sqlite; fi
     if [ -n "$musl" ]; then libc=${gnu/gnu/musl} place+=-musl; fi
+    if [ -n "$quick" ]; then place+=-quick profile=quick; fi
     target=${libc/-linux/-unknown-linux}
     target=${target/#arm-/armv7-}
 }
 
 parse() {
     [ $# -gt 0 ] || usage
-    architecture=$1 features=agent,ws system_sqlite="" musl="" setup_only="" weigh_only=""
+    architecture=$1 features=agent,ws system_sqlite="" musl="" quick="" profile=device setup_only="" weigh_only=""
     shift
     while [ $# -gt 0 ]; do
         case $1 in
@@ -56,6 +58,7 @@ parse() {
             --features=*) features=${1#*=} ;;
             --system-sqlite) system_sqlite=1 ;;
             --musl) musl=1 ;;
+            --quick) quick=1 ;;
             --setup) setup_only=1 ;;
             --weigh) [ $# -gt 1 ] || usage; weigh_only=$2; shift ;;
             *) usage ;;
@@ -76,9 +79,9 @@ programs() {
 }
 
 # The most that bellwired may have, in bytes; nothing if there is no budget for it: with the server's
-# features it is not what a device gets, and with --musl it has the C library in it.
+# features or --quick it is not what a device gets, and with --musl it has the C library in it.
 budget() {
-    has agent && ! has server && [ -z "$musl" ] || return 0
+    has agent && ! has server && [ -z "$musl$quick" ] || return 0
     local base more=0
     base=$(sed -n "s/^$architecture //p" "$root/cross/budget")
     if [ -z "$system_sqlite" ]; then more=$(sed -n 's/^bundled-sqlite //p' "$root/cross/budget"); fi
@@ -260,7 +263,7 @@ folder() { mkdir -p "$1" && (cd "$1" && pwd -P); }
 build() {
     local program bins=()
     for program in $(programs); do bins+=(--bin "$program"); done
-    cargo build --locked --profile device --target-dir "$out" --no-default-features --features "$features" "${bins[@]}"
+    cargo build --locked --profile "$profile" --target-dir "$out" --no-default-features --features "$features" "${bins[@]}"
 }
 
 main() {
@@ -284,7 +287,7 @@ main() {
     local program built=$out/cross/$place
     mkdir -p "$built"
     for program in $(programs); do
-        cp "$out/$target/device/$program" "$built/$program"
+        cp "$out/$target/$profile/$program" "$built/$program"
         look_for_paths "$built/$program"
         case $program in
             bellwired) weigh "$built/$program" "$(budget)" ;;

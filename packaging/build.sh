@@ -1,10 +1,11 @@
 #!/bin/sh
-# Builds the programs for use: the same source gives the same bytes, wherever it is built, and they name no
-# folder of this machine.
+# Builds programs for use: the same source gives the same bytes, wherever it is built, and they name no folder
+# of this machine.
 #
-#     packaging/build.sh [ARGUMENT OF CARGO BUILD]...
+#     packaging/build.sh [bellwired] [bellwire-server] [bellwire]
 #
-# --bins, or --bin NAME, says which.
+# They are put into release of the target folder. bellwired is what devices have: as small as it gets, in memory too,
+# and without what only the others need.
 #
 # A panic tells its place in the source; that begins with /usr/src/bellwire, or with /usr/src/crates for a
 # crate.
@@ -29,12 +30,38 @@ names() {
 # Separated by what may not be in a flag, as a folder's name may have spaces.
 separator=$(printf '\037')
 flags=${CARGO_ENCODED_RUSTFLAGS-$(printf %s "${RUSTFLAGS-}" | tr -s ' ' "$separator")}
-while IFS= read -r name; do flags=${flags:+$flags$separator}--remap-path-prefix=$name; done <<NAMES
+add_flag() { flags=${flags:+$flags$separator}$1; }
+while IFS= read -r name; do add_flag "--remap-path-prefix=$name"; done <<NAMES
 $(names)
 NAMES
-export CARGO_ENCODED_RUSTFLAGS="$flags"
 # SQLite and the cryptography are C. What compiles them reads the flags as a shell does, if it is told to.
 quoted() { sed "s/'/'\\\\''/g; s/^/'/; s/\$/'/" | tr '\n' ' '; }
 CFLAGS="${CFLAGS-} $(names | sed 's/^/-ffile-prefix-map=/' | quoted)"
 export CFLAGS CC_SHELL_ESCAPED_FLAGS=1
-exec cargo build --locked --release "$@"
+
+# glibc has it from 2.36 on, and binutils before that.
+knows_short_relocations() {
+    version=$(getconf GNU_LIBC_VERSION 2>/dev/null) || return 1
+    [ "$(printf '%s\n' 'glibc 2.36' "$version" | sort -V | head -n 1)" = 'glibc 2.36' ]
+}
+
+build() { CARGO_ENCODED_RUSTFLAGS=$flags cargo build --locked "$@"; }
+
+device='' others=''
+for program; do
+    case $program in
+        bellwired) device=1 ;;
+        *) others="$others --bin $program" ;;
+    esac
+done
+# shellcheck disable=SC2086  # a list of words
+[ -z "$others" ] || build --release $others
+if [ -n "$device" ]; then
+    # A panic ends the program: nothing is ever unwound.
+    add_flag -Cforce-unwind-tables=no
+    # Half of what is read at a start is where addresses have to be set, unless the C library knows the short form.
+    if knows_short_relocations; then add_flag -Clink-arg=-Wl,-z,pack-relative-relocs; fi
+    build --config cross/config.toml --profile device --no-default-features --features agent,ws,mqtt,unifiedpush --bin bellwired
+    mkdir -p "$target/release"
+    cp "$target/device/bellwired" "$target/release/bellwired"
+fi

@@ -70,7 +70,9 @@ fn a_program_over_its_budget_fails_and_is_told_by_how_much() {
     }
     // What has a server or the C library in it is no device's program with these libraries.
     said(&weigh(&["armv7", "--features", "agent,server,ws"], 2 * ARMV7), 0, "6000000 bytes");
-    said(&build(&["armv7", "--musl", "--weigh", name]), 0, "6000000 bytes");
+    for other in ["--musl", "--quick"] {
+        said(&build(&["armv7", other, "--weigh", name]), 0, "6000000 bytes");
+    }
     said(&build(&["armv7", "--weigh", "/nowhere"]), 1, "/nowhere");
 }
 
@@ -132,35 +134,6 @@ fn the_delivery_test_of_other_machines_passes_on_this_one() {
     let output = deliver("here");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.starts_with("ok - ")).count(), 5);
-}
-
-/// `make test` tries the programs for ARM that are there, if they are of this source, and says so if not.
-#[test]
-fn kept_programs_are_tried_unless_they_are_older_than_the_source() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let kept = || {
-        let mut command = Command::new(python());
-        command.arg(format!("{ROOT}/tests/arm/run.py")).arg("kept").arg(folder.path()).stdin(Stdio::null());
-        command.output().expect("it was there just now")
-    };
-    let tells = |part: &str| {
-        let output = kept();
-        let told = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && told.contains(part), "{part:?}: {output:?}");
-        assert_eq!(told.matches("make test-arm").count(), 2);
-    };
-    tells("armv7: not tried, there is no ");
-    let armv7 = folder.path().join("armv7");
-    std::fs::create_dir(&armv7).expect("the folder is ours");
-    for name in ["bellwired", "bellwire-server"] {
-        let program = File::create(armv7.join(name)).expect("the folder is ours");
-        program.set_modified(std::time::UNIX_EPOCH).expect("the file is ours");
-    }
-    tells("bellwire-server is older than ");
-    for name in ["bellwired", "bellwire-server"] {
-        std::fs::write(armv7.join(name), "not a program").expect("the folder is ours");
-    }
-    said(&kept(), 69, "is not for this machine: its ELF header says");
 }
 
 #[test]

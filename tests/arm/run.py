@@ -2,17 +2,12 @@
 """Delivers messages through a server and a device whose programs are for another machine.
 
     run.py aarch64|armv7|here FOLDER [--libraries FOLDER]
-    run.py kept FOLDER
 
 FOLDER has bellwire-server and bellwired. Those for ARM run under qemu-user; the bus, the app
 (examples/app.py) and the sender are this machine's own. A device enrols over TLS, its app registers
 and is delivered to. Then both programs are killed with a message between them, their stores are
 dated 2040, and they are started anew: the app has the message once, and the next one too.
 --libraries has libraries that the programs need beside the C library.
-
-With `kept` FOLDER is where cross/build.sh puts what it builds, target/cross: the same is done with
-the programs of each machine that are there and not older than their source. Of the others it is said
-why they were not tried.
 
 Exit status: 0 all is well, 1 a check failed, 69 something is missing here.
 """
@@ -66,30 +61,12 @@ BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("machine", choices=[*MACHINES, "kept"])
+    arguments.add_argument("machine", choices=MACHINES)
     arguments.add_argument("folder", type=Path)
     arguments.add_argument("--libraries", type=Path, metavar="FOLDER")
     given = arguments.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    if given.machine != "kept":
-        return run(given.machine, given.folder, given.libraries)
-    for machine in ("aarch64", "armv7"):
-        if why := not_fit(given.folder / machine):
-            print(f"{machine}: not tried, {why}: make test-arm builds and tries it")
-        else:
-            print(f"{machine}: delivering by {given.folder / machine}", flush=True)
-            run(machine, given.folder / machine, None)
-
-
-def not_fit(folder):
-    """Why the programs there say nothing about this source, if they do not."""
-    kept = [folder / name for name in PROGRAMS]
-    if missing := [path for path in kept if not path.is_file()]:
-        return f"there is no {missing[0]}"
-    sources = [SOURCE / "Cargo.toml", SOURCE / "Cargo.lock", *(SOURCE / "src").rglob("*.rs")]
-    newest = max(sources, key=lambda path: path.stat().st_mtime)
-    older = [path for path in kept if path.stat().st_mtime < newest.stat().st_mtime]
-    return f"{older[0]} is older than {newest.relative_to(SOURCE)}" if older else None
+    run(given.machine, given.folder, given.libraries)
 
 
 def run(machine, folder, libraries):
