@@ -86,10 +86,11 @@ lint: ## Formatting, lints, documentation, the smaller builds
 	@$(SETUP) check cargo check --locked --no-default-features --features agent,ws
 	@$(SETUP) check cargo check --locked --no-default-features --features server,ws
 
-memory: ## Measure an idle bellwired as the packages have it, and hold it to its budget
+memory: ## Measure an idle bellwired as the packages have and start it, and hold it to its budget
 	@$(SETUP) build packaging/build.sh bellwired
 	@$(SETUP) demo $(BUILD) --features fault-points
-	@$(SETUP) demo '$(OUT)/debug/bellwire' bench --agent '$(OUT)/release/bellwired'
+	@$(SETUP) demo env "$$(sed -n 's/^Environment=//p' systemd/system/bellwired.service)" \
+	    '$(OUT)/debug/bellwire' bench --agent '$(OUT)/release/bellwired'
 
 build: ## Build the programs for use: small and optimized, takes minutes
 	@$(SETUP) build packaging/build.sh $(BUILDS)
