@@ -287,7 +287,7 @@ main() {
     local program built=$out/cross/$place
     mkdir -p "$built"
     for program in $(programs); do
-        cp "$out/$target/$profile/$program" "$built/$program"
+        cp --remove-destination "$out/$target/$profile/$program" "$built/$program"
         look_for_paths "$built/$program"
         case $program in
             bellwired) weigh "$built/$program" "$(budget)" ;;

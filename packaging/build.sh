@@ -61,7 +61,11 @@ if [ -n "$device" ]; then
     add_flag -Cforce-unwind-tables=no
     # Half of what is read at a start is where addresses have to be set, unless the C library knows the short form.
     if knows_short_relocations; then add_flag -Clink-arg=-Wl,-z,pack-relative-relocs; fi
-    build --config cross/config.toml --profile device --no-default-features --features agent,ws,mqtt,unifiedpush --bin bellwired
+    # What is not used of SQLite stays out.
+    LIBSQLITE3_FLAGS=$(sed -n 's/^ *\(-[DU]SQLITE[^"]*\).*/\1/p' cross/config.toml | tr '\n' ' ')
+    export LIBSQLITE3_FLAGS
+    build --profile device --no-default-features --features agent,ws,mqtt,unifiedpush --bin bellwired
     mkdir -p "$target/release"
-    cp "$target/device/bellwired" "$target/release/bellwired"
+    # It may be running, and what cargo has put there is cargo's.
+    cp --remove-destination "$target/device/bellwired" "$target/release/bellwired"
 fi

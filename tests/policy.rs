@@ -208,6 +208,13 @@ async fn nobody_speaks_in_the_agents_place() {
         let other = said(&bus.busctl(user, &["call", name, "/app", "org.example.Nothing", "Anything"]));
         assert!(other.contains("Unknown object"), "{} may call what else it has: {other}", user.name);
     }
+    // A call may leave out its interface: a message does not get there by that, and everything else does.
+    let builder = zbus::connection::Builder::address(bus.address.as_str());
+    let root = builder.build().await.expect("the bus runs");
+    for (member, denied) in [("Message", true), ("Anything", false)] {
+        let told = root.call_method(Some(APP), "/app", None::<&str>, member, &()).await.expect_err("there is nothing");
+        assert_eq!(told.to_string().contains("AccessDenied"), denied, "{member}: {told}");
+    }
     // The agent, with its name.
     let builder = zbus::connection::Builder::address(bus.address.as_str()).name(NAME);
     let agent = builder.build().await.expect("root may have the name");

@@ -62,10 +62,19 @@ need_packages() {
         say "not a Debian system; needed is what Debian has in: $*"
         return
     fi
-    missing=
-    for package in "$@"; do installed "$package" || missing="$missing $package"; done
+    [ -n "$(missing "$@")" ] || return 0
+    # Others of this source's may be at it, as those of `make -j`; apt waits for nobody's lists.
+    exec 9< "$root"
+    flock 9
+    missing=$(missing "$@")
     # shellcheck disable=SC2086  # a list of words
-    [ -z "$missing" ] || install_packages $missing
+    [ -z "$missing" ] || install_packages $missing 9<&-
+    exec 9<&-
+}
+
+# Prints what is not installed of these packages.
+missing() {
+    for package in "$@"; do installed "$package" || echo "$package"; done
 }
 
 # Builds the crates "$@", NAME@VERSION, for their programs, where they are not there yet.
