@@ -223,7 +223,9 @@ prepare_musl() {
     foreign=$cache/debian-$debian
     fetch_package musl-dev
     fetch_package libunwind-14-dev
-    sed "s| /usr/| $foreign/usr/|g; s|-L/usr/|-L$foreign/usr/|g" "$foreign/usr/lib/$libc/musl-gcc.specs" > "$gcc.specs"
+    # A space would end a word there.
+    local escaped=${foreign// /\\\\ }
+    sed "s| /usr/| $escaped/usr/|g; s|-L/usr/|-L$escaped/usr/|g" "$foreign/usr/lib/$libc/musl-gcc.specs" > "$gcc.specs"
     printf '#!/bin/sh\nexec %s-gcc "$@" -specs "%s"\n' "$gnu" "$gcc.specs" > "$gcc"
     chmod +x "$gcc"
     export "CC_${target//-/_}=$gcc"
