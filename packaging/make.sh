@@ -51,13 +51,19 @@ make_deb() {
     made=$(cargo-deb --quiet --locked --no-build ${target:+--target "$target"} --variant "$package" \
         --output "$out/deb/" "$@")
     echo "$made"
-    [ -z "$target" ] || name_libc "$made" "$PROGRAMS/$package"
+    # There are no lists of what is in which version of another machine's library, and cargo-deb names that of the
+    # compiler. In those of this machine's are symbols, but not that it sets packed addresses.
+    if [ -n "$target" ] || needs_libc "$PROGRAMS/$package" | grep -q RELR; then
+        name_libc "$made" "$PROGRAMS/$package"
+    fi
 }
 
-# For another machine's programs there are no lists of what is in which version of a library, and cargo-deb names the
-# C library of the compiler. The package $1 needs what its program $2 does, of the library that the machine has.
+# What the program $1 needs of the C library, by the library's own names.
+needs_libc() { readelf --wide --version-info "$1" | grep -o 'GLIBC_[0-9A-Z_.]*' | sort -u; }
+
+# The package $1 needs the version of the C library that its program $2 does. glibc packs addresses from 2.36 on.
 name_libc() {
-    needed=$(readelf --wide --version-info "$2" | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -n 1)
+    needed=$(needs_libc "$2" | sed 's/ABI_DT_RELR/2.36/' | grep '_[0-9]' | sort -Vu | tail -n 1)
     unpacked=$(mktemp -d)
     dpkg-deb --raw-extract "$1" "$unpacked/package"
     sed -i "s/libc6\(:[a-z0-9]*\)\{0,1\} (>= [^)]*)/libc6 (>= ${needed#GLIBC_})/" "$unpacked/package/DEBIAN/control"

@@ -15,6 +15,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -51,7 +52,7 @@ def main():
     with machine.workroom("packages-test") as folder:
         work = Work(folder, arguments.built.resolve() if arguments.built else None)
         checks = [] if arguments.built else [same_bytes]
-        checks += [no_folder_of_this_machine, lists, lint_debs, lint_rpms, debian, debian_without_systemd, rpm_root,
+        checks += [no_folder_of_this_machine, lists, libc, lint_debs, lint_rpms, debian, debian_without_systemd, rpm_root,
                    archive, tizen, yocto, buildroot]
         return check(work, [one for one in checks if not arguments.checks or one.__name__ in arguments.checks])
 
@@ -253,6 +254,17 @@ def listed(package):
 
 def mode_of(text):
     return sum(1 << (8 - at) for at, letter in enumerate(text[1:10]) if letter != "-")
+
+
+def libc(work):
+    """A package asks for a C library in which its program starts."""
+    for deb, package in zip(work.debs(), PACKAGES):
+        needs = set(re.findall(r"GLIBC_([0-9A-Z_.]+)", run("readelf", "--version-info", work.programs / package)))
+        # What packed addresses need has a name of its own, and came with this version.
+        needs = {"2.36" if name == "ABI_DT_RELR" else name for name in needs}
+        newest = max(tuple(map(int, version.split("."))) for version in needs)
+        asked = re.search(r"libc6 \(>= ([0-9.]+)", run("dpkg-deb", "--field", deb, "Depends"))
+        expect(asked and tuple(map(int, asked[1].split("."))) >= newest, f"{deb.name} asks for {asked}, not {newest}")
 
 
 def lint_debs(work):
